@@ -1,0 +1,288 @@
+//! The seam: what the engine must be able to ask of a guest that leaves and of a host where it arrives.
+//!
+//! A VMM implements [`Departing`] and [`Host`]/[`Arriving`] (plus [`Ram`], which both share) and gets
+//! every mode of migration. The engine knows no KVM: it sees page sets, an opaque state, and byte streams.
+//! Each half mirrors the other: what `Departing` saves, `Arriving` restores.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::pages::{PageRun, PageSet};
+
+/// What a guest's side (VMM, kernel) can fail with. The text names the thing, the value and the way out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GuestError(pub String);
+
+/// Result of an operation on a guest.
+pub type Result<T> = std::result::Result<T, GuestError>;
+
+impl From<io::Error> for GuestError {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What the source tells the destination about its guest before any RAM moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The guest's name, for people.
+    pub name: String,
+    /// The guest's identity: survives every move.
+    pub uuid: Uuid,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// RAM, ascending and disjoint.
+    pub ram: Vec<PageRun>,
+    /// What the VMM wants to judge itself (CPUID, MSRs, devices, state versions): opaque to the engine.
+    pub machine: serde_json::Value,
+}
+
+impl Description {
+    /// One past the largest frame number of RAM.
+    #[must_use]
+    pub fn gfn_limit(&self) -> u64 {
+        self.ram.last().map_or(0, PageRun::end)
+    }
+
+    /// Pages of RAM.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.ram.iter().map(|run| run.count).sum()
+    }
+
+    /// Whether the run lies wholly inside RAM. Every run named by a peer is checked with this.
+    #[must_use]
+    pub fn holds(&self, run: PageRun) -> bool {
+        let Some(end) = run.first.checked_add(run.count) else { return false };
+        self.ram.iter().any(|ram| ram.first <= run.first && end <= ram.end())
+    }
+}
+
+/// Guest RAM as bulk data. The runs given are always inside RAM: the engine has checked them.
+///
+/// Reads race with a running guest by design: the dirty log says which pages must be read again.
+pub trait Ram: Send + Sync {
+    /// Pages that have ever been touched; all others read as zero and need not be sent.
+    ///
+    /// # Errors
+    /// When the host cannot say.
+    fn populated(&self) -> Result<PageSet>;
+
+    /// The part of `run` whose pages are all zero, appended to `zeros`; the rest to `data`.
+    fn split_zeros(&self, run: PageRun, zeros: &mut Vec<PageRun>, data: &mut Vec<PageRun>);
+
+    /// Writes `head` and then the pages of `runs` to a socket, straight from guest memory, wholly.
+    /// At most [`crate::wire::limits::RUNS_PER_FRAME`] runs.
+    ///
+    /// # Errors
+    /// As the socket fails; `WouldBlock` or `TimedOut` after the socket's own time limit.
+    fn send(&self, head: &[u8], runs: &[PageRun], socket: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Fills the pages of `runs` from a socket, straight into guest memory, wholly.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send); `UnexpectedEof` when the peer closed.
+    fn receive(&self, runs: &[PageRun], socket: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Copies pages out, for links without a socket. `into` is `run.bytes()` long.
+    fn copy_out(&self, run: PageRun, into: &mut [u8]);
+
+    /// Copies pages in. `from` is `run.bytes()` long.
+    fn copy_in(&self, run: PageRun, from: &[u8]);
+
+    /// Makes the pages read as zero.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn clear(&self, run: PageRun) -> Result<()>;
+
+    /// Makes host memory ready for pages that will be received soon, so that landing them is a mere copy.
+    fn prepare(&self, run: PageRun);
+
+    /// A 64-bit hash (xxh3) of each page of `run`, appended to `into`; untouched pages hash like zero pages,
+    /// and are not touched by it.
+    fn hash(&self, run: PageRun, into: &mut Vec<u64>);
+}
+
+/// What a guest that keeps its own telemetry (the demo guest) says of itself at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Telemetry {
+    /// The guest's TSC when it wrote this, in kHz ticks of [`tsc_khz`](Self::tsc_khz).
+    pub tsc: u64,
+    /// TSC frequency.
+    pub tsc_khz: u64,
+    /// Units of work done since boot (pages dirtied, or units of the guest's other workloads).
+    pub work: u64,
+    /// Work per second over the last second or so of the guest's own history.
+    pub work_per_s: f64,
+    /// Largest gap between two TSC readings in ring 3 since the measuring window was opened, µs.
+    pub window_gap_us: f64,
+    /// Largest gap between two timer ticks since then, µs.
+    pub window_tick_gap_us: f64,
+    /// Violations the guest's oracle has found.
+    pub corruptions: u64,
+}
+
+/// The guest that may leave: what the source asks of its VMM.
+pub trait Departing: Send + Sync {
+    /// What the destination must know.
+    fn description(&self) -> Description;
+
+    /// Its memory.
+    fn ram(&self) -> Arc<dyn Ram>;
+
+    /// Starts dirty logging. From here every write is seen by [`harvest`](Self::harvest).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn start_dirty_log(&self) -> Result<()>;
+
+    /// Pages written since they were last [`protect`](Self::protect)ed. Forgets nothing the kernel logs;
+    /// the VMM's own writes are moved into the returned set, so the caller must send them or keep them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn harvest(&self) -> Result<PageSet>;
+
+    /// Starts watching the pages of `set` inside `window` anew. Comes just before they are read: what is
+    /// written from here on shows in the next harvest. `window` starts and ends on a multiple of 64 pages.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn protect(&self, set: &PageSet, window: PageRun) -> Result<()>;
+
+    /// Stops dirty logging: the guest is as fast as before.
+    fn stop_dirty_log(&self);
+
+    /// Stops the vCPUs and devices. Idempotent.
+    ///
+    /// # Errors
+    /// When a vCPU cannot be stopped; the guest is then running.
+    fn pause(&self) -> Result<()>;
+
+    /// The state of everything but RAM. Only from a paused guest.
+    ///
+    /// # Errors
+    /// When the kernel refuses; or the guest is not paused.
+    fn save(&self) -> Result<Vec<u8>>;
+
+    /// Runs the guest on where it is. Only `handover` may lead here. Idempotent.
+    ///
+    /// # Errors
+    /// When the guest has already been given up.
+    fn resume(&self) -> Result<()>;
+
+    /// The guest runs elsewhere and all of it has arrived: lets go of it and its memory.
+    fn release(&self);
+
+    /// The guest's own figures, if it keeps any.
+    fn telemetry(&self) -> Option<Telemetry>;
+
+    /// Asks the guest to start a new measuring window; true when it has acknowledged.
+    fn open_window(&self, wait: Duration) -> bool;
+}
+
+/// A place where a guest can arrive.
+pub trait Host: Send + Sync {
+    /// Every reason why this guest cannot run here. Empty: it can.
+    fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String>;
+
+    /// Builds the machine, paused and blank, with all that can be done before the state comes.
+    ///
+    /// # Errors
+    /// When it cannot be built after all.
+    fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>>;
+}
+
+/// A machine that waits for its guest's memory and state.
+pub trait Arriving: Send + Sync {
+    /// Its memory.
+    fn ram(&self) -> Arc<dyn Ram>;
+
+    /// How long a save and a restore take here, from rehearsing both on the blank machine.
+    fn rehearse(&self) -> Rehearsal;
+
+    /// Post-copy: discards `missing` and from here on catches every touch of such a page,
+    /// by the guest or by the kernel on its behalf.
+    ///
+    /// # Errors
+    /// When the kernel cannot catch faults.
+    fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>>;
+
+    /// Puts the saved state in place. The guest stays paused.
+    ///
+    /// # Errors
+    /// When the state cannot be read or the kernel refuses a part of it.
+    fn restore(&self, state: &[u8]) -> Result<()>;
+
+    /// Runs the guest. Only `handover` may lead here.
+    ///
+    /// # Errors
+    /// When a vCPU cannot be started.
+    fn resume(&self) -> Result<()>;
+
+    /// Pauses a guest that runs but whose memory can no longer come (post-copy with a lost source).
+    fn suspend(&self);
+
+    /// Throws the machine away: the migration ended before the guest was here.
+    fn discard(&self);
+
+    /// Starts logging writes, so that verification after post-copy knows which pages are unchanged.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn start_dirty_log(&self) -> Result<()>;
+
+    /// Pages written since [`start_dirty_log`](Self::start_dirty_log).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn harvest(&self) -> Result<PageSet>;
+
+    /// Stops logging writes.
+    fn stop_dirty_log(&self);
+
+    /// The guest's own figures, if it keeps any.
+    fn telemetry(&self) -> Option<Telemetry>;
+}
+
+/// Measured durations of state save and restore.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// Saving the state of a blank machine of this shape, µs.
+    pub save_us: u64,
+    /// Restoring it, µs.
+    pub restore_us: u64,
+}
+
+/// Faults on missing pages, and the way to resolve them.
+pub trait Faults: Send + Sync {
+    /// Waits for touches of missing pages and appends their frame numbers (repeats are possible).
+    /// Returns with none when `wait` has passed or [`close`](Self::close) was called.
+    ///
+    /// # Errors
+    /// When the kernel's side is gone.
+    fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> Result<()>;
+
+    /// Places a page run whose content is `data` and wakes who waits for it. The guest never sees half a page.
+    /// Pages that are already there are left alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn place(&self, run: PageRun, data: &[u8]) -> Result<()>;
+
+    /// Places zero pages.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn place_zeros(&self, run: PageRun) -> Result<()>;
+
+    /// Nothing is missing any more: stops catching, wakes everyone.
+    fn close(&self);
+}

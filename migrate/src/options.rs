@@ -1,0 +1,51 @@
+//! What a migration is asked to do: parsed once, then values that cannot be wrong.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// How a guest moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Copy while it runs, pause for the rest.
+    Precopy,
+    /// Pause, copy everything.
+    Stopcopy,
+    /// Pause, move the state, fetch memory while it runs on the destination.
+    Postcopy,
+    /// Pre-copy first, post-copy for the rest.
+    Hybrid,
+}
+
+/// The options of one migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// `HOST:PORT` of a waiting destination.
+    pub to: String,
+    /// How.
+    pub mode: Mode,
+    /// Data connections, 1..=[`MAX_STREAMS`].
+    pub streams: u32,
+    /// Pre-copy switches over only when it expects less than this.
+    pub max_downtime: Duration,
+    /// From the start until commit; after it the migration is given up.
+    pub timeout: Duration,
+    /// Bytes per second for bulk data, all connections together; `None`: as fast as it goes.
+    pub bandwidth: Option<u64>,
+    /// Compare all RAM on both sides.
+    pub verify: bool,
+}
+
+/// Most data connections of one migration.
+pub const MAX_STREAMS: u32 = 16;
+
+/// Default for [`Options::streams`].
+pub const DEFAULT_STREAMS: u32 = 2;
+
+/// Default for [`Options::max_downtime`].
+pub const DEFAULT_MAX_DOWNTIME: Duration = Duration::from_millis(300);
+
+/// Default for [`Options::timeout`].
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);

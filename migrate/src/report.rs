@@ -1,0 +1,200 @@
+//! The report of a migration: what happened, in figures, and by whom each was measured.
+//!
+//! Written once, by the source, when all is over; `docs/report.md` describes every field.
+//! Absent figures are `null`: nothing is guessed. Times are microseconds unless the name says otherwise.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::options::Mode;
+
+/// Version of the report's schema. A new field keeps it; a changed meaning raises it.
+pub const SCHEMA: &str = "migration-report/1";
+
+/// How a migration ended. Not ok or error: who has the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The guest runs on the destination; the source holds nothing of it any more.
+    Moved,
+    /// The guest runs on the source, as fast as before.
+    Kept,
+    /// The source cannot know whether the destination runs the guest, or the guest is split between both:
+    /// it stays paused here until someone who knows says so.
+    Unknown,
+}
+
+/// Everything about one migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, when it did not end with `moved`: one line naming the thing, the value and the way out.
+    pub reason: Option<String>,
+    /// The guest's name.
+    pub guest: String,
+    /// Where it was to go.
+    pub destination: String,
+    /// What was asked for.
+    pub mode: Mode,
+    /// Data connections used.
+    pub streams: u32,
+    /// From the first word to the destination until nothing is left on the source, µs.
+    pub total_us: u64,
+    /// Phases in order, with their durations.
+    pub phases: Vec<PhaseTime>,
+    /// Pre-copy rounds (stop-and-copy: the one round).
+    pub rounds: Vec<Round>,
+    /// The pause, step by step; absent when the guest was never paused.
+    pub switchover: Option<Switchover>,
+    /// Bytes, pages.
+    pub traffic: Traffic,
+    /// Post-copy, when there was any.
+    pub postcopy: Option<Postcopy>,
+    /// What the guest measured itself; absent for guests without telemetry.
+    pub guest_measured: Option<GuestMeasured>,
+    /// Comparison of all RAM on both sides, when asked for.
+    pub verification: Option<Verification>,
+    /// Bytes of guest state or memory that still live on the source: zero after `moved`.
+    pub residual_bytes: u64,
+}
+
+/// One phase and how long it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PhaseTime {
+    /// Which.
+    pub phase: Phase,
+    /// Duration, µs.
+    pub us: u64,
+}
+
+/// The phases of a migration, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Connections, hello, pre-flight, the destination's machine is built.
+    Connect,
+    /// Rounds of copying while the guest runs.
+    Precopy,
+    /// The guest is paused.
+    Switchover,
+    /// The guest runs on the destination while the rest of its memory follows.
+    Postcopy,
+    /// Verification, last figures, goodbye.
+    Finish,
+}
+
+/// One round of copying.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Round {
+    /// From 0: all of RAM.
+    pub number: u32,
+    /// Pages sent with their content.
+    pub pages: u64,
+    /// Pages sent as marks, because they were zero.
+    pub zero_pages: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Duration until the destination had them, µs.
+    pub us: u64,
+    /// Pages the guest dirtied meanwhile.
+    pub dirtied: u64,
+    /// Pages per second dirtied meanwhile.
+    pub dirty_rate: f64,
+}
+
+/// The pause, in steps that follow each other. Durations in µs, by the host's clocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Switchover {
+    /// From asking the vCPUs to stop until all had.
+    pub pause_us: u64,
+    /// Saving the state.
+    pub save_us: u64,
+    /// The last harvest.
+    pub harvest_us: u64,
+    /// Sending state and last pages until the source had handed them to the network.
+    pub send_us: u64,
+    /// From then until the destination said ready: the rest of the transfer, restore included.
+    pub ready_us: u64,
+    /// Restoring the state, as the destination measured it (part of `ready_us`).
+    pub restore_us: u64,
+    /// From commit until the destination said running.
+    pub resume_us: u64,
+    /// Pages sent in the pause.
+    pub pages: u64,
+    /// Size of the state, bytes.
+    pub state_bytes: u64,
+    /// The whole pause as the host sees it: from asking the vCPUs to stop until the destination said running.
+    pub downtime_us: u64,
+    /// What the convergence policy had expected of `downtime_us`.
+    pub estimated_us: u64,
+}
+
+/// What crossed the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Traffic {
+    /// Bytes sent by the source on all connections, headers included.
+    pub bytes: u64,
+    /// Pages sent with content, repeats counted.
+    pub pages: u64,
+    /// Pages sent as zero marks.
+    pub zero_pages: u64,
+}
+
+/// Post-copy figures, as the destination measured them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Postcopy {
+    /// Pages missing when the guest started on the destination.
+    pub missing_pages: u64,
+    /// Page requests sent.
+    pub faults: u64,
+    /// From the touch being seen until the page was placed, µs.
+    pub fault_p50_us: u64,
+    /// 90th percentile.
+    pub fault_p90_us: u64,
+    /// 99th percentile.
+    pub fault_p99_us: u64,
+    /// Largest.
+    pub fault_max_us: u64,
+    /// From the guest's start on the destination until the last page was there.
+    pub last_page_us: u64,
+    /// Pages that arrived although they were already there. Zero unless something is wrong.
+    pub duplicate_pages: u64,
+}
+
+/// What the guest measured itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GuestMeasured {
+    /// Downtime: the largest gap between two TSC readings in ring 3 during the whole migration, µs,
+    /// the stalls of pre-copy and post-copy included.
+    pub downtime_us: f64,
+    /// Largest gap between two timer ticks, µs.
+    pub tick_gap_us: f64,
+    /// Units of work per second before.
+    pub work_before_per_s: f64,
+    /// … from the start until the end of the migration.
+    pub work_during_per_s: f64,
+    /// … after it.
+    pub work_after_per_s: f64,
+    /// Work not done because of the migration, in ms at the guest's pace before it.
+    pub work_lost_ms: f64,
+    /// Violations its oracle found since boot.
+    pub corruptions: u64,
+}
+
+/// Comparison of RAM on both sides, page by page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verification {
+    /// Pages compared.
+    pub pages: u64,
+    /// Pages not compared: written by the guest on the destination before the last page arrived (post-copy).
+    pub skipped: u64,
+    /// Pages that differed.
+    pub mismatched: u64,
+    /// The first few frame numbers that differed.
+    pub first_mismatches: Vec<u64>,
+    /// Time it took, µs. In pre-copy and stop-and-copy it is part of the pause.
+    pub us: u64,
+}
