@@ -1,10 +1,12 @@
 //! What goes over the control API, shared by the VMM that serves it and every client.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::options::Mode;
+use crate::options::{DEFAULT_MAX_DOWNTIME, DEFAULT_STREAMS, DEFAULT_TIMEOUT, MAX_STREAMS, Mode, Options};
 use crate::progress::Progress;
 use crate::report::Report;
 
@@ -57,6 +59,7 @@ pub struct VmInfo {
 
 /// `POST /migration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
     /// `HOST:PORT` of a waiting destination.
     pub to: String,
@@ -73,6 +76,56 @@ pub struct MigrateRequest {
     /// Compare all RAM on both sides.
     #[serde(default)]
     pub verify: bool,
+}
+
+/// Why a [`MigrateRequest`] cannot become [`Options`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    /// No address.
+    #[error("\"{0}\" is not HOST:PORT: give the address that vmm receive printed")]
+    Destination(String),
+    /// Too many or too few connections.
+    #[error("{0} streams: choose 1 to {MAX_STREAMS}")]
+    Streams(u32),
+    /// A limit of zero can never be met.
+    #[error("{0} is zero: leave it out or give more")]
+    Zero(&'static str),
+}
+
+impl MigrateRequest {
+    /// The options asked for, with defaults in place of what was left out.
+    ///
+    /// # Errors
+    /// When a value is out of its range.
+    pub fn options(&self) -> Result<Options, OptionsError> {
+        let options = Options {
+            to: destination(&self.to)?,
+            mode: self.mode,
+            streams: self.streams.unwrap_or(DEFAULT_STREAMS),
+            max_downtime: self.max_downtime_us.map_or(DEFAULT_MAX_DOWNTIME, Duration::from_micros),
+            timeout: self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
+            bandwidth: self.bandwidth,
+            verify: self.verify,
+        };
+        if options.streams == 0 || options.streams > MAX_STREAMS {
+            return Err(OptionsError::Streams(options.streams));
+        }
+        let zero = |what, is: bool| if is { Err(OptionsError::Zero(what)) } else { Ok(()) };
+        zero("max_downtime", options.max_downtime.is_zero())?;
+        zero("timeout", options.timeout.is_zero())?;
+        zero("bandwidth", options.bandwidth == Some(0))?;
+        Ok(options)
+    }
+}
+
+/// `HOST:PORT` as given; whether the host exists is for the connection to find out.
+fn destination(to: &str) -> Result<String, OptionsError> {
+    let wrong = || OptionsError::Destination(to.to_owned());
+    let (host, port) = to.rsplit_once(':').ok_or_else(wrong)?;
+    match port.parse::<u16>() {
+        Ok(port) if port != 0 && !host.is_empty() => Ok(to.to_owned()),
+        _ => Err(wrong()),
+    }
 }
 
 /// `GET /migration`: the one under way, or the last one (outgoing or incoming).
@@ -108,4 +161,48 @@ pub struct ResolveRequest {
 pub struct Problem {
     /// One line: the thing, the value, the way out.
     pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(to: &str) -> MigrateRequest {
+        let json = format!(r#"{{"to": "{to}", "mode": "precopy"}}"#);
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_out_has_defaults() {
+        let options = request("[::1]:7000").options().unwrap();
+        assert_eq!(
+            (options.to.as_str(), options.streams, options.bandwidth),
+            ("[::1]:7000", DEFAULT_STREAMS, None)
+        );
+        assert_eq!((options.max_downtime, options.timeout), (DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for to in ["host", "host:", "host:0", "host:70000", ":7000"] {
+            assert_eq!(request(to).options(), Err(OptionsError::Destination(to.into())));
+        }
+        let refused = |change: fn(&mut MigrateRequest)| {
+            let mut request = request("host:7000");
+            change(&mut request);
+            request.options().unwrap_err().to_string()
+        };
+        assert_eq!(refused(|r| r.streams = Some(0)), "0 streams: choose 1 to 16");
+        assert_eq!(refused(|r| r.streams = Some(17)), "17 streams: choose 1 to 16");
+        assert_eq!(refused(|r| r.timeout_ms = Some(0)), "timeout is zero: leave it out or give more");
+        assert_eq!(refused(|r| r.bandwidth = Some(0)), "bandwidth is zero: leave it out or give more");
+    }
+
+    #[test]
+    fn a_misspelt_option_is_not_ignored() {
+        let json = r#"{"to": "h:1", "mode": "hybrid", "max_downtime": 5}"#;
+        assert!(
+            serde_json::from_str::<MigrateRequest>(json).unwrap_err().to_string().contains("max_downtime")
+        );
+    }
 }
