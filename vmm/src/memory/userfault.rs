@@ -1,0 +1,257 @@
+//! Catching touches of pages that are not here yet, by vCPUs and by the kernel on their behalf, with userfaultfd.
+//!
+//! ```text
+//!   vCPU touches a page that is not there ──► kernel stops it ──► [`Userfault::wait`] ──► who has the page?
+//!   vCPU goes on  ◄── kernel maps the page whole and wakes ◄── [`Userfault::place`] ◄── its bytes arrived
+//! ```
+//! Invariants: pages are discarded before RAM is registered; a page appears whole or not at all; whoever handles
+//! faults never touches guest memory itself, or it would wait for itself.
+//! (Documentation/admin-guide/mm/userfaultfd.rst; constants from linux/userfaultfd.h.)
+
+#![expect(unsafe_code, reason = "userfaultfd is a set of ioctls on addresses")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::ram::GuestRam;
+use super::{MemoryError, PAGE};
+
+const UFFD_API: u64 = 0xaa;
+const UFFD_FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+/// Bytes of one event, and where the faulting address stands in it (struct uffd_msg).
+const EVENT_BYTES: usize = 32;
+const EVENT_ADDRESS: usize = 16;
+/// Events read at once.
+const BATCH: usize = 64;
+
+const USERFAULTFD_IOC_NEW: u64 = ioc(0, 0x00, 0);
+const UFFDIO_API: u64 = ioc(3, 0x3f, 24);
+const UFFDIO_REGISTER: u64 = ioc(3, 0x00, 32);
+const UFFDIO_UNREGISTER: u64 = ioc(2, 0x01, 16);
+const UFFDIO_WAKE: u64 = ioc(2, 0x02, 16);
+const UFFDIO_COPY: u64 = ioc(3, 0x03, 40);
+const UFFDIO_ZEROPAGE: u64 = ioc(3, 0x04, 32);
+
+/// `_IOC(dir, 0xaa, nr, size)` of asm-generic/ioctl.h: 1 writes, 2 reads, 3 both.
+const fn ioc(dir: u64, nr: u64, size: u64) -> u64 {
+    dir << 30 | size << 16 | UFFD_API << 8 | nr
+}
+
+/// Faults on a guest's RAM. Dropping it, or [`close`](Self::close), ends the catching.
+#[derive(Debug)]
+pub struct Userfault {
+    fd: OwnedFd,
+    ram: Arc<GuestRam>,
+    closing: OwnedFd,
+}
+
+impl Userfault {
+    /// Whether this host can catch faults, the kernel's own included; otherwise why not.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoUserfault`] with the way out.
+    pub fn check() -> Result<(), MemoryError> {
+        open().map(drop)
+    }
+
+    /// Discards the pages of `missing` (guest-physical address, bytes) and from here on catches every touch of a
+    /// page of `ram` that does not exist, of these or of any never touched.
+    ///
+    /// # Errors
+    /// When the kernel has no userfaultfd for shared memory, or refuses.
+    pub fn catch(ram: Arc<GuestRam>, missing: &[(u64, u64)]) -> Result<Self, MemoryError> {
+        // A huge page would bring neighbours into being that nobody has sent.
+        ram.allow_huge_pages(false);
+        for &(gpa, bytes) in missing {
+            ram.punch(gpa, bytes).map_err(MemoryError::host("discard stale pages"))?;
+        }
+        let fd = open()?;
+        for span in ram.spans() {
+            let mut request = [span.host as u64, span.bytes, UFFDIO_REGISTER_MODE_MISSING, 0];
+            ioctl(&fd, UFFDIO_REGISTER, &mut request)
+                .map_err(MemoryError::host("register guest memory with userfaultfd"))?;
+        }
+        let closing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(MemoryError::host("make an event"))?;
+        Ok(Self { fd, ram, closing })
+    }
+
+    /// Waits for touches and appends the guest-physical page addresses; none after `wait` or when closed.
+    ///
+    /// # Errors
+    /// When the descriptor fails.
+    pub fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> io::Result<()> {
+        let timeout =
+            Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.closing, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        if !fds[1].revents().is_empty() || fds[0].revents().is_empty() {
+            return Ok(());
+        }
+        self.read_events(touched)
+    }
+
+    fn read_events(&self, touched: &mut Vec<u64>) -> io::Result<()> {
+        let mut buffer = [0; EVENT_BYTES * BATCH];
+        let bytes = match rustix::io::read(&self.fd, &mut buffer) {
+            Ok(bytes) => bytes,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in buffer[..bytes].chunks_exact(EVENT_BYTES).filter(|e| e[0] == UFFD_EVENT_PAGEFAULT) {
+            let address = event[EVENT_ADDRESS..EVENT_ADDRESS + 8].try_into().expect("eight bytes");
+            touched
+                .extend(self.ram.gpa_of(u64::from_le_bytes(address) as usize).map(|gpa| gpa & !(PAGE - 1)));
+        }
+        Ok(())
+    }
+
+    /// Places pages whole and wakes who waits for them. Pages that exist already are left alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for instance for want of memory.
+    pub fn place(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
+        self.resolve(gpa, data.len() as u64, |host, done, left| {
+            let mut request = [host, data.as_ptr() as u64 + done, left, 0, 0];
+            let result = ioctl(&self.fd, UFFDIO_COPY, &mut request);
+            (result, request[4].cast_signed())
+        })
+    }
+
+    /// Places pages of zeros and wakes who waits for them.
+    ///
+    /// # Errors
+    /// As for [`place`](Self::place).
+    pub fn place_zeros(&self, gpa: u64, bytes: u64) -> io::Result<()> {
+        self.resolve(gpa, bytes, |host, _, left| {
+            let mut request = [host, left, 0, 0];
+            let result = ioctl(&self.fd, UFFDIO_ZEROPAGE, &mut request);
+            (result, request[3].cast_signed())
+        })
+    }
+
+    /// Calls `step(host address, done, left)` until all of a run is resolved. A step answers with what the kernel
+    /// said and how many bytes it got through (or a negated error number).
+    fn resolve(
+        &self,
+        gpa: u64,
+        bytes: u64,
+        step: impl Fn(u64, u64, u64) -> (io::Result<()>, i64),
+    ) -> io::Result<()> {
+        let base = self.ram.host(gpa, bytes) as u64;
+        let mut done = 0;
+        while done < bytes {
+            match step(base + done, done, bytes - done) {
+                (Ok(()), _) => return Ok(()),
+                (Err(_), moved) if moved > 0 => done += moved.cast_unsigned(),
+                // The page is there already: whoever waits for it may go on.
+                (Err(error), _) if error.raw_os_error() == Some(libc::EEXIST) => {
+                    self.wake(base + done, PAGE)?;
+                    done += PAGE;
+                }
+                // The address space was changing under the call: try again.
+                (Err(error), _) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn wake(&self, host: u64, bytes: u64) -> io::Result<()> {
+        ioctl(&self.fd, UFFDIO_WAKE, &mut [host, bytes])
+    }
+
+    /// Stops catching: touches find what is there, or zeros. Wakes everyone who waits, [`wait`](Self::wait) too.
+    pub fn close(&self) {
+        let _ = rustix::io::write(&self.closing, &1_u64.to_ne_bytes());
+        for span in self.ram.spans() {
+            // Unregistering wakes all who wait. It fails only when it was done before.
+            let _ = ioctl(&self.fd, UFFDIO_UNREGISTER, &mut [span.host as u64, span.bytes]);
+        }
+    }
+}
+
+/// A userfaultfd that also sees the kernel's own touches (KVM's, and later the devices').
+fn open() -> Result<OwnedFd, MemoryError> {
+    let fd = open_device().or_else(|_| open_syscall()).map_err(|error| MemoryError::NoUserfault { error })?;
+    let mut api = [UFFD_API, UFFD_FEATURE_MISSING_SHMEM, 0];
+    ioctl(&fd, UFFDIO_API, &mut api).map_err(|error| MemoryError::NoUserfault { error })?;
+    Ok(fd)
+}
+
+fn open_device() -> io::Result<OwnedFd> {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd")?;
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: this ioctl takes flags by value and returns a new descriptor or an error.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+    owned(fd.into())
+}
+
+fn open_syscall() -> io::Result<OwnedFd> {
+    // SAFETY: the system call takes flags and returns a new descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    owned(fd)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// An ioctl whose argument is an array of 64-bit fields.
+fn ioctl<const N: usize>(fd: &OwnedFd, number: u64, argument: &mut [u64; N]) -> io::Result<()> {
+    assert_eq!(number >> 16 & 0x3fff, 8 * N as u64, "the ioctl's size is the argument's");
+    // SAFETY: the argument has the size the number says; addresses in it are guest memory mapped by `GuestRam`
+    // or a slice the caller holds, and the kernel checks the ranges.
+    match unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number, argument.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::bulk;
+    use crate::memory::layout::Layout;
+
+    #[test]
+    fn a_touch_of_a_missing_page_waits_for_its_content() {
+        if let Err(error) = Userfault::check() {
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+        let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
+        bulk::copy_in(&ram, 0, &[9; 3 * PAGE as usize]);
+        let faults = Userfault::catch(Arc::clone(&ram), &[(PAGE, PAGE)]).unwrap();
+        std::thread::scope(|scope| {
+            let toucher = scope.spawn(|| {
+                let mut pages = [0; 3 * PAGE as usize];
+                bulk::copy_out(&ram, 0, &mut pages);
+                [pages[0], pages[PAGE as usize], pages[2 * PAGE as usize]]
+            });
+            let mut touched = Vec::new();
+            while touched.is_empty() {
+                faults.wait(Duration::from_secs(5), &mut touched).unwrap();
+            }
+            assert_eq!(touched, [PAGE]);
+            faults.place(0, &[5; 3 * PAGE as usize]).unwrap();
+            assert_eq!(toucher.join().unwrap(), [9, 5, 9], "pages that were there are left alone");
+        });
+        faults.close();
+        assert!(ram.is_zero_page(10 * PAGE), "after closing a touch finds zeros");
+    }
+}
