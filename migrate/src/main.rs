@@ -1,1 +1,7 @@
-fn main() {}
+//! The `migrate` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    migrate::cli::main()
+}

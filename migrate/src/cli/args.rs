@@ -1,0 +1,221 @@
+//! The arguments of `migrate`. What they mean is parsed here; what they may be together, clap sees to.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::values::{parse_bytes, parse_duration};
+use crate::client::types::MigrateRequest;
+use crate::options::{DEFAULT_STREAMS, MAX_STREAMS, Mode};
+
+/// Moves a running virtual machine to another host.
+#[derive(Debug, Parser)]
+#[command(
+    name = "migrate",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true,
+    after_help = "Exit status: 0 moved, 1 kept on this host, 2 wrong arguments or no such VM (nothing was attempted),\n\
+                  3 outcome not known or in doubt, 4 moved but above --fail-above, 5 moved but --verify found differences."
+)]
+pub struct Arguments {
+    /// Something else than starting a migration.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Starting a migration.
+    #[command(flatten)]
+    pub start: Option<StartArgs>,
+}
+
+/// Starting a migration.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// Where to: the address that `vmm receive` printed
+    #[arg(long, value_name = "HOST:PORT")]
+    pub to: String,
+    /// How: precopy copies while the guest runs; stopcopy pauses it first; postcopy moves it at once and
+    /// fetches its memory later; hybrid is precopy, then postcopy
+    #[arg(long, value_enum, default_value_t = Mode::Precopy)]
+    pub mode: Mode,
+    /// The VM to move [default: the only one running]
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+    /// Data connections
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_STREAMS,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
+    pub streams: u32,
+    /// Pre-copy switches over only when it expects a shorter pause than this
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
+    pub max_downtime: Duration,
+    /// Give up when the guest has not switched over after this
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Bytes per second at most, such as 100M; K, M and G are powers of 1024 [default: unlimited]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub bandwidth: Option<u64>,
+    /// Compare all memory on both hosts afterwards
+    #[arg(long)]
+    pub verify: bool,
+    /// Print every event as a line of JSON, the report last
+    #[arg(long)]
+    pub json: bool,
+    /// Write the report to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Exit with 4 when the downtime the guest measured is above this, or the guest measured none
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub fail_above: Option<Duration>,
+}
+
+/// Something else than starting a migration.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say where the migration is, or how the last one ended
+    Status(Common),
+    /// Give up the migration under way: the guest stays here
+    Cancel(Which),
+    /// Follow the migration under way to its end
+    Watch(Common),
+    /// Decide about a guest in doubt, which is paused because the other host may be running it
+    #[command(group = clap::ArgGroup::new("resolution").required(true))]
+    Resolve {
+        /// The other host does not run it and never will: run it here
+        #[arg(long, group = "resolution")]
+        run_here: bool,
+        /// The other host runs it: let go of it here
+        #[arg(long, group = "resolution")]
+        discard: bool,
+        /// Which VM.
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// Which VM.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The VM [default: the only one running]
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+}
+
+/// Which VM, and how to print.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Which VM.
+    #[command(flatten)]
+    pub which: Which,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Arguments {
+    /// The VM named, by whatever is to be done with it.
+    pub(super) fn vm(&self) -> Option<&str> {
+        match &self.command {
+            None => self.start.as_ref()?.vm.as_deref(),
+            Some(Command::Status(common) | Command::Watch(common)) => common.which.vm.as_deref(),
+            Some(Command::Cancel(which) | Command::Resolve { which, .. }) => which.vm.as_deref(),
+        }
+    }
+}
+
+impl StartArgs {
+    /// What to ask the VMM for.
+    pub(super) fn request(&self) -> MigrateRequest {
+        let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        MigrateRequest {
+            to: self.to.clone(),
+            mode: self.mode,
+            streams: Some(self.streams),
+            max_downtime_us: Some(whole(self.max_downtime.as_micros())),
+            timeout_ms: Some(whole(self.timeout.as_millis())),
+            bandwidth: self.bandwidth,
+            verify: self.verify,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, String> {
+        Arguments::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_migration_with_everything() {
+        let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
+                    --bandwidth 100M --verify --json --report r.json --fail-above 0.5s";
+        let arguments = parse(line).unwrap();
+        assert_eq!(arguments.vm(), Some("a"));
+        let start = arguments.start.unwrap();
+        assert_eq!(start.fail_above, Some(Duration::from_millis(500)));
+        let expected = MigrateRequest {
+            to: "h:7".into(),
+            mode: Mode::Hybrid,
+            streams: Some(4),
+            max_downtime_us: Some(50_000),
+            timeout_ms: Some(120_000),
+            bandwidth: Some(100 << 20),
+            verify: true,
+        };
+        assert_eq!(start.request(), expected);
+    }
+
+    #[test]
+    fn the_defaults_are_the_engines() {
+        let asked = parse("migrate --to h:7").unwrap().start.unwrap().request();
+        let bare: MigrateRequest = serde_json::from_str(r#"{"to": "h:7", "mode": "precopy"}"#).unwrap();
+        assert_eq!(asked.options(), bare.options());
+    }
+
+    #[test]
+    fn subcommands_stand_alone() {
+        assert!(
+            matches!(parse("migrate status --json").unwrap().command, Some(Command::Status(c)) if c.json)
+        );
+        assert_eq!(parse("migrate cancel --vm b").unwrap().vm(), Some("b"));
+        assert!(parse("migrate status").unwrap().start.is_none());
+        assert!(parse("migrate --to h:7 status").unwrap_err().contains("cannot be used with"));
+    }
+
+    #[test]
+    fn a_guest_in_doubt_gets_exactly_one_answer() {
+        let resolve = |line| parse(line).map(|arguments| arguments.command);
+        assert!(matches!(
+            resolve("migrate resolve --run-here"),
+            Ok(Some(Command::Resolve { run_here: true, .. }))
+        ));
+        assert!(matches!(
+            resolve("migrate resolve --discard"),
+            Ok(Some(Command::Resolve { run_here: false, .. }))
+        ));
+        assert!(resolve("migrate resolve").is_err());
+        assert!(resolve("migrate resolve --run-here --discard").is_err());
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let wrong = |line: &str, says: &str| {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        };
+        wrong("migrate --mode precopy", "--to <HOST:PORT>");
+        wrong("migrate --to h:7 --streams 17", "17 is not in 1..=16");
+        wrong("migrate --to h:7 --timeout 60", "a time needs a unit");
+        wrong("migrate --to h:7 --bandwidth fast", "not a size");
+        wrong("migrate --to h:7 --mode live", "possible values: precopy, stopcopy, postcopy, hybrid");
+    }
+}

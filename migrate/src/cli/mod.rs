@@ -1,0 +1,67 @@
+//! The `migrate` command: the operator's hand on a VMM that runs on this host.
+//!
+//! It moves nothing itself. It asks the VMM over its control socket, follows what the VMM tells, and says how it
+//! ended: in words, as JSON, and as an exit status. Whatever happens to this command, the migration goes on;
+//! only the VMM knows how it ends. So when the VMM falls silent, the command says that it does not know.
+
+mod args;
+mod follow;
+mod show;
+mod start;
+mod status;
+pub mod values;
+pub mod words;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+pub use self::args::{Arguments, Command, StartArgs};
+pub use self::status::Status;
+use crate::client::types::Resolution;
+use crate::client::{Client, RuntimeDir};
+
+/// The command, from the process's arguments to its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("migrate: cannot start: {error}");
+            return Status::Usage.into();
+        }
+    };
+    let status = runtime.block_on(async { run(&arguments, &RuntimeDir::from_env()?).await });
+    status
+        .unwrap_or_else(|error: anyhow::Error| {
+            eprintln!("migrate: {error:#}");
+            Status::of_error(&error)
+        })
+        .into()
+}
+
+/// One command.
+///
+/// # Errors
+/// When the VMM cannot be found or refuses; [`Status::of_error`] has the exit status for it.
+pub async fn run(arguments: &Arguments, runtime: &RuntimeDir) -> anyhow::Result<Status> {
+    let client = Client::choose(runtime, arguments.vm()).await?;
+    match &arguments.command {
+        None => start::start(&client, arguments.start.as_ref().context("--to and its options")?).await,
+        Some(Command::Status(common)) => status::show(&client, common).await,
+        Some(Command::Watch(common)) => follow::watch(&client, common).await,
+        Some(Command::Cancel(_)) => {
+            client.cancel_migration().await?;
+            eprintln!("{}", words::CANCEL_ASKED);
+            Ok(Status::Moved)
+        }
+        Some(Command::Resolve { run_here, .. }) => {
+            let resolution = if *run_here { Resolution::RunHere } else { Resolution::Discard };
+            client.resolve(resolution).await?;
+            eprintln!("{}", words::resolved(client.name(), resolution));
+            Ok(Status::Moved)
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! How the command ends: the exit status, and the `status` subcommand.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::args::Common;
+use super::words;
+use crate::client::types::MigrationStatus;
+use crate::client::{Client, ClientError};
+use crate::report::{Outcome, Report};
+
+/// The exit statuses. `docs/report.md` is the place where they are promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// The guest has moved (or, for the other subcommands: it was done).
+    Moved = 0,
+    /// The guest runs where it was: the migration was given up, or the VMM refused.
+    Kept = 1,
+    /// Wrong arguments, no such VM, an unwritable report: nothing was attempted.
+    Usage = 2,
+    /// Nobody here knows where the guest runs.
+    Unknown = 3,
+    /// The guest has moved, but with more downtime than `--fail-above`, or it did not measure any.
+    TooSlow = 4,
+    /// The guest has moved, but `--verify` found memory that differs.
+    Differs = 5,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+impl Status {
+    /// What a report amounts to. The worst news wins.
+    #[must_use]
+    pub fn of_report(report: &Report, fail_above: Option<Duration>) -> Self {
+        match report.outcome {
+            Outcome::Kept => Self::Kept,
+            Outcome::Unknown => Self::Unknown,
+            Outcome::Moved if report.verification.as_ref().is_some_and(|it| it.mismatched > 0) => {
+                Self::Differs
+            }
+            Outcome::Moved if fail_above.is_some_and(|limit| !within(report, limit)) => Self::TooSlow,
+            Outcome::Moved => Self::Moved,
+        }
+    }
+
+    /// What an error before a migration began amounts to.
+    #[must_use]
+    pub fn of_error(error: &anyhow::Error) -> Self {
+        match error.downcast_ref::<ClientError>() {
+            Some(ClientError::Refused { .. }) => Self::Kept,
+            _ => Self::Usage,
+        }
+    }
+}
+
+fn within(report: &Report, limit: Duration) -> bool {
+    report.guest_measured.is_some_and(|measured| measured.downtime_us <= limit.as_secs_f64() * 1e6)
+}
+
+/// `migrate status`.
+pub(super) async fn show(client: &Client, common: &Common) -> anyhow::Result<Status> {
+    tell(client.name(), &client.migration().await?, common)
+}
+
+/// Says how things stand. A migration that is over has its exit status; anything else is no failure.
+pub(super) fn tell(name: &str, status: &MigrationStatus, common: &Common) -> anyhow::Result<Status> {
+    match status {
+        _ if common.json => println!("{}", serde_json::to_string(status)?),
+        MigrationStatus { active: true, progress: Some(progress), .. } => {
+            println!("{}", words::progress(progress))
+        }
+        MigrationStatus { active: true, .. } => println!("{}", words::STARTING),
+        MigrationStatus { report: Some(report), .. } => print!("{}", words::report(report)),
+        MigrationStatus { .. } => println!("{}", words::no_migration(name)),
+    }
+    Ok(match status {
+        MigrationStatus { active: false, report: Some(report), .. } => Status::of_report(report, None),
+        _ => Status::Moved,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::words::sample;
+
+    #[test]
+    fn every_outcome_has_its_status() {
+        let mut report = sample::moved();
+        let limit = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(Status::of_report(&report, None), Status::Moved);
+        assert_eq!(Status::of_report(&report, limit(1000)), Status::Moved);
+        assert_eq!(Status::of_report(&report, limit(1)), Status::TooSlow);
+        report.guest_measured = None;
+        assert_eq!(Status::of_report(&report, limit(1000)), Status::TooSlow);
+        assert_eq!(Status::of_report(&report, None), Status::Moved);
+        report.verification.as_mut().unwrap().mismatched = 1;
+        assert_eq!(Status::of_report(&report, limit(1)), Status::Differs);
+        report.outcome = Outcome::Kept;
+        assert_eq!(Status::of_report(&report, limit(1)), Status::Kept);
+        report.outcome = Outcome::Unknown;
+        assert_eq!(Status::of_report(&report, limit(1)), Status::Unknown);
+    }
+
+    #[test]
+    fn an_error_that_prevents_a_migration_says_whether_anything_was_attempted() {
+        let status = |error: ClientError| Status::of_error(&error.into());
+        assert_eq!(status(ClientError::Refused { status: 409, reason: "no".into() }), Status::Kept);
+        assert_eq!(status(ClientError::NoneRunning("/run/vmm".into())), Status::Usage);
+        assert_eq!(Status::of_error(&anyhow::anyhow!("unwritable")), Status::Usage);
+    }
+}

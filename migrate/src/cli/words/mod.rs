@@ -1,0 +1,207 @@
+//! All that is said to a person about a migration. One place, so that one thing has one name.
+
+mod layout;
+mod report;
+#[cfg(test)]
+pub(crate) mod sample;
+mod units;
+
+use std::time::Duration;
+
+pub use self::report::report;
+pub use self::units::{bytes, count, micros};
+use crate::client::types::Resolution;
+use crate::options::Mode;
+use crate::progress::{Event, Progress};
+use crate::report::{Outcome, Phase, Report, Round, Switchover};
+
+/// Under way, and nothing to say yet.
+pub const STARTING: &str = "the migration is starting";
+
+/// The first Ctrl-C.
+pub const CANCELLING: &str = "asking to cancel the migration; press Ctrl-C again to leave without waiting";
+
+/// The VMM has accepted.
+pub const CANCEL_ASKED: &str = "cancelling: the guest stays here unless it switches over first";
+
+/// The second Ctrl-C.
+pub const LEFT: &str =
+    "the migration goes on without this command; migrate watch follows it, migrate status says how it ended";
+
+/// The VMM has not accepted.
+#[must_use]
+pub fn cannot_cancel(reason: &str) -> String {
+    format!("cannot cancel: {reason}")
+}
+
+/// There is nothing to tell.
+#[must_use]
+pub fn no_migration(name: &str) -> String {
+    format!("{name}: no migration so far")
+}
+
+/// The VMM fell silent before it said how the migration ended.
+#[must_use]
+pub fn not_known(name: &str, reason: &str) -> String {
+    format!(
+        "outcome not known: lost touch with VM {name} ({reason})\n\
+         look on both hosts with vmm list before starting the guest anywhere again"
+    )
+}
+
+/// The operator has decided.
+#[must_use]
+pub fn resolved(name: &str, resolution: Resolution) -> String {
+    match resolution {
+        Resolution::RunHere => format!("{name}: the guest runs here"),
+        Resolution::Discard => format!("{name}: the guest was discarded here"),
+    }
+}
+
+/// Why `--fail-above` is not content; `None` when it is, or the guest has not moved.
+#[must_use]
+pub fn too_slow(report: &Report, limit: Option<Duration>) -> Option<String> {
+    let limit = limit.filter(|_| report.outcome == Outcome::Moved)?.as_secs_f64() * 1e6;
+    match report.guest_measured {
+        None => Some(format!("--fail-above {}: the guest measured no downtime", micros(limit))),
+        Some(guest) if guest.downtime_us > limit => {
+            Some(format!("--fail-above {}: the guest measured {}", micros(limit), micros(guest.downtime_us)))
+        }
+        Some(_) => None,
+    }
+}
+
+/// A mode's name.
+#[must_use]
+pub fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Precopy => "pre-copy",
+        Mode::Stopcopy => "stop-and-copy",
+        Mode::Postcopy => "post-copy",
+        Mode::Hybrid => "hybrid",
+    }
+}
+
+/// A phase's name.
+#[must_use]
+pub fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Connect => "connect",
+        Phase::Precopy => "pre-copy",
+        Phase::Switchover => "switchover",
+        Phase::Postcopy => "post-copy",
+        Phase::Finish => "finish",
+    }
+}
+
+/// One event in one line.
+#[must_use]
+pub fn event(event: &Event) -> String {
+    match event {
+        Event::Phase { phase } => began(*phase).to_owned(),
+        Event::Progress(figures) => progress(figures),
+        Event::Round { round: figures, decision } => round(figures, decision),
+        Event::Switched { switchover } => switched(switchover),
+        Event::Ended { report } => report::headline(report),
+    }
+}
+
+fn began(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Connect => "connect: asking the destination whether it can take the guest",
+        Phase::Precopy => "pre-copy: copying memory while the guest runs",
+        Phase::Switchover => "switchover: the guest is paused",
+        Phase::Postcopy => "post-copy: the guest runs on the destination, its memory follows",
+        Phase::Finish => "finish: checking, last figures, goodbye",
+    }
+}
+
+fn round(round: &Round, decision: &str) -> String {
+    format!(
+        "round {}: {} pages and {} zero pages ({}) in {}, {} dirtied meanwhile: {decision}",
+        round.number,
+        count(round.pages),
+        count(round.zero_pages),
+        bytes(round.bytes as f64),
+        micros(round.us as f64),
+        count(round.dirtied),
+    )
+}
+
+fn switched(switchover: &Switchover) -> String {
+    format!(
+        "switched over: the guest runs on the destination after {}",
+        micros(switchover.downtime_us as f64)
+    )
+}
+
+/// Where a migration is and how fast it goes, in one line.
+#[must_use]
+pub fn progress(progress: &Progress) -> String {
+    format!("{}: {}", place(progress), figures(progress))
+}
+
+/// Phase and round.
+#[must_use]
+pub fn place(progress: &Progress) -> String {
+    match progress.phase {
+        Phase::Precopy => format!("round {}", progress.round),
+        other => phase(other).to_owned(),
+    }
+}
+
+/// How fast it goes, and how long it will take.
+#[must_use]
+pub fn figures(progress: &Progress) -> String {
+    let mut words = format!(
+        "{} of {} pages left, {} sent, {}/s",
+        count(progress.pages_left),
+        count(progress.pages_total),
+        bytes(progress.bytes as f64),
+        bytes(progress.bytes_per_s),
+    );
+    if matches!(progress.phase, Phase::Precopy) {
+        words += &format!(", {} pages/s dirtied", count(progress.dirty_rate as u64));
+    }
+    if let Some(eta) = progress.eta_ms {
+        words += &format!(", {} to go", micros(eta as f64 * 1e3));
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_in_a_line() {
+        let mut now = sample::progress();
+        let line = "round 1: 12,345 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s, 30,000 pages/s dirtied, 44.0 ms to go";
+        assert_eq!(progress(&now), line);
+        (now.phase, now.eta_ms) = (Phase::Postcopy, None);
+        assert_eq!(progress(&now), "post-copy: 12,345 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s");
+    }
+
+    #[test]
+    fn a_round_in_a_line() {
+        let report = sample::moved();
+        let line = "round 0: 65,536 pages and 196,608 zero pages (256.2 MiB) in 231 ms, 2,048 dirtied meanwhile: again";
+        assert_eq!(round(&report.rounds[0], "again"), line);
+    }
+
+    #[test]
+    fn too_much_downtime_is_said_with_both_figures() {
+        let mut report = sample::moved();
+        let limit = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(too_slow(&report, None), None);
+        assert_eq!(too_slow(&report, limit(13)), None);
+        assert_eq!(too_slow(&report, limit(5)).unwrap(), "--fail-above 5.00 ms: the guest measured 12.4 ms");
+        report.guest_measured = None;
+        assert_eq!(
+            too_slow(&report, limit(5)).unwrap(),
+            "--fail-above 5.00 ms: the guest measured no downtime"
+        );
+        report.outcome = Outcome::Kept;
+        assert_eq!(too_slow(&report, limit(5)), None);
+    }
+}
