@@ -63,7 +63,8 @@ fn khz_from_cpuid() -> Option<u64> {
         return Some(u64::from(r.ecx) * u64::from(r.ebx) / u64::from(r.eax) / 1000);
     }
     // The hypervisor's leaves mean something only if there is one.
-    let hypervised = leaf(1).ecx & 1 << 31 != 0 && (0x4000_0010..0x4001_0000).contains(&leaf(0x4000_0000).eax);
+    let hypervised =
+        leaf(1).ecx & 1 << 31 != 0 && (0x4000_0010..0x4001_0000).contains(&leaf(0x4000_0000).eax);
     let khz = if hypervised { leaf(0x4000_0010).eax } else { 0 };
     (khz > 0).then_some(u64::from(khz))
 }

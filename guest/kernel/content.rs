@@ -93,9 +93,9 @@ const CORPUS_WORDS: usize = 8192;
 static mut CORPUS: [u64; CORPUS_WORDS] = [0; CORPUS_WORDS];
 
 const VOCABULARY: [&str; 32] = [
-    "the ", "of ", "and ", "to ", "page ", "memory ", "a ", "in ", "that ", "is ", "guest ",
-    "written ", "was ", "host ", "with ", "before ", "it ", "stream ", "for ", "as ", "round ",
-    "dirty ", "on ", "moved ", "by ", "again ", "this ", "clock ", "not ", "which ", "\n", "state ",
+    "the ", "of ", "and ", "to ", "page ", "memory ", "a ", "in ", "that ", "is ", "guest ", "written ",
+    "was ", "host ", "with ", "before ", "it ", "stream ", "for ", "as ", "round ", "dirty ", "on ",
+    "moved ", "by ", "again ", "this ", "clock ", "not ", "which ", "\n", "state ",
 ];
 
 /// Writes the text before anyone reads it.
@@ -118,7 +118,8 @@ pub(crate) fn prepare(filling: Filling) {
 impl Content for Text {
     fn of_page(page: u64) -> Self {
         let windows = CORPUS_WORDS - PAGE_SIZE as usize / 8 + 1;
-        let digits = (0..8).map(|i| u64::from(b"0123456789abcdef"[(page >> (28 - 4 * i)) as usize & 15]) << (8 * i));
+        let digits =
+            (0..8).map(|i| u64::from(b"0123456789abcdef"[(page >> (28 - 4 * i)) as usize & 15]) << (8 * i));
         Self { at: mix(page) as usize % windows, number: Some(digits.sum()) }
     }
 

@@ -34,7 +34,6 @@ mod tables;
 mod telemetry;
 mod work;
 
-use crate::cpu::field;
 use crate::plan::Plan;
 use crate::telemetry::{header, state};
 use core::sync::atomic::Ordering::Relaxed;
@@ -71,9 +70,7 @@ fn run(vcpu: usize, plan: &'static Plan) -> ! {
     work::fill(plan, &mut pulse);
     roster::meet(plan.vcpus, || drop(pulse.turn()));
     if vcpu == 0 {
-        cpu::header(header::STATE)
-            .compare_exchange(state::FILLING, state::WORKING, Relaxed, Relaxed)
-            .ok();
+        cpu::header(header::STATE).compare_exchange(state::FILLING, state::WORKING, Relaxed, Relaxed).ok();
         console::line(format_args!("working"));
     }
     pulse.begin_work();
@@ -82,7 +79,7 @@ fn run(vcpu: usize, plan: &'static Plan) -> ! {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    field(telemetry::TELEMETRY_GPA as usize + header::STATE).store(state::FAULT, Relaxed);
+    cpu::header(header::STATE).store(state::FAULT, Relaxed);
     console::line(format_args!("FAULT panic {info}"));
     faults::stop()
 }

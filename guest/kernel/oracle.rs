@@ -5,11 +5,11 @@
 //! must be there is kept apart from the page, so a page that arrives late or twice is found out.
 //! Filled pages can be checked word for word at any time, stamps excepted.
 
+use crate::console;
 use crate::content::{BLOCK_WORDS, BLOCKS, Block, Content, with_content};
 use crate::cpu::header;
 use crate::plan::Plan;
 use crate::telemetry::{corruption, header as page_header, state};
-use crate::console;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -152,7 +152,5 @@ pub(crate) fn violation(kind: u64, place: u64, expected: u64, found: u64) {
         corruption::TICK_COUNT => ("tick-count", "vcpu"),
         _ => ("compute", "vcpu"),
     };
-    console::line(format_args!(
-        "CORRUPT {what} {place_is}={place} expected={expected:#x} found={found:#x}"
-    ));
+    console::line(format_args!("CORRUPT {what} {place_is}={place} expected={expected:#x} found={found:#x}"));
 }

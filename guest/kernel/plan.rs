@@ -9,7 +9,7 @@ use crate::console;
 use crate::content;
 use crate::cpu::header;
 use crate::machine::{Machine, Span};
-use crate::telemetry::{PAGE_SIZE, header as page, state, workload};
+use crate::telemetry::{MAGIC, PAGE_SIZE, VERSION, header as page, state, workload};
 use core::hint::spin_loop;
 use core::ops::Range;
 use core::ptr::null_mut;
@@ -29,6 +29,7 @@ pub(crate) struct Plan {
     pub(crate) sabotage: Sabotage,
     pub(crate) working_set: u64,
     pub(crate) filled: u64,
+    memory_pages: u64,
     spans: [Span; 16],
     generations: u64,
 }
@@ -59,6 +60,7 @@ impl Plan {
             sabotage: args.sabotage,
             working_set: clip("ws", wanted, free),
             filled: clip("fill", args.fill_mib, free),
+            memory_pages: machine.memory_pages,
             spans: machine.spans,
             generations,
         };
@@ -74,10 +76,16 @@ impl Plan {
             self.filled / PAGES_PER_MIB,
             self.working_set / PAGES_PER_MIB,
         ));
+        header(page::MEMORY_PAGES).store(self.memory_pages, Relaxed);
+        header(page::TSC_KHZ).store(self.tsc_khz, Relaxed);
+        header(page::VCPUS).store(self.vcpus as u64, Relaxed);
         header(page::WORKING_SET_PAGES).store(self.working_set, Relaxed);
         header(page::WORKLOAD).store(self.workload, Relaxed);
         header(page::TICK_US).store(self.tick_us, Relaxed);
         header(page::STATE).store(state::FILLING, Relaxed);
+        header(page::VERSION).store(VERSION, Relaxed);
+        // Last: who sees the magic sees the rest.
+        header(page::MAGIC).store(MAGIC, Release);
     }
 
     /// Where this page is.

@@ -3,8 +3,8 @@
 //! The gap between two turns is the guest's own measure of having been stopped. Everything is
 //! written to the vCPU's telemetry page, which is the only page an idle vCPU's turns dirty.
 
-use crate::cpu::{header, tsc, vcpu};
 use crate::console;
+use crate::cpu::{header, tsc, vcpu};
 use crate::oracle::violation;
 use crate::plan::Plan;
 use crate::report::Reporter;

@@ -37,8 +37,7 @@ impl Reporter {
     fn report(&mut self, now: u64, elapsed: u64) {
         let all = 0..self.vcpus;
         let sum = |offset| all.clone().map(|i| vcpu(i, offset).load(Relaxed)).sum::<u64>();
-        let reset_max =
-            |offset| all.clone().map(|i| vcpu(i, offset).swap(0, Relaxed)).max().unwrap_or(0);
+        let reset_max = |offset| all.clone().map(|i| vcpu(i, offset).swap(0, Relaxed)).max().unwrap_or(0);
         let us = |cycles: u64| cycles.saturating_mul(1000) / self.tsc_khz;
         let (work, verified) = (sum(page::WORK), sum(page::VERIFIED));
         let tenths = us(now.saturating_sub(self.start)) / 100_000;

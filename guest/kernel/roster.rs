@@ -1,11 +1,11 @@
 //! Which vCPUs take part, and where they wait for each other.
 
 use crate::apic;
-use crate::cpu::{header, tsc};
-use crate::telemetry::{MAX_VCPUS, header as page};
+use crate::cpu::tsc;
+use crate::telemetry::MAX_VCPUS;
 use core::hint::spin_loop;
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire};
 
 /// How long to wait for another vCPU if nobody said how many there are.
 const SETTLE_MS: u64 = 50;
@@ -38,8 +38,6 @@ pub(crate) fn gather(promised: Option<u64>, tsc_khz: u64) -> usize {
     while ARRIVED.load(Acquire) < vcpus - 1 {
         spin_loop();
     }
-    header(page::VCPUS).store(vcpus, Relaxed);
-    header(page::TSC_KHZ).store(tsc_khz, Relaxed);
     vcpus as usize
 }
 

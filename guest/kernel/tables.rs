@@ -1,12 +1,10 @@
 //! Completes from ring 3 the tables that ring 0 loaded unfinished: page tables for RAM above
 //! 4 GiB, the interrupt table, the tasks of the other vCPUs.
 
-use crate::cpu::field;
 use crate::machine::Machine;
 use crate::ring0;
-use crate::telemetry::{MAX_VCPUS, PAGE_SIZE, VCPU_PAGE_STRIDE, VCPU_PAGES_GPA, header};
+use crate::telemetry::{MAX_VCPUS, PAGE_SIZE, VCPU_PAGE_STRIDE, VCPU_PAGES_GPA};
 use core::ptr::{addr_of, addr_of_mut};
-use core::sync::atomic::Ordering::Relaxed;
 
 const GIB: u64 = 1 << 30;
 /// One page of page directory pointers maps this much; the guest uses no more.
@@ -20,8 +18,6 @@ pub(crate) fn complete(machine: &mut Machine) {
     map_high_memory(machine);
     fill_interrupt_table();
     (1..MAX_VCPUS).for_each(add_task);
-    field(crate::telemetry::TELEMETRY_GPA as usize + header::MEMORY_PAGES)
-        .store(machine.memory_pages, Relaxed);
 }
 
 fn map_high_memory(machine: &mut Machine) {
@@ -83,10 +79,7 @@ fn add_task(vcpu: usize) {
     unsafe { task.add(102).cast::<u16>().write_unaligned(TASK_SIZE as u16) };
     let base = task as u64;
     // Available 64-bit task state segment, present.
-    let low = (TASK_SIZE as u64 - 1)
-        | (base & 0xff_ffff) << 16
-        | 0x89 << 40
-        | (base & 0xff00_0000) << 32;
+    let low = (TASK_SIZE as u64 - 1) | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base & 0xff00_0000) << 32;
     let slot = ring0::FIRST_TASK as usize / 8 + 2 * vcpu;
     // SAFETY: the GDT has two entries for each of MAX_VCPUS tasks; this vCPU has not started.
     let entry = unsafe { addr_of_mut!(ring0::gdt).cast::<u64>().add(slot) };
