@@ -67,11 +67,12 @@ extern "C" fn ap_main(vcpu: usize) -> ! {
 /// The life of a vCPU once the plan is known.
 fn run(vcpu: usize, plan: &'static Plan) -> ! {
     let mut pulse = pulse::Pulse::new(vcpu, plan);
+    let start = pulse.last;
     work::fill(plan, &mut pulse);
     roster::meet(plan.vcpus, || drop(pulse.turn()));
     if vcpu == 0 {
         cpu::header(header::STATE).compare_exchange(state::FILLING, state::WORKING, Relaxed, Relaxed).ok();
-        console::line(format_args!("working"));
+        console::line(format_args!("filled in {} ms, working", (pulse.last - start) / plan.tsc_khz));
     }
     pulse.begin_work();
     work::work(plan, &mut pulse)

@@ -39,25 +39,26 @@ pub(crate) fn stamp(plan: &Plan, page: u64) {
     generation.store(next, Relaxed);
 }
 
-/// Checks the stamps of a page of the working set. Generation 0 means it has none yet.
+/// Whether the stamps of a page of the working set are right. Generation 0 means it has none yet.
 #[inline(always)]
-pub(crate) fn check_stamps(plan: &Plan, page: u64) {
+fn check_stamps(plan: &Plan, page: u64) -> bool {
     let expected = u64::from(plan.generation(page).load(Relaxed));
     if expected == 0 {
-        return;
+        return true;
     }
     for at in STAMPS {
         let (number, generation) =
             (word(plan, page, at).load(Relaxed), word(plan, page, at + 1).load(Relaxed));
         if number != STAMP_MARK ^ page {
             violation(corruption::PAGE_NUMBER, page, page, number ^ STAMP_MARK);
-            return;
+            return false;
         }
         if generation != expected {
             violation(corruption::GENERATION, page, expected, generation);
-            return;
+            return false;
         }
     }
+    true
 }
 
 #[inline(always)]
@@ -79,17 +80,17 @@ pub(crate) fn fill(plan: &Plan, page: u64) {
     });
 }
 
-/// Checks a page whatever it is: its filling, its stamps, or both.
+/// Checks a page whatever it is: its filling, its stamps, or both. What was wrong is put right, so
+/// that each violation is told once.
 pub(crate) fn verify(plan: &Plan, page: u64) {
     let stamped = page < plan.working_set;
-    if stamped {
-        check_stamps(plan, page);
+    if stamped && !check_stamps(plan, page) {
+        stamp(plan, page);
     }
     if page < plan.filled {
         let difference = with_content!(plan.filling, C => compare::<C>(plan, page, stamped));
         if let Some((expected, found)) = difference {
             violation(corruption::CONTENT, page, expected, found);
-            // So that it is told once.
             fill(plan, page);
             if stamped {
                 stamp(plan, page);

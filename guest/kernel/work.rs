@@ -135,18 +135,18 @@ impl Dirtier {
     }
 }
 
-/// One unit of computing: integers forth and back again, and floating point against the first
-/// time. Both live in registers throughout, so a register restored wrongly is found.
+/// One unit of computing: an integer forth and back again, a floating-point number twice. Both live
+/// in registers throughout, so a register restored wrongly is found.
 fn compute(pulse: &mut Pulse) {
     const MULTIPLIER: u64 = 0x5851_f42d_4c95_7f2d;
     const INVERSE: u64 = inverse(MULTIPLIER);
     let seed = mix(pulse.work);
     let mut x = black_box(seed);
     for _ in 0..1024 {
-        x = x.wrapping_mul(MULTIPLIER).wrapping_add(1);
+        x = x.wrapping_mul(MULTIPLIER).rotate_left(17);
     }
     for _ in 0..1024 {
-        x = x.wrapping_sub(1).wrapping_mul(INVERSE);
+        x = x.rotate_right(17).wrapping_mul(INVERSE);
     }
     // The logistic map is chaotic: one wrong bit changes all of them.
     let (mut y, mut z) = (black_box(0.3_f64), black_box(0.3_f64));

@@ -80,7 +80,7 @@
 //! A working set needs four bytes more for each page (the table of generations).
 
 mod parse;
-mod telemetry;
+pub mod telemetry;
 
 pub use parse::{
     Corruption, CorruptionKind, Fault, HistoryEntry, ParseError, State, Telemetry, VcpuTelemetry, Workload,
