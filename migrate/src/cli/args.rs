@@ -35,8 +35,7 @@ pub struct StartArgs {
     /// Where to: the address that `vmm receive` printed
     #[arg(long, value_name = "HOST:PORT")]
     pub to: String,
-    /// How: precopy copies while the guest runs; stopcopy pauses it first; postcopy moves it at once and
-    /// fetches its memory later; hybrid is precopy, then postcopy
+    /// How it moves
     #[arg(long, value_enum, default_value_t = Mode::Precopy)]
     pub mode: Mode,
     /// The VM to move [default: the only one running]

@@ -1,7 +1,7 @@
 //! Where the control sockets of this user's VMMs are.
 //!
-//! `VMM_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/vmm`, else `/run/vmm` for root. The directory is 0700: whoever can
-//! enter it controls the guests. A socket file says nothing by itself (a killed VMM leaves one behind);
+//! `VMM_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/vmm`, else `/run/vmm` for root. Whoever can
+//! connect to a socket controls its guest: the directory is made with mode 0700, the sockets have mode 0600. A socket file says nothing by itself (a killed VMM leaves one behind);
 //! only one that accepts connections is a VMM.
 
 use std::ffi::OsString;
@@ -63,7 +63,7 @@ impl RuntimeDir {
     /// Makes the directory if need be.
     ///
     /// # Errors
-    /// When it cannot be made, is someone else's, or is open to others: it is not changed then, because
+    /// When it cannot be made, is someone else's, or others can write to it: it is not changed then, because
     /// whoever made it so may have had a reason.
     pub fn ensure(&self) -> Result<()> {
         let refuse = |reason: String| ClientError::RuntimeDir { path: self.0.clone(), reason };
@@ -76,9 +76,9 @@ impl RuntimeDir {
                 found.uid()
             )));
         }
-        if found.mode() & 0o077 != 0 {
+        if found.mode() & 0o022 != 0 {
             let mode = found.mode() & 0o7777;
-            return Err(refuse(format!("is open to others (mode {mode:04o}); chmod it to 0700")));
+            return Err(refuse(format!("can be written to by others (mode {mode:04o}); chmod it to 0700")));
         }
         Ok(())
     }

@@ -1,0 +1,121 @@
+//! The control API: what an operator (or `migrate`) may ask of a VMM, over HTTP on a Unix socket.
+//!
+//! The server sees the machine and its migrations through one trait, [`Vm`], and never touches a guest itself.
+//! Requests are answered on one thread; what may take a moment runs beside it, so a slow guest never makes
+//! the API deaf. `GET /openapi.json` describes all of it, and a test holds the two together.
+//!
+//! Whoever can connect may do everything: the socket has mode 0600, in a directory made with mode 0700.
+
+mod answer;
+mod api;
+mod routes;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use migrate::client::types::{MigrationStatus, Resolution, VmInfo};
+use migrate::options::Options;
+use migrate::progress::Event;
+use tokio::sync::broadcast;
+
+pub use self::routes::openapi;
+pub use self::server::serve;
+pub use self::socket::{ControlSocket, SocketError};
+
+/// A virtual machine as the API sees it. Calls may block for as long as the machine takes to obey
+/// (milliseconds); they are made on a thread that may.
+pub trait Vm: Send + Sync + 'static {
+    /// What it is and how it is.
+    fn info(&self) -> VmInfo;
+
+    /// Pauses the guest.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when the guest's life does not allow it.
+    fn pause(&self) -> Result<(), Refusal>;
+
+    /// Lets a paused guest run on.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when the guest's life does not allow it; above all when it is in doubt.
+    fn resume(&self) -> Result<(), Refusal>;
+
+    /// Ends the guest, or the waiting for one. Returns when it has been asked; [`wait_ended`](Self::wait_ended)
+    /// returns when it is done.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when that would lose a guest: another host still fetches its memory from here.
+    fn stop(&self) -> Result<(), Refusal>;
+
+    /// What the guest has said on its console, and what it says from then on: no byte is lost between the two.
+    fn console(&self) -> Console;
+
+    /// Types into the guest's console.
+    fn type_in(&self, bytes: &[u8]);
+
+    /// Everything that happens in migrations from now on, incoming or outgoing. The last of each is `Ended`.
+    fn events(&self) -> broadcast::Receiver<Event>;
+
+    /// Starts to move the guest. Returns when that is accepted.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when the guest is not running here or is already moving.
+    fn start_migration(&self, options: Options) -> Result<(), Refusal>;
+
+    /// The migration under way, or the last one.
+    fn migration(&self) -> MigrationStatus;
+
+    /// Asks to give the migration up. Returns when that is accepted; `Ended` tells when it is done.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when there is none, or it is too late.
+    fn cancel_migration(&self) -> Result<(), Refusal>;
+
+    /// The operator's word on a guest in doubt.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when the guest is not in doubt.
+    fn resolve(&self, resolution: Resolution) -> Result<(), Refusal>;
+
+    /// Waits until the guest is here no more. Whatever [`events`](Self::events) has to tell of that is told before.
+    fn wait_ended(&self) -> Ending;
+}
+
+/// A guest's console from some moment on.
+#[derive(Debug)]
+pub struct Console {
+    /// What it has said lately.
+    pub backlog: Vec<u8>,
+    /// What it says.
+    pub live: broadcast::Receiver<Bytes>,
+}
+
+/// How a guest ended on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It runs elsewhere.
+    Moved {
+        /// Where, `HOST:PORT` of the migration.
+        to: String,
+    },
+    /// It was shut down, by itself or by its operator.
+    Stopped,
+    /// It could not go on.
+    Crashed(String),
+}
+
+/// Why something asked for was not done: one line naming the thing, the value and the way out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not now: the guest's life does not allow it. 409.
+    #[error("{0}")]
+    Conflict(String),
+    /// Never: the request makes no sense. 400.
+    #[error("{0}")]
+    Invalid(String),
+    /// It should have been possible, and failed. 500.
+    #[error("{0}")]
+    Failed(String),
+}

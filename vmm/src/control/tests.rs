@@ -1,0 +1,366 @@
+//! The server with a machine that only pretends, and the real client, over a real socket.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use migrate::client::types::{Life, MigrateRequest, MigrationStatus, Resolution, VmInfo};
+use migrate::client::{Client, ClientError, RuntimeDir};
+use migrate::options::{Mode, Options};
+use migrate::progress::Event;
+use migrate::report::Phase;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+use super::routes::routes;
+use super::{Console, ControlSocket, Ending, Refusal, SocketError, Vm, openapi, serve};
+
+/// Remembers what it was asked, and refuses what it was told to refuse.
+struct Pretender {
+    asked: Mutex<Vec<String>>,
+    refusal: Mutex<Option<Refusal>>,
+    life: Life,
+    events: broadcast::Sender<Event>,
+    console: broadcast::Sender<Bytes>,
+}
+
+impl Pretender {
+    fn new(life: Life) -> Arc<Self> {
+        let (events, console) = (broadcast::Sender::new(8), broadcast::Sender::new(8));
+        Arc::new(Self { asked: Mutex::default(), refusal: Mutex::default(), life, events, console })
+    }
+
+    fn note(&self, what: impl Into<String>) -> Result<(), Refusal> {
+        self.asked.lock().unwrap().push(what.into());
+        self.refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+impl Vm for Pretender {
+    fn info(&self) -> VmInfo {
+        VmInfo {
+            name: "demo".to_owned(),
+            pid: std::process::id(),
+            life: self.life,
+            guest: None,
+            uuid: None,
+            memory: Some(1 << 30),
+            vcpus: Some(2),
+            listen: None,
+            corruptions: None,
+            work_per_s: None,
+        }
+    }
+
+    fn pause(&self) -> Result<(), Refusal> {
+        self.note("pause")
+    }
+
+    fn resume(&self) -> Result<(), Refusal> {
+        self.note("resume")
+    }
+
+    fn stop(&self) -> Result<(), Refusal> {
+        self.note("stop")
+    }
+
+    fn console(&self) -> Console {
+        Console { backlog: b"hello".to_vec(), live: self.console.subscribe() }
+    }
+
+    fn type_in(&self, bytes: &[u8]) {
+        self.note(format!("type {}", bytes.len())).unwrap();
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn start_migration(&self, options: Options) -> Result<(), Refusal> {
+        self.note(format!("migrate to {} by {} streams", options.to, options.streams))
+    }
+
+    fn migration(&self) -> MigrationStatus {
+        MigrationStatus { active: true, progress: None, report: None }
+    }
+
+    fn cancel_migration(&self) -> Result<(), Refusal> {
+        self.note("cancel")
+    }
+
+    fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
+        self.note(format!("{resolution:?}"))
+    }
+
+    fn wait_ended(&self) -> Ending {
+        Ending::Stopped
+    }
+}
+
+/// A pretender that is served, in a directory of its own.
+struct Served {
+    vm: Arc<Pretender>,
+    directory: TempDir,
+    end: oneshot::Sender<()>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Served {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::claim(&RuntimeDir::at(directory.path()), "demo").unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let vm = Pretender::new(Life::Running);
+        let serving =
+            tokio::spawn(serve(socket, Arc::clone(&vm) as Arc<dyn Vm>, async { drop(ended.await) }));
+        Self { vm, directory, end, serving }
+    }
+
+    fn runtime(&self) -> RuntimeDir {
+        RuntimeDir::at(self.directory.path())
+    }
+
+    fn client(&self) -> Client {
+        Client::named_in(&self.runtime(), "demo").unwrap()
+    }
+
+    /// A request no client of ours would make; the status and the body of the answer.
+    async fn raw(&self, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream =
+            tokio::net::UnixStream::connect(self.directory.path().join("demo.sock")).await.unwrap();
+        let head = format!(
+            "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split("\r\n\r\n").nth(1).unwrap().to_owned())
+    }
+}
+
+fn request() -> MigrateRequest {
+    serde_json::from_str(r#"{"to": "there:7000", "mode": "hybrid", "streams": 3}"#).unwrap()
+}
+
+#[tokio::test]
+async fn every_request_reaches_the_machine() {
+    let served = Served::start();
+    let client = served.client();
+    assert_eq!(client.info().await.unwrap(), served.vm.info());
+    client.pause().await.unwrap();
+    client.resume().await.unwrap();
+    client.stop().await.unwrap();
+    client.type_in("ls\n").await.unwrap();
+    client.migrate(&request()).await.unwrap();
+    client.cancel_migration().await.unwrap();
+    client.resolve(Resolution::RunHere).await.unwrap();
+    client.resolve(Resolution::Discard).await.unwrap();
+    assert!(client.migration().await.unwrap().active);
+    let asked = [
+        "pause",
+        "resume",
+        "stop",
+        "type 3",
+        "migrate to there:7000 by 3 streams",
+        "cancel",
+        "RunHere",
+        "Discard",
+    ];
+    assert_eq!(served.vm.asked(), asked);
+}
+
+#[tokio::test]
+async fn a_refusal_keeps_its_words_and_has_its_status() {
+    let served = Served::start();
+    let client = served.client();
+    let cases = [
+        (Refusal::Conflict("too late".into()), 409),
+        (Refusal::Invalid("no".into()), 400),
+        (Refusal::Failed("ah".into()), 500),
+    ];
+    for (refusal, expected) in cases {
+        *served.vm.refusal.lock().unwrap() = Some(refusal.clone());
+        match client.cancel_migration().await {
+            Err(ClientError::Refused { status, reason }) => {
+                assert_eq!((status, reason), (expected, refusal.to_string()))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_make_no_sense_do_not_reach_the_machine() {
+    let served = Served::start();
+    let wrong = MigrateRequest { streams: Some(99), mode: Mode::Precopy, ..request() };
+    let error = served.client().migrate(&wrong).await.unwrap_err();
+    assert_eq!(error.to_string(), "99 streams: choose 1 to 16");
+    for body in
+        ["{", "{}", r#"{"to": "h:1", "mode": "magic"}"#, r#"{"to": "h:1", "mode": "hybrid", "stream": 2}"#]
+    {
+        let (status, problem) = served.raw("POST /migration", body.as_bytes()).await;
+        assert_eq!(status, 400, "{body}");
+        assert!(
+            problem.starts_with(r#"{"error":"the body is not what /openapi.json describes: "#),
+            "{problem}"
+        );
+    }
+    assert_eq!(served.raw("POST /migration/resolve", b"null").await.0, 400);
+    assert_eq!(served.vm.asked(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_and_paths_are_known() {
+    let served = Served::start();
+    let client = served.client();
+    client.type_in(vec![b'x'; 64 << 10]).await.unwrap();
+    match client.type_in(vec![b'x'; (64 << 10) + 1]).await {
+        Err(ClientError::Refused { status: 413, reason }) => {
+            assert_eq!(reason, "the body has more than 65536 bytes: send less");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(served.vm.asked(), ["type 65536"]);
+    let (status, problem) = served.raw("GET /nothing", b"").await;
+    assert_eq!((status, problem.as_str()), (404, r#"{"error":"there is no /nothing: see /openapi.json"}"#));
+    let (status, problem) = served.raw("PUT /vm", b"").await;
+    assert_eq!((status, problem.as_str()), (405, r#"{"error":"/vm does not take PUT: see /openapi.json"}"#));
+}
+
+#[tokio::test]
+async fn events_come_in_order_and_the_last_arrives_although_the_vm_ends() {
+    let served = Served::start();
+    let mut events = served.client().events().await.unwrap();
+    let phases = [Phase::Connect, Phase::Precopy, Phase::Finish];
+    for phase in phases {
+        served.vm.events.send(Event::Phase { phase }).unwrap();
+    }
+    served.end.send(()).unwrap();
+    for phase in phases {
+        assert_eq!(events.next().await.unwrap(), Some(Event::Phase { phase }));
+    }
+    assert_eq!(events.next().await.unwrap(), None);
+    served.serving.await.unwrap().unwrap();
+    assert_eq!(fs::read_dir(served.directory.path()).unwrap().count(), 0, "the socket is removed");
+}
+
+#[tokio::test]
+async fn the_console_starts_with_what_was_said_before() {
+    let served = Served::start();
+    let mut console = served.client().console().await.unwrap();
+    served.vm.console.send(Bytes::from_static(b" world")).unwrap();
+    let mut said = Vec::new();
+    while said.len() < b"hello world".len() {
+        said.extend_from_slice(&console.next().await.unwrap());
+    }
+    assert_eq!(said, b"hello world");
+    served.end.send(()).unwrap();
+    assert_eq!(console.next().await, None);
+}
+
+#[tokio::test]
+async fn the_description_has_each_route_and_each_route_is_described() {
+    let served = Served::start();
+    let (status, body) = served.raw("GET /openapi.json", b"").await;
+    let document: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &document), (200, &serde_json::to_value(openapi()).unwrap()));
+    let paths = document["paths"].as_object().unwrap().iter();
+    let described: BTreeSet<(String, String)> = paths
+        .flat_map(|(path, item)| {
+            item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    let routed =
+        routes().into_iter().map(|(method, path, _)| (method.to_string(), path.to_owned())).collect();
+    assert_eq!(described, routed);
+    let mut unresolved = Vec::new();
+    references(&document, &mut |name| {
+        let known = document.pointer(&name[1..]).is_some();
+        unresolved.extend((!known).then(|| name.to_owned()));
+    });
+    assert_eq!(unresolved, Vec::<String>::new());
+}
+
+fn references(value: &serde_json::Value, found: &mut impl FnMut(&str)) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                match value.as_str() {
+                    Some(name) if key == "$ref" => found(name),
+                    _ => references(value, found),
+                }
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn one_vm_needs_no_name_and_several_are_listed() {
+    let served = Served::start();
+    assert_eq!(Client::only_in(&served.runtime()).await.unwrap().name(), "demo");
+    let other = ControlSocket::claim(&served.runtime(), "other").unwrap();
+    let (_end, ended) = oneshot::channel::<()>();
+    tokio::spawn(serve(other, Pretender::new(Life::Waiting), async { drop(ended.await) }));
+    assert_eq!(
+        Client::only_in(&served.runtime()).await.unwrap().name(),
+        "demo",
+        "one that waits does not count"
+    );
+    let third = ControlSocket::claim(&served.runtime(), "third").unwrap();
+    let (_end, ended) = oneshot::channel::<()>();
+    tokio::spawn(serve(third, Pretender::new(Life::Paused), async { drop(ended.await) }));
+    let error = Client::only_in(&served.runtime()).await.unwrap_err();
+    assert_eq!(error.to_string(), "3 VMs are running: name one of demo, other, third");
+    let error = Client::named_in(&served.runtime(), "fourth").unwrap_err();
+    assert_eq!(error.to_string(), "no VM named fourth is running; these are: demo, other, third");
+}
+
+#[test]
+fn a_name_belongs_to_one_vm_and_a_dead_one_has_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = RuntimeDir::at(directory.path());
+    let path = directory.path().join("demo.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists(), "the dead leave their sockets behind");
+    assert_eq!(Client::list_in(&runtime).unwrap().len(), 0);
+    let socket = ControlSocket::claim(&runtime, "demo").unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let error = ControlSocket::claim(&runtime, "demo").unwrap_err();
+    let pid = std::process::id();
+    assert_eq!(
+        error.to_string(),
+        format!("a VMM named demo is already running (pid {pid}); choose another --name")
+    );
+    drop(socket);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let inside = directory.path().join("vmm");
+    let runtime = RuntimeDir::at(&inside);
+    drop(ControlSocket::claim(&runtime, "demo").unwrap());
+    assert_eq!(fs::metadata(&inside).unwrap().permissions().mode() & 0o777, 0o700);
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o1777)).unwrap();
+    let error = ControlSocket::claim(&runtime, "demo").unwrap_err();
+    assert!(matches!(error, SocketError::Directory(_)));
+    assert!(
+        error.to_string().ends_with("can be written to by others (mode 1777); chmod it to 0700"),
+        "{error}"
+    );
+}
