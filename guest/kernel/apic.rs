@@ -74,11 +74,23 @@ fn khz_measured() -> u64 {
     write(TIMER, MASKED);
     write(DIVIDE, DIVIDE_BY_1);
     write(INITIAL_COUNT, u32::MAX);
-    let (count, start) = (read(CURRENT_COUNT), tsc());
+    let (count, start) = count_and_tsc();
     loop {
-        let (now, counted) = (tsc(), count.wrapping_sub(read(CURRENT_COUNT)));
+        let (counted, now) = count_and_tsc();
+        let counted = u64::from(count.wrapping_sub(counted));
         if counted >= 20_000_000 {
-            return now.wrapping_sub(start).saturating_mul(1_000_000) / u64::from(counted);
+            return now.wrapping_sub(start).saturating_mul(1_000_000) / counted;
+        }
+    }
+}
+
+/// Both at nearly the same moment: a reading during which the vCPU stood still is thrown away.
+fn count_and_tsc() -> (u32, u64) {
+    const PROMPT: u64 = 200_000;
+    loop {
+        let (before, count, after) = (tsc(), read(CURRENT_COUNT), tsc());
+        if after.wrapping_sub(before) < PROMPT {
+            return (count, before + (after - before) / 2);
         }
     }
 }

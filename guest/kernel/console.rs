@@ -5,7 +5,7 @@
 //! character a turn and one every 150 us. A line that does not fit is dropped *before* it gets
 //! its number: numbers on the wire have no holes, a reader that sees one has lost something.
 
-use crate::cpu::{header, inb, outb, tsc};
+use crate::cpu::{header, inb, is_due, outb, tsc};
 use crate::machine::Machine;
 use crate::telemetry::{PAGE_SIZE, header as page};
 use core::fmt::{Arguments, Write};
@@ -40,7 +40,7 @@ pub(crate) fn init() {
 
 /// The first line, sent at once: it shows that the guest lives.
 pub(crate) fn greet(machine: &Machine) {
-    let mib = machine.memory_pages * PAGE_SIZE >> 20;
+    let mib = (machine.memory_pages * PAGE_SIZE) >> 20;
     line(format_args!("demo guest, {mib} MiB, command line: {}", machine.command_line));
     flush();
 }
@@ -106,7 +106,7 @@ impl Sender {
     /// Sends a character if it is time.
     #[inline(always)]
     pub(crate) fn turn(&mut self, now: u64) {
-        if now.wrapping_sub(self.next) as i64 >= 0 && PUT.load(Relaxed) != TAKEN.load(Relaxed) {
+        if is_due(now, self.next, self.period) && PUT.load(Relaxed) != TAKEN.load(Relaxed) {
             self.next = now + self.period;
             self.send();
         }

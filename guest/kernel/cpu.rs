@@ -11,6 +11,13 @@ pub(crate) fn tsc() -> u64 {
     unsafe { x86_64::_rdtsc() }
 }
 
+/// Whether something that happens every `period` cycles, next at `at`, is due. A time further ahead
+/// than the period is due too: the TSC went backwards, and whoever waited on would be silent.
+#[inline(always)]
+pub(crate) fn is_due(now: u64, at: u64, period: u64) -> bool {
+    at.wrapping_sub(now).wrapping_sub(1) >= period
+}
+
 /// Spins for this many cycles.
 pub(crate) fn spin(cycles: u64) {
     let start = tsc();

@@ -69,7 +69,7 @@ fn run(vcpu: usize, plan: &'static Plan) -> ! {
     let mut pulse = pulse::Pulse::new(vcpu, plan);
     let start = pulse.last;
     work::fill(plan, &mut pulse);
-    roster::meet(plan.vcpus, || drop(pulse.turn()));
+    roster::meet(plan.vcpus, &mut pulse);
     if vcpu == 0 {
         cpu::header(header::STATE).compare_exchange(state::FILLING, state::WORKING, Relaxed, Relaxed).ok();
         console::line(format_args!("filled in {} ms, working", (pulse.last - start) / plan.tsc_khz));

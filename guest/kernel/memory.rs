@@ -1,7 +1,7 @@
 //! The four functions the compiler expects a C library to have.
 //!
-//! Written with string instructions and, for comparison, a volatile-free loop in assembly's
-//! spirit: a plain copying loop would be recognised by the compiler as `memcpy` and call itself.
+//! Written with string instructions: the compiler would recognise a plain copying loop as `memcpy`,
+//! which would then call itself.
 
 use core::arch::asm;
 

@@ -48,6 +48,8 @@ impl Plan {
         let ceiling = machine.free_pages();
         let table_pages = (wanted * PAGES_PER_MIB).min(ceiling).div_ceil(PAGE_SIZE / 4);
         let generations = machine.take(table_pages).expect("RAM for the table of generations");
+        // SAFETY: just taken. Firmware may have been here before, so it is not taken for zeros.
+        unsafe { core::ptr::write_bytes(generations as *mut u8, 0, (table_pages * PAGE_SIZE) as usize) };
         let free = machine.free_pages();
         let plan = Self {
             vcpus,
@@ -106,7 +108,7 @@ impl Plan {
     pub(crate) fn generation(&self, page: u64) -> &AtomicU32 {
         assert!(page < self.working_set);
         // SAFETY: the table has an aligned entry for each page of the working set, in RAM that
-        // was taken for it, which the loader handed over as zeros.
+        // was taken for it.
         unsafe { AtomicU32::from_ptr((self.generations + page * 4) as *mut u32) }
     }
 

@@ -4,7 +4,7 @@
 //! written to the vCPU's telemetry page, which is the only page an idle vCPU's turns dirty.
 
 use crate::console;
-use crate::cpu::{header, tsc, vcpu};
+use crate::cpu::{header, is_due, tsc, vcpu};
 use crate::oracle::violation;
 use crate::plan::Plan;
 use crate::report::Reporter;
@@ -68,7 +68,7 @@ impl Pulse {
         if request != self.window {
             self.open_window(request);
         }
-        if now.wrapping_sub(self.history_next) as i64 >= 0 {
+        if is_due(now, self.history_next, self.history_period) {
             self.note_history(now);
         }
         if let Some((sender, reporter)) = &mut self.duties {
@@ -138,7 +138,7 @@ impl Pulse {
         self.field(entry + 8).store(self.work, Relaxed);
         self.field(page::HISTORY_INDEX).store(index + 1, Relaxed);
         self.history_next += self.history_period;
-        if now.wrapping_sub(self.history_next) as i64 >= 0 {
+        if is_due(now, self.history_next, self.history_period) {
             self.history_next = now + self.history_period;
         }
     }

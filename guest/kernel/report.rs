@@ -27,9 +27,9 @@ impl Reporter {
     #[inline(always)]
     pub(crate) fn turn(&mut self, now: u64) {
         if let Some(last) = self.last
-            && now.saturating_sub(last) >= self.tsc_khz * 1000
+            && now.wrapping_sub(last) >= self.tsc_khz * 1000
         {
-            self.report(now, now - last);
+            self.report(now, now.wrapping_sub(last));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::apic;
 use crate::cpu::tsc;
+use crate::pulse::Pulse;
 use crate::telemetry::MAX_VCPUS;
 use core::hint::spin_loop;
 use core::sync::atomic::AtomicU64;
@@ -61,10 +62,10 @@ pub(crate) fn arrive() {
     ARRIVED.fetch_add(1, AcqRel);
 }
 
-/// Waits until all vCPUs have come here, doing something meanwhile.
-pub(crate) fn meet(vcpus: usize, mut meanwhile: impl FnMut()) {
+/// Waits until all vCPUs have come here.
+pub(crate) fn meet(vcpus: usize, pulse: &mut Pulse) {
     MET.fetch_add(1, AcqRel);
     while MET.load(Acquire) < vcpus as u64 {
-        meanwhile();
+        pulse.turn();
     }
 }

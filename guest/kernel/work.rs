@@ -3,7 +3,7 @@
 
 use crate::args::{Pattern, RATE_MAX, Sabotage};
 use crate::content::{mix, xorshift};
-use crate::cpu::{header, vcpu};
+use crate::cpu::{header, is_due, vcpu};
 use crate::oracle;
 use crate::plan::{Plan, Share};
 use crate::pulse::Pulse;
@@ -102,12 +102,11 @@ impl Dirtier {
     /// Writes what is due and returns how many pages that was.
     #[inline(always)]
     fn turn(&mut self, plan: &Plan, now: u64) -> u64 {
-        let late = now.wrapping_sub(self.due) as i64;
-        if late < 0 {
+        if !is_due(now, self.due, self.interval) {
             return 0;
         }
-        let late = late as u64;
-        let count = if self.interval == 0 { BATCH } else { (late / self.interval + 1).min(BATCH) };
+        let late = now.wrapping_sub(self.due);
+        let count = late.checked_div(self.interval).map_or(BATCH, |due| due.min(BATCH - 1) + 1);
         self.due += count * self.interval;
         if late > self.stall.max(BATCH * self.interval) || self.interval == 0 {
             self.due = now + self.interval;
@@ -199,7 +198,7 @@ impl Verifier {
 
     #[inline(always)]
     fn turn(&mut self, plan: &Plan, now: u64, index: usize) {
-        if !self.none && now.wrapping_sub(self.due) as i64 >= 0 {
+        if !self.none && is_due(now, self.due, self.period) {
             self.due = now + self.period;
             self.verify(plan, index);
         }

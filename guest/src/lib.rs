@@ -76,8 +76,8 @@
 //! only what happens after its acknowledgement: a stall that ended before is in no window, one that
 //! began after it or that the acknowledgement falls into counts from there.
 //!
-//! **What an idle guest dirties**: its vCPUs' telemetry pages, and on vCPU 0 the console's ring.
-//! A working set needs four bytes more for each page (the table of generations).
+//! **What an idle guest dirties**: of each vCPU the telemetry page and one page of stack; with every
+//! report the header and the console's ring. A working set needs four bytes more for each page (the table of generations).
 
 mod parse;
 pub mod telemetry;
