@@ -1,0 +1,133 @@
+//! A place where guests arrive, and a resident as the guest that does.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use migrate::guest::{Arriving, Description, Faults, Host, Ram, Rehearsal, Result, Telemetry};
+use migrate::pages::{PAGE_SIZE, PageSet};
+
+use crate::devices::Console;
+use crate::kvm::KvmHost;
+use crate::machine::{self, Machine, OnEnd};
+use crate::memory::userfault::Userfault;
+
+use super::faults::EngineFaults;
+use super::refused;
+use super::resident::{Identity, Resident};
+
+/// This host, ready for a guest.
+pub struct Arrivals {
+    kvm: KvmHost,
+    console: Console,
+    on_end: OnEnd,
+    /// Told of each machine built, before the engine sees it.
+    built: Box<dyn Fn(Arc<Resident>) + Send + Sync>,
+    latest: Mutex<Option<Arc<Resident>>>,
+}
+
+impl Arrivals {
+    /// Machines built here get this console and tell `on_end` when their guest ends by itself.
+    pub fn new(
+        kvm: KvmHost,
+        console: Console,
+        on_end: OnEnd,
+        built: impl Fn(Arc<Resident>) + Send + Sync + 'static,
+    ) -> Self {
+        Self { kvm, console, on_end, built: Box::new(built), latest: Mutex::default() }
+    }
+
+    /// The resident built last: the guest that has arrived.
+    pub fn latest(&self) -> Option<Arc<Resident>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Host for Arrivals {
+    fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String> {
+        let mut reasons = machine::unsupported(&guest.machine, &self.kvm);
+        let bytes = guest.pages() * PAGE_SIZE as u64;
+        if let Some(available) = memory_available().filter(|available| *available < bytes) {
+            reasons.push(format!(
+                "memory: the guest has {} MiB, this host has {} MiB to give",
+                bytes >> 20,
+                available >> 20
+            ));
+        }
+        if postcopy && let Err(error) = Userfault::check() {
+            reasons.push(format!("post-copy: {error}; or use --mode precopy"));
+        }
+        reasons
+    }
+
+    fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
+        let machine =
+            Machine::blank(&self.kvm, &guest.machine, self.console.clone(), self.on_end.clone()).map_err(refused)?;
+        machine.ram().allow_huge_pages(true);
+        let identity = Identity { name: guest.name.clone(), uuid: guest.uuid };
+        let resident = Resident::new(machine, identity);
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&resident));
+        (self.built)(Arc::clone(&resident));
+        Ok(resident)
+    }
+}
+
+/// What Linux believes can be given without swapping, bytes.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+impl Arriving for Resident {
+    fn ram(&self) -> Arc<dyn Ram> {
+        self.engine_ram().expect("a guest that arrives has its memory")
+    }
+
+    fn rehearse(&self) -> Rehearsal {
+        let start = Instant::now();
+        let Ok(state) = self.save() else { return Rehearsal::default() };
+        let saved = Instant::now();
+        // A blank machine's own state always fits it; were it refused, the real one will say why.
+        let _ = self.restore(&state);
+        let us = |from: Instant, to: Instant| (to - from).as_micros() as u64;
+        Rehearsal { save_us: us(start, saved), restore_us: us(saved, Instant::now()) }
+    }
+
+    fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
+        Ok(Arc::new(EngineFaults::catch(&self.guest_ram()?, missing)?))
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<()> {
+        self.restore(state)
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.resume()
+    }
+
+    fn suspend(&self) {
+        // A guest that cannot be paused any more is gone, which is what suspending is for.
+        let _ = self.pause();
+    }
+
+    fn discard(&self) {
+        self.release();
+    }
+
+    fn start_dirty_log(&self) -> Result<()> {
+        self.start_dirty_log()
+    }
+
+    fn harvest(&self) -> Result<PageSet> {
+        self.harvest()
+    }
+
+    fn stop_dirty_log(&self) {
+        self.stop_dirty_log();
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        self.telemetry()
+    }
+}

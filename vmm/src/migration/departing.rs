@@ -1,0 +1,59 @@
+//! A resident as the guest that leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrate::guest::{Departing, Description, Ram, Result, Telemetry};
+use migrate::pages::{PageRun, PageSet};
+
+use super::resident::Resident;
+
+impl Departing for Resident {
+    fn description(&self) -> Description {
+        self.description().clone()
+    }
+
+    fn ram(&self) -> Arc<dyn Ram> {
+        self.engine_ram().expect("a guest that leaves has its memory until it is released")
+    }
+
+    fn start_dirty_log(&self) -> Result<()> {
+        self.start_dirty_log()
+    }
+
+    fn harvest(&self) -> Result<PageSet> {
+        self.harvest()
+    }
+
+    fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {
+        self.protect(set, window)
+    }
+
+    fn stop_dirty_log(&self) {
+        self.stop_dirty_log();
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.pause()
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        self.save()
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.resume()
+    }
+
+    fn release(&self) {
+        self.release();
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        self.telemetry()
+    }
+
+    fn open_window(&self, wait: Duration) -> bool {
+        self.open_window(wait)
+    }
+}

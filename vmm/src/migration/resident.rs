@@ -1,0 +1,210 @@
+//! A guest that lives in this process, and the dirty log beside it.
+//!
+//! One lock holds the machine in the state it is in: engine threads, the control API and the guest's own end all
+//! come through here, and each needs the whole machine for a moment. The guest's vCPUs never take it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use migrate::guest::{Description, GuestError, Result, Telemetry};
+use migrate::pages::{PageRun, PageSet};
+use uuid::Uuid;
+
+use crate::machine::{Machine, Paused, Running};
+use crate::memory::dirty::DirtyLog;
+use crate::memory::ram::GuestRam;
+
+use super::ram::{EngineRam, runs_of};
+use super::{refused, telemetry};
+
+/// Who a guest is, wherever it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// For people.
+    pub name: String,
+    /// Survives every move.
+    pub uuid: Uuid,
+}
+
+/// A guest living here.
+pub struct Resident {
+    identity: Identity,
+    description: Description,
+    ram: Mutex<Option<Arc<GuestRam>>>,
+    log: Mutex<Option<Arc<DirtyLog>>>,
+    life: Mutex<Life>,
+}
+
+/// The machine, as its type allows.
+enum Life {
+    Running(Machine<Running>),
+    Paused(Machine<Paused>),
+    /// Let go of, or lost.
+    Gone,
+}
+
+impl Resident {
+    /// Takes in a machine, paused.
+    pub fn new(machine: Machine<Paused>, identity: Identity) -> Arc<Self> {
+        let ram = Arc::clone(machine.ram());
+        let description = Description {
+            name: identity.name.clone(),
+            uuid: identity.uuid,
+            vcpus: machine.vcpus(),
+            ram: runs_of(ram.layout()),
+            machine: machine.description(),
+        };
+        Arc::new(Self {
+            identity,
+            description,
+            log: Mutex::new(Some(Arc::new(DirtyLog::new(machine.vm(), Arc::clone(&ram))))),
+            ram: Mutex::new(Some(ram)),
+            life: Mutex::new(Life::Paused(machine)),
+        })
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What a destination must know of it.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Bytes of RAM.
+    pub fn memory(&self) -> u64 {
+        self.description.pages() * migrate::pages::PAGE_SIZE as u64
+    }
+
+    /// Whether its vCPUs run.
+    pub fn is_running(&self) -> bool {
+        matches!(*self.lock(), Life::Running(_))
+    }
+
+    /// The guest's own figures, if it keeps any.
+    pub fn telemetry(&self) -> Option<Telemetry> {
+        telemetry::read(&*self.guest_ram().ok()?)
+    }
+
+    /// Asks the guest to start a new measuring window.
+    pub fn open_window(&self, wait: Duration) -> bool {
+        self.guest_ram().is_ok_and(|ram| telemetry::open_window(&ram, wait))
+    }
+
+    /// Stops the vCPUs and devices. Idempotent.
+    ///
+    /// # Errors
+    /// When it is gone, or does not stop: then it is gone as well.
+    pub fn pause(&self) -> Result<()> {
+        self.change(|life| match life {
+            Life::Running(machine) => Ok(Life::Paused(machine.pause().map_err(refused)?)),
+            life => Ok(life),
+        })
+    }
+
+    /// Runs it. Idempotent.
+    ///
+    /// # Errors
+    /// When it is gone, or cannot be started: then it is gone as well.
+    pub fn resume(&self) -> Result<()> {
+        self.change(|life| match life {
+            Life::Paused(machine) => Ok(Life::Running(machine.resume().map_err(refused)?)),
+            life => Ok(life),
+        })
+    }
+
+    /// The state of everything but RAM.
+    ///
+    /// # Errors
+    /// When it is not paused, or KVM refuses.
+    pub fn save(&self) -> Result<Vec<u8>> {
+        match &mut *self.lock() {
+            Life::Paused(machine) => machine.save().map_err(refused),
+            _ => Err(GuestError("state can be saved only while the guest is paused".into())),
+        }
+    }
+
+    /// Puts a saved state in place.
+    ///
+    /// # Errors
+    /// When it is not paused, the state cannot be read, or KVM refuses.
+    pub fn restore(&self, state: &[u8]) -> Result<()> {
+        match &mut *self.lock() {
+            Life::Paused(machine) => machine.restore(state).map_err(refused),
+            _ => Err(GuestError("state can be restored only into a paused machine".into())),
+        }
+    }
+
+    /// Ends it and lets go of its memory.
+    pub fn release(&self) {
+        let gone = std::mem::replace(&mut *self.lock(), Life::Gone);
+        drop(gone);
+        lock(&self.log).take();
+        lock(&self.ram).take();
+    }
+
+    /// Its memory, for the engine.
+    pub(super) fn engine_ram(&self) -> Result<Arc<EngineRam>> {
+        Ok(Arc::new(EngineRam(self.guest_ram()?)))
+    }
+
+    pub(super) fn guest_ram(&self) -> Result<Arc<GuestRam>> {
+        lock(&self.ram).clone().ok_or_else(gone)
+    }
+
+    /// Starts dirty logging.
+    pub(super) fn start_dirty_log(&self) -> Result<()> {
+        self.with_log(|log| log.start().map_err(refused))
+    }
+
+    /// Pages written since they were last protected.
+    pub(super) fn harvest(&self) -> Result<PageSet> {
+        let mut set = PageSet::new(self.description.gfn_limit());
+        self.with_log(|log| log.read(|first, words| set.union_words(first, words)).map_err(refused))?;
+        Ok(set)
+    }
+
+    /// Watches the pages of `set` inside `window` anew.
+    pub(super) fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {
+        let words = &set.words()[(window.first / 64) as usize..window.end().div_ceil(64) as usize];
+        if words.iter().all(|word| *word == 0) {
+            return Ok(());
+        }
+        self.with_log(|log| log.protect(window.first, words).map_err(refused))
+    }
+
+    /// Stops dirty logging. That can only fail for a VM that is gone, and then nothing is logged.
+    pub(super) fn stop_dirty_log(&self) {
+        let _ = self.with_log(|log| log.stop().map_err(refused));
+    }
+
+    fn with_log<T>(&self, work: impl FnOnce(&DirtyLog) -> Result<T>) -> Result<T> {
+        let log = lock(&self.log).clone().ok_or_else(gone)?;
+        work(&log)
+    }
+
+    fn change(&self, step: impl FnOnce(Life) -> Result<Life>) -> Result<()> {
+        let mut life = self.lock();
+        match std::mem::replace(&mut *life, Life::Gone) {
+            Life::Gone => Err(gone()),
+            now => {
+                *life = step(now)?;
+                Ok(())
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Life> {
+        lock(&self.life)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone() -> GuestError {
+    GuestError("the guest is not here any more".into())
+}

@@ -1,0 +1,114 @@
+//! What the control API asks, answered from the guest's stage.
+
+
+use migrate::client::types::{MigrationStatus, Resolution, VmInfo};
+use migrate::options::Options;
+use migrate::progress::Event;
+use tokio::sync::broadcast;
+
+use crate::control::{Ending, Refusal, Vm};
+use crate::devices::ConsoleReader;
+
+use super::stage::Stage;
+use super::{VmHandle, moving};
+
+impl Vm for VmHandle {
+    fn info(&self) -> VmInfo {
+        let (life, guest) = {
+            let life = self.inner.lock();
+            (life.stage.life(), life.stage.guest().cloned())
+        };
+        // A guest that is still arriving must not be touched: its telemetry may be among the missing pages.
+        let here = matches!(life, migrate::client::types::Life::Running | migrate::client::types::Life::Paused);
+        let told = guest.as_ref().filter(|_| here).and_then(|guest| guest.telemetry());
+        VmInfo {
+            name: self.inner.name.clone(),
+            pid: std::process::id(),
+            life,
+            guest: guest.as_ref().map(|guest| guest.identity().name.clone()),
+            uuid: guest.as_ref().map(|guest| guest.identity().uuid),
+            memory: guest.as_ref().map(|guest| guest.memory()),
+            vcpus: guest.as_ref().map(|guest| guest.description().vcpus),
+            listen: self.inner.listen.clone(),
+            corruptions: told.as_ref().map(|told| told.corruptions),
+            work_per_s: told.as_ref().map(|told| told.work_per_s),
+        }
+    }
+
+    fn pause(&self) -> Result<(), Refusal> {
+        self.inner.lock().stage.at_hand("pause")?.pause().map_err(failed)
+    }
+
+    fn resume(&self) -> Result<(), Refusal> {
+        self.inner.lock().stage.at_hand("resume")?.resume().map_err(failed)
+    }
+
+    fn stop(&self) -> Result<(), Refusal> {
+        {
+            let life = self.inner.lock();
+            if !matches!(life.stage, Stage::Waiting | Stage::Ended) {
+                life.stage.at_hand("stop")?.release();
+            }
+        }
+        self.inner.end(Ending::Stopped);
+        Ok(())
+    }
+
+    fn console(&self) -> ConsoleReader {
+        self.inner.console.listen()
+    }
+
+    fn type_in(&self, bytes: &[u8]) {
+        self.inner.console.input(bytes);
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    fn start_migration(&self, options: Options) -> Result<(), Refusal> {
+        moving::depart_in_background(self, options)
+    }
+
+    fn migration(&self) -> MigrationStatus {
+        self.inner.lock().migration.clone()
+    }
+
+    fn cancel_migration(&self) -> Result<(), Refusal> {
+        let cancel = self.inner.lock().cancel.clone();
+        let cancel = cancel.ok_or_else(|| Refusal::Conflict("no migration is leaving from here".into()))?;
+        cancel.cancel("cancelled by the operator").map_err(|error| Refusal::Conflict(error.to_string()))
+    }
+
+    fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
+        let mut life = self.inner.lock();
+        let Stage::InDoubt(doubt) = &life.stage else {
+            return Err(Refusal::Conflict("the guest is not in doubt: there is nothing to resolve".into()));
+        };
+        match resolution {
+            Resolution::RunHere if !doubt.whole => Err(Refusal::Conflict(
+                "cannot run the guest here: part of its memory never arrived; --discard is all that is left".into(),
+            )),
+            Resolution::RunHere => {
+                let guest = doubt.guest.clone();
+                guest.resume().map_err(failed)?;
+                life.stage = Stage::Here(guest);
+                Ok(())
+            }
+            Resolution::Discard => {
+                doubt.guest.release();
+                drop(life);
+                self.inner.end(Ending::Stopped);
+                Ok(())
+            }
+        }
+    }
+
+    fn wait_ended(&self) -> Ending {
+        self.inner.wait_ended()
+    }
+}
+
+fn failed(error: migrate::guest::GuestError) -> Refusal {
+    Refusal::Failed(error.to_string())
+}
