@@ -75,24 +75,23 @@ fn khz_measured() -> u64 {
     write(DIVIDE, DIVIDE_BY_1);
     write(INITIAL_COUNT, u32::MAX);
     let (count, start) = count_and_tsc();
-    loop {
-        let (counted, now) = count_and_tsc();
-        let counted = u64::from(count.wrapping_sub(counted));
-        if counted >= 20_000_000 {
-            return now.wrapping_sub(start).saturating_mul(1_000_000) / counted;
-        }
-    }
+    while count.wrapping_sub(read(CURRENT_COUNT)) < 20_000_000 {}
+    let (end_count, end) = count_and_tsc();
+    end.wrapping_sub(start).saturating_mul(1_000_000) / u64::from(count.wrapping_sub(end_count))
 }
 
-/// Both at nearly the same moment: a reading during which the vCPU stood still is thrown away.
+/// Both at nearly the same moment: the promptest of a few readings, for a host may be slow at the
+/// first, or let the vCPU stand still during one.
 fn count_and_tsc() -> (u32, u64) {
-    const PROMPT: u64 = 200_000;
-    loop {
+    let mut best = (0, 0, u64::MAX);
+    for _ in 0..8 {
         let (before, count, after) = (tsc(), read(CURRENT_COUNT), tsc());
-        if after.wrapping_sub(before) < PROMPT {
-            return (count, before + (after - before) / 2);
+        let took = after.wrapping_sub(before);
+        if took < best.2 {
+            best = (count, before + took / 2, took);
         }
     }
+    (best.0, best.1)
 }
 
 /// Starts this vCPU's periodic tick.
