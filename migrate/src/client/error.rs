@@ -22,7 +22,7 @@ pub enum ClientError {
         reason: String,
     },
     /// Not a name a VMM can have.
-    #[error("\"{0}\" is not a name for a VM: 1 to 48 of a-z A-Z 0-9 . _ - and not a dot or dash first")]
+    #[error("\"{0}\" is not a name for a VM: 1 to 64 of a-z A-Z 0-9 . _ - and not a dot or dash first")]
     BadName(String),
     /// No VMM is running.
     #[error("no VM is running (none answers in {}); start one with vmm run", .0.display())]

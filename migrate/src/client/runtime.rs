@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use super::{ClientError, Result};
 
 /// Longest name of a VMM. With the directory it must fit a socket address (108 bytes, unix(7)).
-const MAX_NAME: usize = 48;
+const MAX_NAME: usize = 64;
 
 /// The directory of control sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,181 @@
+//! The arguments of `vmm`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
+
+use crate::config::{Cmdline, GuestName, Kernel, MachineConfig, MemorySize, Vcpus};
+
+/// Runs virtual machines that can be moved to another host while they run.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest and host it until it ends or has moved away
+    Run(RunArgs),
+    /// Wait for a guest from another host, and host it
+    Receive(ReceiveArgs),
+    /// List the VMs of this user that run here
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what a VM is and how it is
+    Info {
+        /// Which VM.
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a guest's console and type into it
+    Console(Which),
+    /// Pause a guest
+    Pause(Which),
+    /// Let a paused guest run on
+    Resume(Which),
+    /// End a guest and its VMM
+    Stop(Which),
+    /// Write the demo guest's kernel to standard output
+    GuestImage,
+}
+
+/// Which VM.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The VM [default: the only one running]
+    pub name: Option<String>,
+}
+
+/// What to boot.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The VM's name, unique on this host
+    #[arg(long, default_value = "demo")]
+    pub name: GuestName,
+    /// Memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub memory: MemorySize,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub cpus: Vcpus,
+    /// Kernel to boot: an ELF file with a PVH entry, or a Linux vmlinux [default: the demo guest]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial file system
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub cmdline: Cmdline,
+    /// How to host it.
+    #[command(flatten)]
+    pub hosting: HostingArgs,
+}
+
+/// How to wait for a guest.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Address to wait at; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: String,
+    /// The VM's name, unique on this host [default: receive-PORT]
+    #[arg(long)]
+    pub name: Option<GuestName>,
+    /// How to host it.
+    #[command(flatten)]
+    pub hosting: HostingArgs,
+}
+
+/// How a VMM presents itself.
+#[derive(Debug, Args)]
+pub struct HostingArgs {
+    /// Where the guest's console goes; - is standard output [default: -, with --detach nowhere but vmm console]
+    #[arg(long, value_name = "FILE")]
+    pub console: Option<PathBuf>,
+    /// Go on in the background; returns when the VM is there
+    #[arg(long)]
+    pub detach: bool,
+    /// This is the process in the background.
+    #[arg(long, hide = true)]
+    pub detached: bool,
+}
+
+impl RunArgs {
+    /// The machine asked for: a new one, with an identity of its own.
+    pub(super) fn machine(&self) -> MachineConfig {
+        MachineConfig {
+            name: self.name.clone(),
+            uuid: Uuid::new_v4(),
+            memory: self.memory,
+            cpus: self.cpus,
+            cmdline: self.cmdline.clone(),
+            kernel: self.kernel.clone().map_or(Kernel::Demo, Kernel::File),
+            initramfs: self.initramfs.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Command, String> {
+        let arguments = Arguments::try_parse_from([&["vmm"], line].concat());
+        arguments.map(|arguments| arguments.command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_guest_with_everything() {
+        let line =
+            ["run", "--memory", "256M", "--cpus", "4", "--name", "a", "--kernel", "k", "--initramfs", "i"];
+        let Ok(Command::Run(args)) = parse(&[&line[..], &["--cmdline", "console=ttyS0 quiet"]].concat())
+        else {
+            panic!()
+        };
+        let machine = args.machine();
+        assert_eq!((machine.memory.bytes(), machine.cpus.get(), machine.name.as_str()), (256 << 20, 4, "a"));
+        assert_eq!((machine.kernel, machine.initramfs), (Kernel::File("k".into()), Some("i".into())));
+        assert_eq!(machine.cmdline.as_str(), "console=ttyS0 quiet");
+    }
+
+    #[test]
+    fn the_demo_guest_needs_no_arguments() {
+        let Ok(Command::Run(args)) = parse(&["run"]) else { panic!() };
+        let machine = args.machine();
+        assert_eq!(
+            (machine.kernel, machine.name.as_str(), machine.memory.bytes()),
+            (Kernel::Demo, "demo", 1 << 30)
+        );
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let wrong = |line: &[&str], says: &str| {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        };
+        wrong(&["run", "--memory", "12"], "write for example 256M or 2G");
+        wrong(&["run", "--cpus", "0"], "give 1 to");
+        wrong(&["run", "--name", "../x"], "is not possible");
+        wrong(&["run", "--initramfs", "i"], "--kernel <FILE>");
+        wrong(&["receive"], "--listen <HOST:PORT>");
+    }
+}

@@ -1,0 +1,181 @@
+//! Hosting a guest: from the arguments until it has ended or moved away.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::net::TcpListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use migrate::client::RuntimeDir;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use super::args::{HostingArgs, ReceiveArgs, RunArgs};
+use super::detach::{self, Ready};
+use super::keyboard::{self, Typed};
+use super::machine::{self, ConsoleSink};
+use super::terminal::RawTerminal;
+use super::words;
+use crate::control::{ControlSocket, Ending, Vm, serve};
+
+/// `vmm run`.
+pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    if args.hosting.detach && !args.hosting.detached {
+        return detach::start(&args.hosting);
+    }
+    let console = prepare(&args.hosting)?;
+    let socket = ControlSocket::claim(&RuntimeDir::from_env()?, args.name.as_str())?;
+    let vm = machine::boot(args.machine(), console)?;
+    words::say(&words::runs(args.name.as_str(), socket.path()));
+    host(socket, vm, &args.hosting, None)
+}
+
+/// `vmm receive`.
+pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
+    if args.hosting.detach && !args.hosting.detached {
+        return detach::start(&args.hosting);
+    }
+    let console = prepare(&args.hosting)?;
+    let listener = TcpListener::bind(&args.listen).with_context(|| {
+        format!("cannot listen on {}; give HOST:PORT of this host, port 0 for a free one", args.listen)
+    })?;
+    let address = listener.local_addr().context("cannot say where it listens")?;
+    let name = match args.name {
+        Some(name) => name,
+        None => format!("receive-{}", address.port()).parse()?,
+    };
+    let socket = ControlSocket::claim(&RuntimeDir::from_env()?, name.as_str())?;
+    let vm = machine::receive(name, listener, console)?;
+    words::say(&words::listens(&address));
+    host(socket, vm, &args.hosting, Some(address.to_string()))
+}
+
+/// What must be before anything else: the session of our own, and a console that can be written to.
+fn prepare(args: &HostingArgs) -> anyhow::Result<ConsoleSink> {
+    if args.detached {
+        detach::leave_session()?;
+    }
+    match args.console.as_deref() {
+        None if args.detached => Ok(None),
+        None => Ok(Some(Box::new(io::stdout()))),
+        Some(path) if path.as_os_str() == "-" => Ok(Some(Box::new(io::stdout()))),
+        Some(path) => {
+            let file = File::create(path)
+                .with_context(|| format!("cannot write the console to {}", path.display()))?;
+            Ok(Some(Box::new(file)))
+        }
+    }
+}
+
+/// Serves the VM until it ends, and says how it did.
+fn host(
+    socket: ControlSocket,
+    vm: Arc<dyn Vm>,
+    args: &HostingArgs,
+    listen: Option<String>,
+) -> anyhow::Result<ExitCode> {
+    let name = socket.name().to_owned();
+    let ready = Ready { name: name.clone(), socket: socket.path().to_owned(), listen };
+    let runtime = super::runtime()?;
+    let attached = !args.detached && args.console.as_deref().is_none_or(|path| path.as_os_str() == "-");
+    let terminal = if attached && io::stdin().is_terminal() { Some(RawTerminal::enter()?) } else { None };
+    if terminal.is_some() {
+        words::say(words::HOW_TO_STOP);
+    }
+    let ending = runtime.block_on(async {
+        if args.detached {
+            ready.tell();
+        }
+        until_it_ends(socket, vm, attached.then(keyboard::listen)).await
+    });
+    drop(terminal);
+    // Threads that still read the keyboard would be waited for otherwise.
+    runtime.shutdown_background();
+    let ending = ending?;
+    words::say(&words::ended(&name, &ending));
+    if args.detached {
+        detach::forget_log(&name, &ending);
+    }
+    Ok(match ending {
+        Ending::Moved { .. } | Ending::Stopped => ExitCode::SUCCESS,
+        Ending::Crashed(_) => ExitCode::FAILURE,
+    })
+}
+
+async fn until_it_ends(
+    socket: ControlSocket,
+    vm: Arc<dyn Vm>,
+    keyboard: Option<mpsc::Receiver<Typed>>,
+) -> anyhow::Result<Ending> {
+    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let waiting = Arc::clone(&vm);
+    let mut ending = tokio::task::spawn_blocking(move || waiting.wait_ended());
+    let (end, ended) = oneshot::channel::<()>();
+    let serving = tokio::spawn(serve(socket, Arc::clone(&vm), async { drop(ended.await) }));
+    let (leave, mut left) = mpsc::channel(1);
+    if let Some(keyboard) = keyboard {
+        tokio::spawn(type_in(Arc::clone(&vm), keyboard, leave));
+    }
+    let ending = loop {
+        tokio::select! {
+            ending = &mut ending => break ending.context("the VMM failed")?,
+            name = signals.next() => stop(&vm, name).await?,
+            Some(()) = left.recv() => stop(&vm, "Ctrl-A x").await?,
+        }
+    };
+    // Fails only when the server has ended before, which its own result tells.
+    let _ = end.send(());
+    serving.await.context("the control API failed")?.context("the control API failed")?;
+    Ok(ending)
+}
+
+/// Asks the guest to end. A refusal is said and accepted: a guest that another host depends on is not lost by a key.
+async fn stop(vm: &Arc<dyn Vm>, why: &str) -> anyhow::Result<()> {
+    words::say(&words::stopping(why));
+    let vm = Arc::clone(vm);
+    match tokio::task::spawn_blocking(move || vm.stop()).await? {
+        Ok(()) => {}
+        Err(refusal) => words::say(&words::cannot_stop(&refusal.to_string())),
+    }
+    Ok(())
+}
+
+/// In order, and beside everything else: a guest that does not read must not make the VMM deaf.
+async fn type_in(vm: Arc<dyn Vm>, mut keyboard: mpsc::Receiver<Typed>, leave: mpsc::Sender<()>) {
+    while let Some(typed) = keyboard.recv().await {
+        match typed {
+            Typed::Leave => drop(leave.send(()).await),
+            Typed::Bytes(bytes) => {
+                let vm = Arc::clone(&vm);
+                drop(tokio::task::spawn_blocking(move || vm.type_in(&bytes)).await);
+            }
+        }
+    }
+}
+
+/// The signals that ask a process to end.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The name of the next one.
+    pub(super) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Commands that speak with a VMM that runs.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use migrate::client::types::VmInfo;
+use migrate::client::{Client, RuntimeDir};
+
+use super::args::Command;
+use super::hosting::Signals;
+use super::keyboard::{self, Typed};
+use super::terminal::RawTerminal;
+use super::words;
+
+/// How long a guest that was asked to end may take.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One command.
+pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::Result<()> {
+    let choose = async |name: Option<String>| Client::choose(runtime, name.as_deref()).await;
+    match command {
+        Command::List { json } => list(runtime, json).await,
+        Command::Info { which, json } => info(&choose(which.name).await?, json).await,
+        Command::Console(which) => console(&choose(which.name).await?).await,
+        Command::Pause(which) => Ok(choose(which.name).await?.pause().await?),
+        Command::Resume(which) => Ok(choose(which.name).await?.resume().await?),
+        Command::Stop(which) => stop(&choose(which.name).await?).await,
+        Command::Run(_) | Command::Receive(_) | Command::GuestImage => {
+            bail!("not a command to a running VMM")
+        }
+    }
+}
+
+async fn list(runtime: &RuntimeDir, json: bool) -> anyhow::Result<()> {
+    let mut running: Vec<VmInfo> = Vec::new();
+    for client in Client::list_in(runtime)? {
+        // One that has ended meanwhile, or does not answer, is not left out silently.
+        match client.info().await {
+            Ok(info) => running.push(info),
+            Err(error) => words::say(&format!("vmm: {error}")),
+        }
+    }
+    if json {
+        return print(&format!("{}\n", serde_json::to_string(&running)?));
+    }
+    print(&words::list(&running))
+}
+
+async fn info(client: &Client, json: bool) -> anyhow::Result<()> {
+    let info = client.info().await?;
+    if json { print(&format!("{}\n", serde_json::to_string(&info)?)) } else { print(&words::info(&info)) }
+}
+
+/// Ends the guest and waits until its name is free.
+async fn stop(client: &Client) -> anyhow::Result<()> {
+    let mut events = client.events().await?;
+    client.stop().await?;
+    let end = async { while let Ok(Some(_)) = events.next().await {} };
+    let ended = tokio::time::timeout(END_DEADLINE, end).await;
+    ensure!(ended.is_ok(), "{} was asked to end {} s ago and has not", client.name(), END_DEADLINE.as_secs());
+    Ok(())
+}
+
+async fn console(client: &Client) -> anyhow::Result<()> {
+    let mut output = client.console().await?;
+    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let terminal = if io::stdin().is_terminal() { Some(RawTerminal::enter()?) } else { None };
+    if terminal.is_some() {
+        words::say(words::HOW_TO_LEAVE);
+    }
+    let mut keyboard = keyboard::listen();
+    let bye = loop {
+        tokio::select! {
+            said = output.next() => match said {
+                Some(bytes) => print_bytes(&bytes)?,
+                None => break words::VM_ENDED,
+            },
+            Some(typed) = keyboard.recv() => match typed {
+                Typed::Bytes(bytes) => client.type_in(bytes).await?,
+                Typed::Leave => break "",
+            },
+            _ = signals.next() => break "",
+        }
+    };
+    drop(terminal);
+    words::say(bye);
+    Ok(())
+}
+
+/// `vmm guest-image`.
+pub(super) fn guest_image() -> anyhow::Result<()> {
+    ensure!(!io::stdout().is_terminal(), "the image is not for a terminal: write vmm guest-image > FILE");
+    print_bytes(guest::IMAGE)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to standard output")
+}
