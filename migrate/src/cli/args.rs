@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::values::{parse_bytes, parse_duration};
-use crate::client::types::MigrateRequest;
+use crate::client::types::{MigrateRequest, destination};
 use crate::options::{DEFAULT_STREAMS, MAX_STREAMS, Mode};
 
 /// Moves a running virtual machine to another host.
@@ -33,7 +33,7 @@ pub struct Arguments {
 #[derive(Debug, Args)]
 pub struct StartArgs {
     /// Where to: the address that `vmm receive` printed
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = destination)]
     pub to: String,
     /// How it moves
     #[arg(long, value_enum, default_value_t = Mode::Precopy)]
@@ -211,6 +211,7 @@ mod tests {
             let error = parse(line).unwrap_err();
             assert!(error.contains(says), "{error}");
         };
+        wrong("migrate --to h", "\"h\" is not HOST:PORT: give the address that vmm receive printed");
         wrong("migrate --mode precopy", "--to <HOST:PORT>");
         wrong("migrate --to h:7 --streams 17", "17 is not in 1..=16");
         wrong("migrate --to h:7 --timeout 60", "a time needs a unit");

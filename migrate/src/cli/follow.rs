@@ -48,25 +48,28 @@ impl Following<'_> {
         let mut cancelling = Cancelling::default();
         loop {
             tokio::select! {
-                event = self.events.next() => match event {
-                    Ok(Some(Event::Ended { report })) => return Some(show.end(*report)),
-                    Ok(Some(event)) => show.tell(&event),
-                    Ok(None) => return self.last_word(show, "it ended the conversation").await,
-                    Err(error) => return self.last_word(show, &error.to_string()).await,
-                },
-                () = interrupted(&mut interrupts) => {
-                    if self.interrupt == Interrupt::Leaves || cancelling.asked {
-                        show.note(words::LEFT);
-                        return None;
-                    }
-                    show.note(words::CANCELLING);
-                    cancelling.ask(self.client.clone());
-                },
-                answer = cancelling.answer() => match answer {
-                    Ok(()) => show.note(words::CANCEL_ASKED),
-                    Err(error) => show.note(&words::cannot_cancel(&error.to_string())),
-                },
-            }
+                            event = self.events.next() => match event {
+                                Ok(Some(Event::Ended { report })) => return Some(show.end(*report)),
+                                Ok(Some(event)) => show.tell(&event),
+                                Ok(None) => {
+             let reason = words::hung_up(self.client.name());
+             return self.last_word(show, &reason).await;
+            },
+                                Err(error) => return self.last_word(show, &error.to_string()).await,
+                            },
+                            () = interrupted(&mut interrupts) => {
+                                if self.interrupt == Interrupt::Leaves || cancelling.asked {
+                                    show.note(words::LEFT);
+                                    return None;
+                                }
+                                show.note(words::CANCELLING);
+                                cancelling.ask(self.client.clone());
+                            },
+                            answer = cancelling.answer() => match answer {
+                                Ok(()) => show.note(words::CANCEL_ASKED),
+                                Err(error) => show.note(&words::cannot_cancel(&error.to_string())),
+                            },
+                        }
         }
     }
 
@@ -76,7 +79,7 @@ impl Following<'_> {
         match status.and_then(|status| if status.active { None } else { status.report }) {
             Some(report) if Some(&report) != self.earlier.as_ref() => Some(show.end(report)),
             _ => {
-                show.note(&words::not_known(self.client.name(), reason));
+                show.note(&words::not_known(reason));
                 None
             }
         }

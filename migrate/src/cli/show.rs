@@ -84,7 +84,7 @@ impl Drop for Show {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>12} [{bar:24}] {wide_msg}");
+    let style = ProgressStyle::with_template("{prefix:>10} [{bar:12}] {wide_msg}");
     let bar = ProgressBar::new(0);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
     bar
@@ -94,7 +94,7 @@ fn advance(bar: &ProgressBar, progress: &Progress) {
     bar.set_length(progress.pages_total);
     bar.set_position(progress.pages_total.saturating_sub(progress.pages_left));
     bar.set_prefix(words::place(progress));
-    bar.set_message(words::figures(progress));
+    bar.set_message(words::brief(progress));
 }
 
 fn print_json(event: &Event) {

@@ -23,7 +23,7 @@ pub(super) async fn start(client: &Client, args: &StartArgs) -> anyhow::Result<S
     match client.migrate(&request).await {
         Err(error @ ClientError::Refused { .. }) => return Err(error.into()),
         Err(error) => {
-            eprintln!("{}", words::not_known(client.name(), &error.to_string()));
+            eprintln!("{}", words::not_known(&error.to_string()));
             return Ok(Status::Unknown);
         }
         Ok(()) => {}

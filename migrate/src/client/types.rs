@@ -119,7 +119,7 @@ impl MigrateRequest {
 }
 
 /// `HOST:PORT` as given; whether the host exists is for the connection to find out.
-fn destination(to: &str) -> Result<String, OptionsError> {
+pub(crate) fn destination(to: &str) -> Result<String, OptionsError> {
     let wrong = || OptionsError::Destination(to.to_owned());
     let (host, port) = to.rsplit_once(':').ok_or_else(wrong)?;
     match port.parse::<u16>() {

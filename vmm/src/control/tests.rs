@@ -7,11 +7,13 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use clap::Parser;
+use migrate::cli::{Arguments, Status};
 use migrate::client::types::{Life, MigrateRequest, MigrationStatus, Resolution, VmInfo};
 use migrate::client::{Client, ClientError, RuntimeDir};
 use migrate::options::{Mode, Options};
 use migrate::progress::Event;
-use migrate::report::Phase;
+use migrate::report::{Outcome, Phase, Report, SCHEMA, Traffic};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{broadcast, oneshot};
@@ -25,6 +27,8 @@ struct Pretender {
     asked: Mutex<Vec<String>>,
     refusal: Mutex<Option<Refusal>>,
     life: Life,
+    /// Told when a migration is started: it is over at once.
+    report: Mutex<Option<Report>>,
     events: broadcast::Sender<Event>,
     console: broadcast::Sender<Bytes>,
 }
@@ -32,7 +36,14 @@ struct Pretender {
 impl Pretender {
     fn new(life: Life) -> Arc<Self> {
         let (events, console) = (broadcast::Sender::new(8), broadcast::Sender::new(8));
-        Arc::new(Self { asked: Mutex::default(), refusal: Mutex::default(), life, events, console })
+        Arc::new(Self {
+            asked: Mutex::default(),
+            refusal: Mutex::default(),
+            life,
+            report: Mutex::default(),
+            events,
+            console,
+        })
     }
 
     fn note(&self, what: impl Into<String>) -> Result<(), Refusal> {
@@ -86,7 +97,11 @@ impl Vm for Pretender {
     }
 
     fn start_migration(&self, options: Options) -> Result<(), Refusal> {
-        self.note(format!("migrate to {} by {} streams", options.to, options.streams))
+        self.note(format!("migrate to {} by {} streams", options.to, options.streams))?;
+        if let Some(report) = self.report.lock().unwrap().take() {
+            self.events.send(Event::Ended { report: Box::new(report) }).unwrap();
+        }
+        Ok(())
     }
 
     fn migration(&self) -> MigrationStatus {
@@ -327,6 +342,83 @@ async fn one_vm_needs_no_name_and_several_are_listed() {
     assert_eq!(error.to_string(), "3 VMs are running: name one of demo, other, third");
     let error = Client::named_in(&served.runtime(), "fourth").unwrap_err();
     assert_eq!(error.to_string(), "no VM named fourth is running; these are: demo, other, third");
+}
+
+fn report(outcome: Outcome) -> Report {
+    Report {
+        schema: SCHEMA.to_owned(),
+        outcome,
+        reason: None,
+        guest: "demo".to_owned(),
+        destination: "there:7000".to_owned(),
+        mode: Mode::Precopy,
+        streams: 2,
+        total_us: 1,
+        phases: vec![],
+        rounds: vec![],
+        switchover: None,
+        traffic: Traffic::default(),
+        postcopy: None,
+        guest_measured: None,
+        verification: None,
+        residual_bytes: 0,
+    }
+}
+
+/// The `migrate` command against what is served.
+async fn command(served: &Served, line: &str) -> anyhow::Result<Status> {
+    let arguments = Arguments::try_parse_from(format!("migrate {line}").split_whitespace()).unwrap();
+    migrate::cli::run(&arguments, &served.runtime()).await
+}
+
+#[tokio::test]
+async fn the_command_ends_as_the_migration_did() {
+    let served = Served::start();
+    let file = served.directory.path().join("report.json");
+    let line = format!("--to there:7000 --report {}", file.display());
+    let cases =
+        [(Outcome::Moved, Status::Moved), (Outcome::Kept, Status::Kept), (Outcome::Unknown, Status::Unknown)];
+    for (outcome, status) in cases {
+        *served.vm.report.lock().unwrap() = Some(report(outcome));
+        assert_eq!(command(&served, &line).await.unwrap(), status);
+        let written: Report = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(written, report(outcome));
+    }
+    *served.vm.report.lock().unwrap() = Some(report(Outcome::Moved));
+    let unmeasured = command(&served, "--to there:7000 --fail-above 1s --json").await.unwrap();
+    assert_eq!(unmeasured, Status::TooSlow);
+}
+
+#[tokio::test]
+async fn the_command_attempts_nothing_when_the_report_cannot_be_written() {
+    let served = Served::start();
+    let error = command(&served, "--to there:7000 --report /nonexistent/r.json").await.unwrap_err();
+    assert!(error.to_string().ends_with("/nonexistent/r.json, so nothing was started"), "{error}");
+    assert_eq!(Status::of_error(&error), Status::Usage);
+    assert_eq!(served.vm.asked(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_command_says_who_has_the_guest_when_the_vm_refuses_or_falls_silent() {
+    let served = Served::start();
+    *served.vm.refusal.lock().unwrap() = Some(Refusal::Conflict("a migration is under way".into()));
+    let error = command(&served, "--to there:7000").await.unwrap_err();
+    assert_eq!(
+        (error.to_string().as_str(), Status::of_error(&error)),
+        ("a migration is under way", Status::Kept)
+    );
+    *served.vm.refusal.lock().unwrap() = None;
+    served.vm.asked();
+    let (vm, end) = (Arc::clone(&served.vm), served.end);
+    tokio::spawn(async move {
+        while vm.asked().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        end.send(()).unwrap();
+    });
+    let arguments = Arguments::try_parse_from(["migrate", "--to", "there:7000"]).unwrap();
+    let runtime = RuntimeDir::at(served.directory.path());
+    assert_eq!(migrate::cli::run(&arguments, &runtime).await.unwrap(), Status::Unknown);
 }
 
 #[test]

@@ -40,11 +40,17 @@ pub fn no_migration(name: &str) -> String {
     format!("{name}: no migration so far")
 }
 
+/// The VMM ended the conversation without a last word.
+#[must_use]
+pub fn hung_up(name: &str) -> String {
+    format!("VM {name} ended before it said how the migration did")
+}
+
 /// The VMM fell silent before it said how the migration ended.
 #[must_use]
-pub fn not_known(name: &str, reason: &str) -> String {
+pub fn not_known(reason: &str) -> String {
     format!(
-        "outcome not known: lost touch with VM {name} ({reason})\n\
+        "outcome not known: {reason}\n\
          look on both hosts with vmm list before starting the guest anywhere again"
     )
 }
@@ -150,6 +156,19 @@ pub fn place(progress: &Progress) -> String {
     }
 }
 
+/// [`figures`] beside a bar, in what is left of 80 columns.
+#[must_use]
+pub fn brief(progress: &Progress) -> String {
+    let mut words = format!("{} pages left, {}/s", count(progress.pages_left), bytes(progress.bytes_per_s));
+    if matches!(progress.phase, Phase::Precopy) {
+        words += &format!(", {}/s dirtied", count(progress.dirty_rate as u64));
+    }
+    if let Some(eta) = progress.eta_ms {
+        words += &format!(", {}", micros(eta as f64 * 1e3));
+    }
+    words
+}
+
 /// How fast it goes, and how long it will take.
 #[must_use]
 pub fn figures(progress: &Progress) -> String {
@@ -178,6 +197,7 @@ mod tests {
         let mut now = sample::progress();
         let line = "round 1: 12,345 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s, 30,000 pages/s dirtied, 44.0 ms to go";
         assert_eq!(progress(&now), line);
+        assert_eq!(brief(&now), "12,345 pages left, 1.10 GiB/s, 30,000/s dirtied, 44.0 ms");
         (now.phase, now.eta_ms) = (Phase::Postcopy, None);
         assert_eq!(progress(&now), "post-copy: 12,345 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s");
     }

@@ -10,7 +10,7 @@ pub fn report(report: &Report) -> String {
     let mut page = Page::default();
     outcome(&mut page, report);
     downtime(&mut page, report);
-    page.section("Phases", report.phases.iter().map(|it| row(phase(it.phase), us(it.us), "")));
+    phases(&mut page, report);
     rounds(&mut page, report);
     if let Some(it) = &report.switchover {
         switchover(&mut page, it);
@@ -70,6 +70,12 @@ fn downtime(page: &mut Page, report: &Report) {
         None => row("the host saw", "-".into(), "the guest was not paused"),
     };
     page.section("Downtime", [guest, host]);
+}
+
+fn phases(page: &mut Page, report: &Report) {
+    if !report.phases.is_empty() {
+        page.section("Phases", report.phases.iter().map(|it| row(phase(it.phase), us(it.us), "")));
+    }
 }
 
 fn rounds(page: &mut Page, report: &Report) {
