@@ -1,0 +1,161 @@
+//! Which guests are moved in which ways.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use migrate::cli::values::parse_bytes;
+use migrate::options::Mode;
+use serde::Serialize;
+
+use super::BenchArgs;
+use crate::config::MemorySize;
+use crate::lab::LabError;
+use crate::lab::guest::{GuestPlan, Load};
+
+/// How much of a guest's RAM is filled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fill {
+    /// None of it.
+    None,
+    /// A share, in percent.
+    Percent(u64),
+    /// MiB.
+    Mib(u64),
+}
+
+impl FromStr for Fill {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        match text.strip_suffix('%').map(str::parse) {
+            Some(Ok(percent @ 0..=95)) => Ok(Self::Percent(percent)),
+            Some(_) => Err("give 0% to 95%: the guest needs the rest for itself".to_owned()),
+            None => Ok(Self::Mib(parse_bytes(text)? >> 20)),
+        }
+    }
+}
+
+impl Fill {
+    /// In MiB, in steps of eight.
+    fn of(self, memory: MemorySize) -> u64 {
+        let mib = memory.bytes() >> 20;
+        match self {
+            Self::None => 0,
+            Self::Percent(percent) => mib * percent / 100 / 8 * 8,
+            Self::Mib(fill) => fill,
+        }
+    }
+}
+
+/// One cell: a guest and a way to move it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Cell {
+    pub(super) guest: GuestPlan,
+    pub(super) mode: Mode,
+    pub(super) streams: u32,
+}
+
+impl Cell {
+    /// The mode as it is written on the command line.
+    pub(super) fn mode_word(&self) -> String {
+        self.mode.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// All of them.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Grid {
+    pub(super) guests: Vec<GuestPlan>,
+    pub(super) modes: Vec<Mode>,
+    pub(super) streams: Vec<u32>,
+    pub(super) runs: u32,
+}
+
+impl Grid {
+    /// What was asked for, with defaults where nothing was said.
+    pub(super) fn of(args: &BenchArgs) -> Result<Self, LabError> {
+        let size =
+            |text: &str| text.parse::<MemorySize>().map_err(|error| LabError::Arguments(error.to_string()));
+        let (memory, rates, runs) = if args.quick {
+            (size("256M")?, vec![Load::Rate(10_000)], 3)
+        } else {
+            (size("1G")?, vec![Load::Idle, Load::Rate(10_000), Load::Max], 5)
+        };
+        let memory = if args.memory.is_empty() { vec![memory] } else { args.memory.clone() };
+        let rates = if args.rates.is_empty() { rates } else { args.rates.clone() };
+        let guests = memory.iter().flat_map(|memory| rates.iter().map(|load| guest(args, *memory, *load)));
+        Ok(Self {
+            guests: guests.collect::<Result<_, _>>()?,
+            modes: args.modes.clone(),
+            streams: args.streams.clone(),
+            runs: args.runs.unwrap_or(runs),
+        })
+    }
+
+    pub(super) fn cells(&self) -> usize {
+        self.guests.len() * self.modes.len() * self.streams.len()
+    }
+}
+
+fn guest(args: &BenchArgs, memory: MemorySize, load: Load) -> Result<GuestPlan, LabError> {
+    let fill_mib = args.fill.of(memory);
+    if fill_mib << 20 > memory.bytes() / 100 * 95 {
+        let error = format!("{fill_mib} MiB do not fit a guest of {memory}: fill at most 95% of it");
+        return Err(LabError::Arguments(error));
+    }
+    let working_set_mib = (memory.bytes() >> 20) / 2;
+    Ok(GuestPlan { memory, cpus: args.cpus, fill_mib, content: args.content, working_set_mib, load })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn grid(line: &str) -> Result<Grid, String> {
+        let command = Command::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+        Grid::of(&command.bench).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_default_is_small_and_quick_is_smaller() {
+        let all = grid("bench").unwrap();
+        assert_eq!((all.cells(), all.runs), (12, 5));
+        assert_eq!(
+            (all.guests[0].fill_mib, all.guests[0].working_set_mib, all.guests[0].load),
+            (920, 512, Load::Idle)
+        );
+        let quick = grid("bench --quick").unwrap();
+        assert_eq!((quick.cells(), quick.runs), (4, 3));
+        assert_eq!(grid("bench --quick --runs 7 --memory 1G").unwrap().runs, 7);
+    }
+
+    #[test]
+    fn a_whole_grid() {
+        let line =
+            "bench --modes precopy,hybrid --memory 256M,1G,4G --rates 0,1000,max --streams 1,2,4 --fill none";
+        let grid = grid(line).unwrap();
+        assert_eq!((grid.cells(), grid.guests.len()), (54, 9));
+        assert!(grid.guests.iter().all(|guest| guest.fill_mib == 0));
+        assert_eq!(grid.guests[8].load, Load::Max);
+    }
+
+    #[test]
+    fn fills() {
+        assert_eq!("none".parse(), Ok(Fill::None));
+        assert_eq!("90%".parse(), Ok(Fill::Percent(90)));
+        assert_eq!("256M".parse(), Ok(Fill::Mib(256)));
+        assert!("99%".parse::<Fill>().unwrap_err().contains("0% to 95%"));
+        assert!(grid("bench --fill 1G").unwrap_err().contains("do not fit"));
+    }
+}

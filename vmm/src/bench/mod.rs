@@ -1,0 +1,182 @@
+//! `vmm bench`: what a move costs, for a grid of modes, sizes, loads and connections, on this host alone.
+//!
+//! Each guest of the grid is booted once and hops from VMM to VMM, so every run is a move into a fresh process with
+//! cold memory. What plain TCP can do between two memories of the same kind is measured beside it, because loopback
+//! figures mean nothing without. A run that failed stays in the document with its reason; it has no part in medians.
+
+mod figures;
+mod grid;
+mod raw;
+mod record;
+mod show;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use migrate::cli::values::parse_duration;
+use migrate::options::{DEFAULT_TIMEOUT, Mode};
+use migrate::report::Outcome;
+
+use self::grid::{Cell, Fill, Grid};
+use self::raw::RawTcp;
+use self::record::{Record, Run};
+use crate::config::{MemorySize, Vcpus};
+use crate::lab::guest::{Content, GuestPlan, Load};
+use crate::lab::journey::{Ending, Journey, Order};
+use crate::lab::{Lab, LabError, unless_interrupted};
+
+/// Reports of the guest (one a second) before each move: its pace before is measured in this time.
+const REPORTS_BETWEEN: usize = 2;
+
+/// Arguments of `vmm bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Ways to move
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "precopy,stopcopy,postcopy,hybrid")]
+    pub modes: Vec<Mode>,
+    /// Sizes of the guest's RAM [default: 1G; with --quick 256M]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    pub memory: Vec<MemorySize>,
+    /// Pages written a second, over half of RAM: numbers, 0 or idle, max [default: 0,10000,max; with --quick 10000]
+    #[arg(long, value_name = "RATES", value_delimiter = ',')]
+    pub rates: Vec<Load>,
+    /// Data connections
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "2",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(migrate::options::MAX_STREAMS)))]
+    pub streams: Vec<u32>,
+    /// Moves for each cell of the grid [default: 5; with --quick 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: Option<u32>,
+    /// The guest's vCPUs
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: Vcpus,
+    /// How much of RAM is filled: none, a share such as 90%, or a size
+    #[arg(long, value_name = "FILL", default_value = "90%")]
+    pub fill: Fill,
+    /// What it is filled with
+    #[arg(long, value_enum, default_value = "random")]
+    pub content: Content,
+    /// Pre-copy switches over only when it expects a shorter pause than this
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
+    pub max_downtime: Duration,
+    /// Write all runs and their circumstances to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// A small grid that takes less than a minute
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// Measures, prints a table and writes the document. Succeeds only when no run failed.
+///
+/// # Errors
+/// When no guest can be started, or the document cannot be written.
+pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
+    let file = args.json.as_deref().map(Document::create).transpose()?;
+    let mut record = Record::default();
+    let measured = unless_interrupted(measure(args, &Grid::of(args)?, &mut record)).await;
+    record.stopped = measured.as_ref().err().map(ToString::to_string);
+    if !record.is_empty() {
+        println!("{}", show::words(&record).trim_end());
+    }
+    if let Some(file) = file {
+        file.write(&record)?;
+    }
+    measured?;
+    Ok(if record.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(), LabError> {
+    let lab = Lab::new()?;
+    eprintln!("{} cells of {} runs", grid.cells(), grid.runs);
+    for guest in &grid.guests {
+        eprintln!("guest: {}", guest.describe());
+        let mut bed = TestBed { lab: &lab, guest: *guest, journey: None, was_up: false };
+        for streams in &grid.streams {
+            let raw = RawTcp::measure(*streams, guest).await?;
+            eprintln!("  raw TCP: {}", raw.line());
+            record.raw.push(raw);
+            for mode in &grid.modes {
+                let order = order(args, *mode, *streams);
+                let cell = record.begin(Cell { guest: *guest, mode: *mode, streams: *streams });
+                for _ in 0..grid.runs {
+                    let run = bed.run(&order).await?;
+                    eprintln!("  {}", cell.add(run));
+                }
+            }
+        }
+        record.endings.extend(bed.end().await);
+    }
+    Ok(())
+}
+
+fn order(args: &BenchArgs, mode: Mode, streams: u32) -> Order {
+    Order { mode, streams, max_downtime: args.max_downtime, timeout: DEFAULT_TIMEOUT, verify: false }
+}
+
+/// A guest to be moved, booted again when it was lost.
+struct TestBed<'a> {
+    lab: &'a Lab,
+    guest: GuestPlan,
+    journey: Option<Journey<'a>>,
+    /// Whether it ever booted. When it never did, there is no point in trying again.
+    was_up: bool,
+}
+
+impl TestBed<'_> {
+    /// One run. That it failed is a result.
+    async fn run(&mut self, order: &Order) -> Result<Run, LabError> {
+        match self.try_run(order).await {
+            Ok(run) => Ok(run),
+            Err(error) if self.was_up => {
+                self.journey = None;
+                Ok(Run::failed(&error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn try_run(&mut self, order: &Order) -> Result<Run, LabError> {
+        let mut journey = match self.journey.take() {
+            Some(journey) => journey,
+            None => Journey::begin(self.lab, &self.guest).await?,
+        };
+        self.was_up = true;
+        journey.settle(REPORTS_BETWEEN).await?;
+        let hop = journey.hop(order).await?;
+        // A guest in doubt is no guest to go on with.
+        self.journey = (hop.report.outcome != Outcome::Unknown).then_some(journey);
+        Ok(Run::of(hop))
+    }
+
+    async fn end(self) -> Option<Ending> {
+        let failed = |error: LabError| Ending { console_lines: 0, problems: vec![error.to_string()] };
+        Some(self.journey?.end().await.unwrap_or_else(failed))
+    }
+}
+
+/// The file for the document, made before anything is measured: afterwards it would be too late to find it cannot be.
+struct Document {
+    path: PathBuf,
+    file: File,
+}
+
+impl Document {
+    fn create(path: &Path) -> Result<Self, LabError> {
+        let file = File::create(path).map_err(LabError::output(path))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn write(self, record: &Record) -> Result<(), LabError> {
+        let mut file = BufWriter::new(self.file);
+        let written = serde_json::to_writer_pretty(&mut file, record).map_err(std::io::Error::from);
+        written
+            .and_then(|()| writeln!(file))
+            .and_then(|()| file.flush())
+            .map_err(LabError::output(&self.path))
+    }
+}

@@ -1,0 +1,180 @@
+//! What plain TCP can do on this host between memories of the kind guests have: the measure of every move.
+//!
+//! Into memory never touched the kernel has to find and clear a page for every page that lands, which takes longer
+//! than the copy itself. A move lands in such memory; so both are measured, the second time into the same memory.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::lab::LabError;
+use crate::lab::guest::GuestPlan;
+use crate::lab::stats::Spread;
+use crate::memory::bulk;
+use crate::memory::layout::Layout;
+use crate::memory::ram::GuestRam;
+
+/// Times each throughput is measured.
+const TIMES: usize = 3;
+/// Bytes in one call, as in a move.
+const PIECE: u64 = 1 << 20;
+/// Enough for a steady figure, and all of it in one region of RAM.
+const MOST_BYTES: u64 = 1 << 30;
+const LEAST_BYTES: u64 = 256 << 20;
+/// Bytes there and back, for the round trip.
+const PINGS: usize = 1000;
+/// No read or write may take longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The figures. Throughputs in bytes per second.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct RawTcp {
+    /// Connections.
+    pub(super) streams: u32,
+    /// Bytes sent for each figure.
+    pub(super) bytes: u64,
+    /// Into memory never touched.
+    pub(super) cold_bytes_per_s: Spread,
+    /// Into memory touched before.
+    pub(super) warm_bytes_per_s: Spread,
+    /// One byte there and back, µs, median.
+    pub(super) round_trip_us: f64,
+}
+
+impl RawTcp {
+    /// Measures with as many bytes as the guest's memory has.
+    pub(super) async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
+        let bytes = (guest.fill_mib << 20).clamp(LEAST_BYTES, MOST_BYTES);
+        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes));
+        measuring.await.expect("measuring does not panic")
+    }
+
+    /// For people.
+    pub(super) fn line(&self) -> String {
+        let gb = |spread: Spread| spread.median / 1e9;
+        let (cold, warm) = (gb(self.cold_bytes_per_s), gb(self.warm_bytes_per_s));
+        let connections = if self.streams == 1 { "connection" } else { "connections" };
+        format!(
+            "{cold:.1} GB/s into untouched memory, {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
+            self.streams, self.round_trip_us
+        )
+    }
+}
+
+fn measure(streams: u32, bytes: u64) -> Result<RawTcp, LabError> {
+    let memory = || {
+        let layout = Layout::for_bytes(bytes).and_then(GuestRam::new);
+        layout.map_err(|error| LabError::Arguments(error.to_string()))
+    };
+    let source = memory()?;
+    let filling: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
+    (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
+    let mut rates = (Vec::new(), Vec::new());
+    for _ in 0..TIMES {
+        let destination = memory()?;
+        for rates in [&mut rates.0, &mut rates.1] {
+            let took = transfer(&source, &destination, streams, bytes)
+                .map_err(LabError::host("measure plain TCP"))?;
+            rates.push(bytes as f64 / took.as_secs_f64());
+        }
+    }
+    Ok(RawTcp {
+        streams,
+        bytes,
+        cold_bytes_per_s: Spread::of(rates.0).expect("was measured"),
+        warm_bytes_per_s: Spread::of(rates.1).expect("was measured"),
+        round_trip_us: round_trip().map_err(LabError::host("measure a round trip"))?,
+    })
+}
+
+/// Sends all of one memory to the other, each connection its share, and says how long that took.
+fn transfer(from: &Arc<GuestRam>, to: &Arc<GuestRam>, streams: u32, bytes: u64) -> io::Result<Duration> {
+    let pairs = (0..streams).map(|_| connect()).collect::<io::Result<Vec<_>>>()?;
+    let pieces = bytes / PIECE;
+    let share = |stream: u64| {
+        let cut = |stream: u64| pieces * stream / u64::from(streams) * PIECE;
+        (cut(stream)..cut(stream + 1)).step_by(PIECE as usize).map(|gpa| (gpa, PIECE))
+    };
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for (stream, (near, far)) in pairs.iter().enumerate() {
+            let share = share(stream as u64);
+            let theirs = share.clone();
+            workers.push(scope.spawn(move || {
+                share.into_iter().try_for_each(|piece| bulk::send(from, &[], &[piece], near.as_fd()))
+            }));
+            workers.push(scope.spawn(move || {
+                theirs.into_iter().try_for_each(|piece| bulk::receive(to, &[piece], far.as_fd()))
+            }));
+        }
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+    })?;
+    Ok(start.elapsed())
+}
+
+fn round_trip() -> io::Result<f64> {
+    let (mut near, mut far) = connect()?;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).is_ok() && far.write_all(&byte).is_ok() {}
+        });
+        let ping = |_| {
+            let start = Instant::now();
+            near.write_all(&[0])?;
+            near.read_exact(&mut [0])?;
+            Ok(start.elapsed().as_secs_f64() * 1e6)
+        };
+        let times = (0..PINGS).map(ping).collect::<io::Result<Vec<f64>>>();
+        // The other side sees the end and ends as well, before the scope does.
+        near.shutdown(std::net::Shutdown::Both)?;
+        Ok(Spread::of(times?).expect("was measured").median)
+    })
+}
+
+/// Both ends of a connection over loopback.
+fn connect() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect_timeout(&listener.local_addr()?, DEADLINE)?;
+    let (far, _) = listener.accept()?;
+    for socket in [&near, &far] {
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.set_write_timeout(Some(DEADLINE))?;
+    }
+    Ok((near, far))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_memory_arrives_by_each_number_of_connections() {
+        let bytes = 32 << 20;
+        let memory = || GuestRam::new(Layout::for_bytes(bytes).unwrap()).unwrap();
+        let from = memory();
+        (0..bytes).step_by(4096).for_each(|gpa| bulk::copy_in(&from, gpa, &(gpa | 1).to_le_bytes()));
+        let hashes = |ram: &GuestRam| {
+            let mut hashes = Vec::new();
+            bulk::hash_pages(ram, 0, bytes, &mut hashes).unwrap();
+            hashes
+        };
+        for streams in [1, 3] {
+            let to = memory();
+            assert!(!transfer(&from, &to, streams, bytes).unwrap().is_zero());
+            assert!(hashes(&from) == hashes(&to), "{streams} connections");
+        }
+    }
+
+    #[test]
+    fn a_round_trip_takes_some_time() {
+        assert!(round_trip().unwrap() > 0.0);
+    }
+}

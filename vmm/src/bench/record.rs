@@ -1,0 +1,197 @@
+//! All that was measured, as it goes into the document: nothing is left out, least of all what failed.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
+
+use super::figures::{ALL, DOWNTIME_GUEST, Figure, TOTAL};
+use super::grid::Cell;
+use super::raw::RawTcp;
+use crate::lab::LabError;
+use crate::lab::journey::{Ending, Hop};
+use crate::lab::setting::Setting;
+use crate::lab::stats::Spread;
+use crate::lab::table::{ms, or_dash};
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub(super) struct Record {
+    schema: &'static str,
+    pub(super) setting: Setting,
+    /// Why it ended early.
+    pub(super) stopped: Option<String>,
+    pub(super) raw: Vec<RawTcp>,
+    pub(super) cells: Vec<CellRecord>,
+    /// What each guest found on its whole way.
+    pub(super) endings: Vec<Ending>,
+}
+
+/// One cell and its runs.
+#[derive(Debug)]
+pub(super) struct CellRecord {
+    pub(super) cell: Cell,
+    /// What plain TCP did, measured right before.
+    pub(super) raw: Option<RawTcp>,
+    pub(super) runs: Vec<Run>,
+}
+
+/// One run.
+#[derive(Debug, Serialize)]
+pub(super) struct Run {
+    /// Why it did not come to an end.
+    failure: Option<String>,
+    /// What was measured, if it did.
+    hop: Option<Hop>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            schema: "bench/1",
+            setting: Setting::here(),
+            stopped: None,
+            raw: Vec::new(),
+            cells: Vec::new(),
+            endings: Vec::new(),
+        }
+    }
+}
+
+impl Record {
+    /// Begins a cell, which was measured under the plain TCP that was measured last.
+    pub(super) fn begin(&mut self, cell: Cell) -> &mut CellRecord {
+        let raw = self.raw.last().cloned();
+        self.cells.push(CellRecord { cell, raw, runs: Vec::new() });
+        self.cells.last_mut().expect("was just put there")
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.cells.iter().all(|cell| cell.runs.is_empty())
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        let mut runs = self.cells.iter().flat_map(|cell| &cell.runs);
+        self.stopped.is_none()
+            && runs.all(Run::is_good)
+            && self.endings.iter().all(|ending| ending.problems.is_empty())
+    }
+}
+
+impl CellRecord {
+    /// Adds a run, and says in one line what came of it.
+    pub(super) fn add(&mut self, run: Run) -> String {
+        let cell = format!("{} {}", self.cell.mode_word(), self.runs.len() + 1);
+        let line = match &run.hop {
+            Some(hop) if run.is_good() => {
+                let figure = |(_, of): Figure| or_dash(of(hop), ms);
+                format!("{cell}: {} ms, downtime {} ms", figure(TOTAL), figure(DOWNTIME_GUEST))
+            }
+            _ => format!("{cell}: FAILED: {}", run.problems().join("; ")),
+        };
+        self.runs.push(run);
+        line
+    }
+
+    /// The shape of a figure over all good runs.
+    pub(super) fn spread(&self, (_, of): Figure) -> Option<Spread> {
+        Spread::of(self.good().filter_map(of))
+    }
+
+    fn good(&self) -> impl Iterator<Item = &Hop> {
+        self.runs.iter().filter(|run| run.is_good()).filter_map(|run| run.hop.as_ref())
+    }
+
+    /// Runs that were good.
+    pub(super) fn good_runs(&self) -> usize {
+        self.good().count()
+    }
+}
+
+impl Serialize for CellRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            #[serde(flatten)]
+            cell: &'a Cell,
+            good_runs: usize,
+            raw_tcp: &'a Option<RawTcp>,
+            figures: BTreeMap<&'static str, Option<Spread>>,
+            runs: &'a [Run],
+        }
+        let figures = ALL.iter().map(|figure| (figure.0, self.spread(*figure))).collect();
+        let (cell, raw_tcp, runs) = (&self.cell, &self.raw, &self.runs);
+        Shown { cell, good_runs: self.good_runs(), raw_tcp, figures, runs }.serialize(serializer)
+    }
+}
+
+impl Run {
+    /// It came to an end, be it good or bad.
+    pub(super) fn of(hop: Hop) -> Self {
+        Self { failure: None, hop: Some(hop) }
+    }
+
+    /// It did not.
+    pub(super) fn failed(error: &LabError) -> Self {
+        Self { failure: Some(error.to_string()), hop: None }
+    }
+
+    fn is_good(&self) -> bool {
+        self.problems().is_empty()
+    }
+
+    /// What is wrong with it.
+    pub(super) fn problems(&self) -> Vec<&str> {
+        let bad = self.hop.iter().flat_map(|hop| &hop.problems);
+        self.failure.iter().chain(bad).map(String::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::options::Mode;
+
+    use super::*;
+    use crate::lab::guest::{Content, GuestPlan, Load};
+    use crate::lab::verdict;
+    use crate::lab::watch::Usage;
+
+    fn cell() -> Cell {
+        let guest = GuestPlan {
+            memory: "1G".parse().unwrap(),
+            cpus: "1".parse().unwrap(),
+            fill_mib: 920,
+            content: Content::Random,
+            working_set_mib: 512,
+            load: Load::Idle,
+        };
+        Cell { guest, mode: Mode::Postcopy, streams: 2 }
+    }
+
+    fn run(total_us: u64, problems: Vec<String>) -> Run {
+        let mut report = verdict::tests::good();
+        report.total_us = total_us;
+        Run::of(Hop { report, usage: Usage::default(), problems })
+    }
+
+    #[test]
+    fn a_failed_run_is_kept_but_has_no_part_in_medians() {
+        let mut record = Record::default();
+        assert!(record.is_empty());
+        let cell = record.begin(cell());
+        assert_eq!(cell.add(run(100_000, Vec::new())), "postcopy 1: 100 ms, downtime 5.00 ms");
+        assert!(cell.add(run(900_000, vec!["2 pages differ".into()])).ends_with("FAILED: 2 pages differ"));
+        assert!(cell.add(Run::failed(&LabError::Interrupted)).contains("FAILED: interrupted"));
+        assert_eq!((cell.spread(TOTAL).unwrap().max, cell.good_runs()), (100_000.0, 1));
+        assert!(!record.is_good());
+        let json = serde_json::to_value(&record).unwrap();
+        assert_eq!(json["cells"][0]["runs"].as_array().unwrap().len(), 3);
+        assert_eq!(json["cells"][0]["figures"]["total_us"]["median"], 100_000.0);
+        assert_eq!(json["cells"][0]["guest"]["memory"], 1 << 30);
+    }
+
+    #[test]
+    fn figures_have_names_of_their_own() {
+        let names: std::collections::BTreeSet<_> = ALL.iter().map(|figure| figure.0).collect();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

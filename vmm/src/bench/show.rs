@@ -1,0 +1,116 @@
+//! The record as a table for people. All times in it are medians with the smallest and the largest.
+
+use std::fmt::Write;
+
+use super::figures::{
+    BYTES, BYTES_PER_S, DOWNTIME_GUEST, DOWNTIME_HOST, ENGINE_CPU, FAULT_P99, FAULTS, Figure, ROUNDS, TOTAL,
+    WORK_LOST,
+};
+use super::raw::RawTcp;
+use super::record::{CellRecord, Record};
+use crate::lab::guest::GuestPlan;
+use crate::lab::stats::Spread;
+use crate::lab::table::{Table, ms, or_dash};
+
+const NOTE: &str = "\
+Medians with (min-max) of the good runs. Downtime (guest): the longest time the guest itself stood still during the\n\
+whole migration; (host): from the pause until the destination ran. Lost: guest work not done, in ms at its own pace.\n\
+CPU: of both VMMs without their vCPU threads. Of raw: bytes sent by total time, as a share of what plain TCP carries by as\n\
+many connections into memory never touched / touched before; a destination's memory was never touched.";
+
+/// The whole of it.
+pub(super) fn words(record: &Record) -> String {
+    let mut text = format!("{}\n", record.setting.line());
+    let mut rest = &record.cells[..];
+    while let Some(first) = rest.first() {
+        let guest = first.cell.guest;
+        let (same, others) = rest.split_at(rest.iter().take_while(|cell| cell.cell.guest == guest).count());
+        text += &section(&guest, same);
+        rest = others;
+    }
+    let _ = write!(text, "\n{NOTE}\n");
+    for problem in problems(record) {
+        let _ = writeln!(text, "{problem}");
+    }
+    text
+}
+
+fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
+    let mut text = format!("\n{}\n", guest.describe());
+    let mut seen = 0;
+    for raw in cells.iter().filter_map(|cell| cell.raw.as_ref()) {
+        if raw.streams != seen {
+            seen = raw.streams;
+            let _ = writeln!(text, "raw TCP: {}", raw.line());
+        }
+    }
+    let head = [
+        "mode",
+        "streams",
+        "good",
+        "total ms",
+        "downtime ms (guest)",
+        "(host)",
+        "MB",
+        "rounds",
+        "faults",
+        "p99 µs",
+        "lost ms",
+        "CPU s",
+        "GB/s",
+        "of raw",
+    ];
+    let mut table = Table::new(1, &head);
+    cells.iter().for_each(|cell| table.row(row(cell)));
+    let _ = write!(text, "{table}");
+    text
+}
+
+fn row(cell: &CellRecord) -> Vec<String> {
+    let median = |figure: Figure| cell.spread(figure).map(|spread| spread.median);
+    let number = |figure, digits: usize| or_dash(median(figure), |value| format!("{value:.digits$}"));
+    vec![
+        cell.cell.mode_word(),
+        cell.cell.streams.to_string(),
+        format!("{}/{}", cell.good_runs(), cell.runs.len()),
+        or_dash(cell.spread(TOTAL), range),
+        or_dash(cell.spread(DOWNTIME_GUEST), range),
+        or_dash(cell.spread(DOWNTIME_HOST), range),
+        or_dash(median(BYTES), |bytes| format!("{:.0}", bytes / 1e6)),
+        number(ROUNDS, 0),
+        number(FAULTS, 0),
+        number(FAULT_P99, 0),
+        or_dash(median(WORK_LOST), |ms| format!("{ms:.0}")),
+        number(ENGINE_CPU, 2),
+        or_dash(median(BYTES_PER_S), |rate| format!("{:.2}", rate / 1e9)),
+        or_dash(median(BYTES_PER_S).zip(cell.raw.as_ref()), |(rate, raw)| shares(rate, raw)),
+    ]
+}
+
+/// Of a spread in µs: its median and its ends, in ms.
+fn range(spread: Spread) -> String {
+    format!("{} ({}-{})", ms(spread.median), ms(spread.min), ms(spread.max))
+}
+
+fn shares(bytes_per_s: f64, raw: &RawTcp) -> String {
+    let share = |of: Spread| bytes_per_s / of.median * 100.0;
+    format!("{:.0}/{:.0}%", share(raw.cold_bytes_per_s), share(raw.warm_bytes_per_s))
+}
+
+fn problems(record: &Record) -> Vec<String> {
+    let mut problems = Vec::new();
+    for cell in &record.cells {
+        for (number, run) in cell.runs.iter().enumerate().filter(|(_, run)| !run.problems().is_empty()) {
+            let (mode, streams) = (cell.cell.mode_word(), cell.cell.streams);
+            let said = run.problems().join("; ");
+            let guest = cell.cell.guest.describe();
+            problems
+                .push(format!("FAILED: {mode}, {streams} streams, run {} of {guest}: {said}", number + 1));
+        }
+    }
+    problems.extend(
+        record.endings.iter().flat_map(|ending| ending.problems.iter().map(|it| format!("BAD: {it}"))),
+    );
+    problems.extend(record.stopped.iter().map(|reason| format!("ended early: {reason}")));
+    problems
+}

@@ -1,0 +1,242 @@
+//! What the demo has found so far, and how it is told.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use migrate::options::Mode;
+use migrate::report::Report;
+use serde::Serialize;
+
+use crate::lab::guest::GuestPlan;
+use crate::lab::journey::{Ending, Hop};
+use crate::lab::setting::Setting;
+use crate::lab::stats::Spread;
+use crate::lab::table::{Table, ms, or_dash};
+
+const NOTE: &str = "\
+Figures: medians of the moves without comparison. Downtime (guest): the longest time the guest itself stood still\n\
+during the whole migration, faults of post-copy included; (host): from the pause until the destination ran.\n\
+Compared: pages of RAM compared on both sides in a second move, where the comparison is part of the pause.";
+
+/// What a move is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Purpose {
+    /// How long things take.
+    Figures,
+    /// Whether memory is the same on both sides; takes longer.
+    Comparison,
+}
+
+/// One move.
+#[derive(Debug, Serialize)]
+pub(super) struct Entry {
+    round: u32,
+    purpose: Purpose,
+    #[serde(flatten)]
+    hop: Hop,
+}
+
+/// All moves.
+#[derive(Debug, Serialize)]
+pub(super) struct Tally {
+    setting: Setting,
+    guest: GuestPlan,
+    rounds: u32,
+    /// Why it ended early.
+    stopped: Option<String>,
+    ending: Option<Ending>,
+    moves: Vec<Entry>,
+}
+
+impl Tally {
+    pub(super) fn new(guest: GuestPlan, rounds: u32) -> Self {
+        Self { setting: Setting::here(), guest, rounds, stopped: None, ending: None, moves: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, round: u32, purpose: Purpose, hop: Hop) -> &Entry {
+        self.moves.push(Entry { round, purpose, hop });
+        self.moves.last().expect("was just put there")
+    }
+
+    /// The guest came to the end of its way.
+    pub(super) fn end(&mut self, ending: Ending) {
+        self.ending = Some(ending);
+    }
+
+    /// It did not, if there is a reason.
+    pub(super) fn stop(&mut self, reason: Option<String>) {
+        self.stopped = reason;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.moves.is_empty()
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        let ended_well = self.ending.as_ref().is_some_and(|ending| ending.problems.is_empty());
+        ended_well && self.moves.iter().all(Entry::is_good)
+    }
+
+    /// Where a soak test is.
+    pub(super) fn summary(&self, round: u32) -> String {
+        let bad = self.moves.iter().filter(|entry| !entry.is_good()).count();
+        let medians = self.modes().into_iter().map(|mode| {
+            let downtime = or_dash(self.downtime(mode), |spread| {
+                format!("{} (max {})", ms(spread.median), ms(spread.max))
+            });
+            format!("{} {downtime}", word(mode))
+        });
+        let medians = medians.collect::<Vec<_>>().join(", ");
+        format!(
+            "round {round} of {}: {} moves, {bad} bad; downtime ms: {medians}",
+            self.rounds,
+            self.moves.len()
+        )
+    }
+
+    /// For people.
+    pub(super) fn words(&self) -> String {
+        let mut text = format!("\n{}\n{NOTE}\n", self.table());
+        if self.rounds > 1 {
+            let _ = write!(text, "\nDowntime as the guest measured it, ms:\n{}", self.downtimes());
+        }
+        let _ = write!(text, "\n{}\n", self.verdict());
+        text
+    }
+
+    /// For programs.
+    pub(super) fn json(&self) -> String {
+        let downtimes = self.modes().into_iter().map(|mode| (word(mode), self.downtime(mode)));
+        let document = serde_json::json!({
+            "schema": "demo/1",
+            "good": self.is_good(),
+            "downtime_us": downtimes.collect::<BTreeMap<_, _>>(),
+            "demo": self,
+        });
+        format!("{document:#}")
+    }
+
+    fn table(&self) -> Table {
+        let head = [
+            "mode",
+            "total ms",
+            "downtime ms (guest)",
+            "(host)",
+            "pages sent",
+            "faults",
+            "fault p50 µs",
+            "compared",
+            "differ",
+            "verdict",
+        ];
+        let mut table = Table::new(1, &head);
+        for mode in self.modes() {
+            let whole = |value: f64| format!("{value:.0}");
+            table.row(vec![
+                word(mode).to_owned(),
+                or_dash(self.figure(mode, |r| Some(r.total_us as f64)), ms),
+                or_dash(self.figure(mode, |r| Some(r.guest_measured?.downtime_us)), ms),
+                or_dash(self.figure(mode, |r| Some(r.switchover?.downtime_us as f64)), ms),
+                or_dash(self.figure(mode, |r| Some(r.traffic.pages as f64)), whole),
+                or_dash(self.figure(mode, |r| Some(r.postcopy?.faults as f64)), whole),
+                or_dash(self.figure(mode, |r| Some(r.postcopy?.fault_p50_us as f64)), whole),
+                self.compared(mode, |compared| compared.pages).to_string(),
+                self.compared(mode, |compared| compared.mismatched).to_string(),
+                if self.of(mode).all(Entry::is_good) { "good" } else { "BAD" }.to_owned(),
+            ]);
+        }
+        table
+    }
+
+    fn downtimes(&self) -> Table {
+        let mut table = Table::new(1, &["mode", "moves", "min", "median", "p99", "max"]);
+        for mode in self.modes() {
+            let Some(spread) = self.downtime(mode) else { continue };
+            let figures = [spread.min, spread.median, spread.p99, spread.max].map(ms);
+            table.row([word(mode).to_owned(), spread.runs.to_string()].into_iter().chain(figures).collect());
+        }
+        table
+    }
+
+    fn verdict(&self) -> String {
+        let bad: Vec<String> = self.moves.iter().filter(|entry| !entry.is_good()).map(Entry::line).collect();
+        let found = self.ending.iter().flat_map(|ending| ending.problems.iter().cloned());
+        let stopped = self.stopped.iter().map(|reason| format!("ended early: {reason}"));
+        let problems: Vec<String> = bad.into_iter().chain(found).chain(stopped).collect();
+        match &self.ending {
+            Some(ending) if problems.is_empty() => format!(
+                "Good: {} moves; the guest's oracle found nothing wrong, and its console has all {} lines in order.",
+                self.moves.len(),
+                ending.console_lines
+            ),
+            _ => format!("BAD, after {} moves:\n  {}", self.moves.len(), problems.join("\n  ")),
+        }
+    }
+
+    /// Modes in the order they were first used in.
+    fn modes(&self) -> Vec<Mode> {
+        let mut modes = Vec::new();
+        for entry in &self.moves {
+            if !modes.contains(&entry.hop.report.mode) {
+                modes.push(entry.hop.report.mode);
+            }
+        }
+        modes
+    }
+
+    fn of(&self, mode: Mode) -> impl Iterator<Item = &Entry> {
+        self.moves.iter().filter(move |entry| entry.hop.report.mode == mode)
+    }
+
+    fn figures(&self, mode: Mode, figure: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
+        let reports =
+            self.of(mode).filter(|entry| entry.purpose == Purpose::Figures).map(|entry| &entry.hop.report);
+        Spread::of(reports.filter_map(figure))
+    }
+
+    fn figure(&self, mode: Mode, figure: impl Fn(&Report) -> Option<f64>) -> Option<f64> {
+        self.figures(mode, figure).map(|spread| spread.median)
+    }
+
+    fn downtime(&self, mode: Mode) -> Option<Spread> {
+        self.figures(mode, |report| Some(report.guest_measured?.downtime_us))
+    }
+
+    fn compared(&self, mode: Mode, count: impl Fn(&migrate::report::Verification) -> u64) -> u64 {
+        self.of(mode).filter_map(|entry| entry.hop.report.verification.as_ref()).map(count).sum()
+    }
+}
+
+impl Entry {
+    pub(super) fn is_good(&self) -> bool {
+        self.hop.problems.is_empty()
+    }
+
+    /// In one line.
+    pub(super) fn line(&self) -> String {
+        let report = &self.hop.report;
+        let head = format!("{:<9} to {}", word(report.mode), report.destination);
+        if !self.is_good() {
+            return format!("{head}: BAD (round {}): {}", self.round, self.hop.problems.join("; "));
+        }
+        let figures = format!(
+            "{} ms, the guest stood still for {} ms",
+            ms(report.total_us as f64),
+            or_dash(report.guest_measured, |measured| ms(measured.downtime_us))
+        );
+        let compared = report.verification.as_ref();
+        let compared = compared.map(|compared| format!("; {} pages compared, none differs", compared.pages));
+        format!("{head}: {figures}{}", compared.unwrap_or_default())
+    }
+}
+
+/// The mode as it is written on the command line.
+fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Precopy => "precopy",
+        Mode::Stopcopy => "stopcopy",
+        Mode::Postcopy => "postcopy",
+        Mode::Hybrid => "hybrid",
+    }
+}

@@ -1,0 +1,141 @@
+//! One demo guest on its way from host to host, watched all the time.
+
+use std::time::Duration;
+
+use migrate::client::types::MigrateRequest;
+use migrate::options::Mode;
+use migrate::report::{Outcome, Report};
+use serde::Serialize;
+
+use super::guest::GuestPlan;
+use super::host::Host;
+use super::transcript::{Transcript, reports};
+use super::watch::{Usage, Watch};
+use super::{Lab, LabError, verdict, within};
+
+/// Boot and fill: a fixed part, and what a slow host needs for each MiB.
+const BOOT_DEADLINE: Duration = Duration::from_secs(30);
+const FILL_DEADLINE_PER_MIB: Duration = Duration::from_millis(50);
+/// The guest reports every second, unless it stands still.
+const REPORT_DEADLINE: Duration = Duration::from_secs(20);
+/// Beyond the migration's own time limit, which ends with the commit: post-copy and comparison come after.
+const AFTER_COMMIT: Duration = Duration::from_secs(120);
+
+/// How the guest is to be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// How.
+    pub mode: Mode,
+    /// Data connections.
+    pub streams: u32,
+    /// Pre-copy switches over when it expects less.
+    pub max_downtime: Duration,
+    /// Until commit.
+    pub timeout: Duration,
+    /// Compare all RAM.
+    pub verify: bool,
+}
+
+/// One move, done or failed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Hop {
+    /// What the source says of it.
+    pub report: Report,
+    /// CPU time used by both sides from the request until the end.
+    pub usage: Usage,
+    /// What is wrong; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+/// A guest, where it is, and what it said on the way.
+#[derive(Debug)]
+pub struct Journey<'a> {
+    lab: &'a Lab,
+    host: Host,
+    transcript: Transcript,
+}
+
+impl<'a> Journey<'a> {
+    /// Boots the guest and waits until it is at work.
+    ///
+    /// # Errors
+    /// When it does not get there.
+    pub async fn begin(lab: &'a Lab, plan: &GuestPlan) -> Result<Self, LabError> {
+        let mut journey = Self { lab, host: lab.boot(plan).await?, transcript: Transcript::default() };
+        let fill = FILL_DEADLINE_PER_MIB * u32::try_from(plan.fill_mib).unwrap_or(u32::MAX);
+        journey.hear(1, "the guest fills its memory and begins to work", BOOT_DEADLINE + fill).await?;
+        Ok(journey)
+    }
+
+    /// Waits until the guest has reported `times` more from where it is now.
+    ///
+    /// # Errors
+    /// When it does not: it stands still.
+    pub async fn settle(&mut self, times: usize) -> Result<(), LabError> {
+        let due = reports(&self.host.console()) + times;
+        self.hear(due, "the guest reports from its work", REPORT_DEADLINE * times as u32).await
+    }
+
+    async fn hear(&mut self, due: usize, what: &str, limit: Duration) -> Result<(), LabError> {
+        let what = format!("{what} on {}", self.host.name());
+        self.host.said(&what, limit, |console| reports(console) >= due).await
+    }
+
+    /// Moves the guest to a new host. A move that fails is a result; unless it kept the guest here, the journey is over
+    /// with it.
+    ///
+    /// # Errors
+    /// When the move cannot be tried, or it cannot be known how it ended: the journey is over.
+    pub async fn hop(&mut self, order: &Order) -> Result<Hop, LabError> {
+        let destination = self.lab.receive().await?;
+        let mut watch = Watch::begin(&self.host, &destination).await?;
+        self.host.client().migrate(&order.request(destination.listen().await?)).await?;
+        let ended =
+            within(order.timeout + AFTER_COMMIT, || "the migration ends".to_owned(), watch.to_the_end());
+        let report = ended.await??;
+        let mut hop =
+            Hop { problems: verdict::of_report(&report, order.verify), usage: watch.usage(), report };
+        if hop.report.outcome == Outcome::Moved {
+            hop.problems.extend(verdict::of_info(&destination.info().await?));
+            let mut source = std::mem::replace(&mut self.host, destination);
+            self.transcript.read(&source.ended().await?);
+            hop.usage = watch.usage();
+        }
+        Ok(hop)
+    }
+
+    /// Ends the guest and says what it found on the whole way.
+    ///
+    /// # Errors
+    /// When its last host does not answer.
+    pub async fn end(mut self) -> Result<Ending, LabError> {
+        let mut problems = verdict::of_info(&self.host.info().await?);
+        self.transcript.read(&self.host.console());
+        problems.extend(self.transcript.problems().iter().cloned());
+        Ok(Ending { console_lines: self.transcript.lines(), problems })
+    }
+}
+
+/// What a guest found on its whole way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Ending {
+    /// Lines it wrote, over all hosts.
+    pub console_lines: u64,
+    /// What is wrong; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+impl Order {
+    fn request(&self, to: String) -> MigrateRequest {
+        let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        MigrateRequest {
+            to,
+            mode: self.mode,
+            streams: Some(self.streams),
+            max_downtime_us: Some(whole(self.max_downtime.as_micros())),
+            timeout_ms: Some(whole(self.timeout.as_millis())),
+            bandwidth: None,
+            verify: self.verify,
+        }
+    }
+}
