@@ -1,0 +1,336 @@
+//! Where the guest's serial output goes, and where its input comes from.
+//!
+//! The last [`BACKLOG`] bytes are kept in a ring whose positions never repeat. Whoever listens reads from the ring at
+//! its own pace: a slow listener loses the oldest bytes and is told how many; the guest never waits for anyone.
+//! A file (or standard output) loses nothing: its own thread writes what has come since.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+/// Bytes of recent output that are kept.
+pub(super) const BACKLOG: usize = 64 << 10;
+/// Bytes of input that wait for the guest at most.
+pub(super) const MAX_INPUT: usize = 64 << 10;
+
+/// A guest's console. Clones are the same console.
+#[derive(Clone)]
+pub struct Console {
+    shared: Arc<Shared>,
+    /// Ends with the last clone.
+    _file: Option<Arc<FileThread>>,
+}
+
+struct Shared {
+    /// Written by vCPU threads, read by listeners: a lock, held for a copy of at most [`BACKLOG`].
+    ring: Mutex<Ring>,
+    more: Condvar,
+    /// The position after the newest byte, for listeners that wait without blocking.
+    position: watch::Sender<u64>,
+    /// Typed by whoever, taken by the serial port when the guest has room.
+    input: Mutex<VecDeque<u8>>,
+    /// Tells the serial port that there is input.
+    typed: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+#[derive(Default)]
+struct Ring {
+    bytes: VecDeque<u8>,
+    /// Position after the newest byte: bytes since the console was made.
+    end: u64,
+    /// What the file's thread has not written yet; none without a file.
+    unwritten: Option<Vec<u8>>,
+    /// No more output will come.
+    closed: bool,
+}
+
+/// What a listener heard.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// Bytes that were lost before these, because the listener was slow.
+    pub lost: u64,
+    /// The output.
+    pub bytes: Vec<u8>,
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Console {
+    /// A console that only keeps the backlog.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { shared: Arc::new(Shared::new(Ring::default())), _file: None }
+    }
+
+    /// A console whose whole output is also written to `sink`, by a thread of its own.
+    ///
+    /// # Errors
+    /// When the host refuses the thread.
+    pub fn with_sink(sink: Box<dyn Write + Send>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::new(Ring { unwritten: Some(Vec::new()), ..Ring::default() }));
+        let file = FileThread::start(Arc::clone(&shared), sink)?;
+        Ok(Self { shared, _file: Some(Arc::new(file)) })
+    }
+
+    /// Output of the guest. Never waits for a listener.
+    pub(super) fn put(&self, byte: u8) {
+        let mut ring = self.shared.ring();
+        if ring.bytes.len() == BACKLOG {
+            ring.bytes.pop_front();
+        }
+        ring.bytes.push_back(byte);
+        ring.end += 1;
+        if let Some(unwritten) = &mut ring.unwritten {
+            unwritten.push(byte);
+        }
+        let end = ring.end;
+        drop(ring);
+        self.shared.more.notify_all();
+        self.shared.position.send_replace(end);
+    }
+
+    /// The most recent output.
+    #[must_use]
+    pub fn recent(&self) -> Vec<u8> {
+        self.shared.ring().bytes.iter().copied().collect()
+    }
+
+    /// Listens, from the oldest byte that is kept.
+    #[must_use]
+    pub fn listen(&self) -> ConsoleReader {
+        let at = self.shared.ring().start();
+        ConsoleReader { shared: Arc::clone(&self.shared), at, moved: self.shared.position.subscribe() }
+    }
+
+    /// Waits until `text` is in the recent output, at most `limit`.
+    #[must_use]
+    pub fn wait_for(&self, text: &str, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut ring = self.shared.ring();
+        loop {
+            let found = ring.bytes.make_contiguous().windows(text.len().max(1)).any(|w| w == text.as_bytes());
+            let wait = deadline.saturating_duration_since(Instant::now());
+            if found || wait.is_zero() {
+                return found;
+            }
+            ring = self.shared.more.wait_timeout(ring, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Types. How many bytes were taken: fewer than given when the guest does not read.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut queue = self.shared.input();
+        let taken = bytes.len().min(MAX_INPUT - queue.len());
+        queue.extend(&bytes[..taken]);
+        drop(queue);
+        if let Some(tell) = self.shared.typed.get() {
+            tell();
+        }
+        taken
+    }
+
+    /// Connects the serial port: `typed` is called when there is input. Only the first connection counts.
+    pub(super) fn connect(&self, typed: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.shared.typed.set(typed);
+    }
+
+    /// Takes up to `room` bytes of input.
+    pub(super) fn take_input(&self, room: usize) -> Vec<u8> {
+        let mut queue = self.shared.input();
+        let count = room.min(queue.len());
+        queue.drain(..count).collect()
+    }
+
+    /// Puts input before what is waiting.
+    pub(super) fn put_back_input(&self, bytes: &[u8]) {
+        let mut queue = self.shared.input();
+        bytes.iter().rev().for_each(|byte| queue.push_front(*byte));
+        queue.truncate(MAX_INPUT);
+    }
+
+    /// A copy of what is waiting.
+    pub(super) fn pending_input(&self) -> Vec<u8> {
+        self.shared.input().iter().copied().collect()
+    }
+}
+
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "console at byte {}", self.shared.ring().end)
+    }
+}
+
+impl Shared {
+    fn new(ring: Ring) -> Self {
+        Self {
+            ring: Mutex::new(ring),
+            more: Condvar::new(),
+            position: watch::Sender::new(0),
+            input: Mutex::default(),
+            typed: OnceLock::new(),
+        }
+    }
+
+    /// Nothing that is done under these locks can leave what they guard half-changed.
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn input(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    fn start(&self) -> u64 {
+        self.end - self.bytes.len() as u64
+    }
+}
+
+/// One listener and how far it has come.
+pub struct ConsoleReader {
+    shared: Arc<Shared>,
+    at: u64,
+    moved: watch::Receiver<u64>,
+}
+
+impl ConsoleReader {
+    /// What has come since the last time; nothing if nothing has.
+    pub fn now(&mut self) -> Heard {
+        let ring = self.shared.ring();
+        let from = self.at.max(ring.start());
+        let bytes = ring.bytes.iter().skip((from - ring.start()) as usize).copied().collect();
+        let heard = Heard { lost: from - self.at, bytes };
+        self.at = ring.end;
+        heard
+    }
+
+    /// Waits for output. Can be dropped while waiting without losing any.
+    pub async fn next(&mut self) -> Heard {
+        loop {
+            self.moved.borrow_and_update();
+            let heard = self.now();
+            if heard != Heard::default() {
+                return heard;
+            }
+            if self.moved.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for ConsoleReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "console listener at byte {}", self.at)
+    }
+}
+
+/// The thread that writes everything to a file. Dropping it waits until all is written.
+struct FileThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FileThread {
+    fn start(shared: Arc<Shared>, mut sink: Box<dyn Write + Send>) -> std::io::Result<Self> {
+        let source = Arc::clone(&shared);
+        let body = move || {
+            while let Some(bytes) = unwritten(&source) {
+                // A file that cannot be written loses the output; the guest must not suffer for it.
+                let _ = sink.write_all(&bytes).and_then(|()| sink.flush());
+            }
+        };
+        let thread = std::thread::Builder::new().name("console-file".into()).spawn(body)?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Drop for FileThread {
+    fn drop(&mut self) {
+        self.shared.ring().closed = true;
+        self.shared.more.notify_all();
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Waits for output that is not written yet. None when the console is closed and all is written.
+fn unwritten(shared: &Shared) -> Option<Vec<u8>> {
+    let mut ring = shared.ring();
+    loop {
+        let bytes = ring.unwritten.as_mut().map(std::mem::take).unwrap_or_default();
+        if !bytes.is_empty() {
+            return Some(bytes);
+        }
+        if ring.closed {
+            return None;
+        }
+        ring = shared.more.wait(ring).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(console: &Console, text: &[u8]) {
+        text.iter().for_each(|byte| console.put(*byte));
+    }
+
+    #[test]
+    fn a_listener_hears_the_backlog_and_what_follows() {
+        let console = Console::new();
+        put(&console, b"one");
+        let mut reader = console.listen();
+        assert_eq!(reader.now(), Heard { lost: 0, bytes: b"one".into() });
+        put(&console, b"two");
+        assert_eq!(reader.now(), Heard { lost: 0, bytes: b"two".into() });
+        assert_eq!(reader.now(), Heard::default());
+        assert!(console.wait_for("netw", Duration::ZERO));
+    }
+
+    #[test]
+    fn a_slow_listener_is_told_what_it_lost() {
+        let console = Console::new();
+        let mut reader = console.listen();
+        put(&console, &vec![b'x'; BACKLOG + 10]);
+        let heard = reader.now();
+        assert_eq!((heard.lost, heard.bytes.len()), (10, BACKLOG));
+    }
+
+    #[test]
+    fn a_file_loses_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let console = Console::with_sink(Box::new(file.reopen().unwrap())).unwrap();
+        let text: Vec<u8> = (0..3 * BACKLOG).map(|n| n as u8).collect();
+        put(&console, &text);
+        drop(console);
+        assert!(std::fs::read(file.path()).unwrap() == text);
+    }
+
+    #[test]
+    fn input_is_bounded() {
+        let console = Console::new();
+        assert_eq!(console.input(&vec![1; MAX_INPUT + 5]), MAX_INPUT);
+        assert_eq!(console.take_input(10).len(), 10);
+        assert_eq!(console.input(&[1; 20]), 10);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn waiting_ends_with_output() {
+        let console = Console::new();
+        let mut reader = console.listen();
+        let writer = console.clone();
+        let thread = std::thread::spawn(move || put(&writer, b"!"));
+        assert_eq!(reader.next().await.bytes, b"!");
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,213 @@
+//! Building a machine: KVM's parts in the order it wants them, then devices, then threads.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+
+use super::description::{MachineDescription, fits};
+use super::{Hooks, MachineError};
+use crate::config::{MachineConfig, Vcpus as VcpuCount};
+use crate::devices::{
+    Bus, Console, GuestEnd, KEYBOARD_COMMAND, POWER_OFF, PowerPorts, RESET_CONTROL, ResetControl, SERIAL_GSI,
+    SERIAL_PORT, SerialPort,
+};
+use crate::kvm::{KvmError, KvmHost, ioctl};
+use crate::memory::layout::{KVM_IDENTITY_ADDRESS, KVM_TSS_ADDRESS, Layout};
+use crate::memory::ram::GuestRam;
+use crate::vcpu::{self, CpuidEntry, Surroundings, Vcpus};
+
+/// What a machine's parts share. It outlives the threads.
+pub struct Board {
+    vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+    hooks: Hooks,
+    serial: Arc<SerialPort>,
+    shape: MachineDescription,
+}
+
+impl Board {
+    /// The VM, for its dirty log.
+    #[must_use]
+    pub fn vm(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// The guest's console.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.hooks.console
+    }
+
+    /// What another host must know before it can take the guest.
+    #[must_use]
+    pub fn description(&self) -> MachineDescription {
+        self.shape.clone().at_this_moment()
+    }
+
+    pub(super) fn shape(&self) -> &MachineDescription {
+        &self.shape
+    }
+
+    pub(super) fn serial(&self) -> &SerialPort {
+        &self.serial
+    }
+
+    pub(super) fn vm_fd(&self) -> BorrowedFd<'_> {
+        ioctl::borrow(self.vm.as_ref())
+    }
+
+    pub(super) fn tell_end(&self, end: GuestEnd) {
+        (self.hooks.on_end)(end);
+    }
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "machine of {} vCPUs, {} MiB", self.shape.vcpus, self.shape.memory >> 20)
+    }
+}
+
+/// A machine whose vCPUs have no threads yet.
+pub(super) struct Parts {
+    vm: VmFd,
+    ram: Arc<GuestRam>,
+    vcpus: Vec<VcpuFd>,
+    shape: MachineDescription,
+}
+
+impl Parts {
+    /// For a guest that boots here: this host decides what its CPU is.
+    pub(super) fn for_boot(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
+        let count = config.cpus.get();
+        let cpuid = vcpu::template_for(kvm, count)?;
+        Self::build(kvm, count, config.memory.bytes(), cpuid, None)
+    }
+
+    /// For a guest that comes from elsewhere: its CPU stays what it was.
+    pub(super) fn for_arrival(kvm: &KvmHost, shape: &MachineDescription) -> Result<Self, MachineError> {
+        Self::build(kvm, shape.vcpus, shape.memory, shape.cpuid.clone(), Some(shape.tsc_khz))
+    }
+
+    fn build(
+        kvm: &KvmHost,
+        count: u32,
+        memory: u64,
+        cpuid: Vec<CpuidEntry>,
+        tsc_khz: Option<u32>,
+    ) -> Result<Self, MachineError> {
+        VcpuCount::new(count)?;
+        let most = kvm.capabilities().max_vcpus;
+        if count as usize > most {
+            return Err(MachineError::TooManyVcpus { wanted: count, most });
+        }
+        let ram = GuestRam::new(Layout::for_bytes(memory)?)?;
+        let vm = create_vm(kvm)?;
+        ram.register(&vm)?;
+        let vcpus = create_vcpus(&vm, count, &cpuid, tsc_khz)?;
+        let first = &vcpus[0];
+        let shape = MachineDescription::new(
+            memory,
+            count,
+            cpuid,
+            vcpu::probe_msrs(kvm, ioctl::borrow(first))?,
+            first.get_tsc_khz().map_err(KvmError::refused("tell the TSC frequency"))?,
+            ioctl::has_tsc_offset(ioctl::borrow(first)),
+            xsave_bytes(&vm),
+        );
+        Ok(Self { vm, ram, vcpus, shape })
+    }
+
+    pub(super) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    pub(super) fn tsc_khz(&self) -> u32 {
+        self.shape.tsc_khz
+    }
+
+    /// The vCPU at which a kernel begins. The others wait for it to start them (INIT, SIPI).
+    pub(super) fn boot_vcpu(&self) -> &VcpuFd {
+        &self.vcpus[0]
+    }
+
+    pub(super) fn assemble(self, hooks: Hooks) -> Result<(Board, Vcpus), MachineError> {
+        let Self { vm, ram, vcpus, shape } = self;
+        let vm = Arc::new(vm);
+        let serial = SerialPort::new(hooks.console.clone(), pulse(&vm, SERIAL_GSI));
+        let surroundings = Surroundings {
+            bus: Arc::new(bus(&serial)),
+            on_end: Arc::clone(&hooks.on_end),
+            xsave_bytes: shape.xsave_bytes as usize,
+            msrs: shape.msrs.as_slice().into(),
+            tsc_khz: shape.tsc_khz,
+            tsc_offset: shape.tsc_offset,
+            ram: Arc::clone(&ram),
+        };
+        let vcpus = Vcpus::start(vcpus, &surroundings).map_err(KvmError::refused("start a vCPU's thread"))?;
+        Ok((Board { vm, ram, hooks, serial, shape }, vcpus))
+    }
+}
+
+fn create_vm(kvm: &KvmHost) -> Result<VmFd, KvmError> {
+    let vm = kvm.create_vm()?;
+    vm.set_identity_map_address(KVM_IDENTITY_ADDRESS).map_err(KvmError::refused("place the identity map"))?;
+    vm.set_tss_address(KVM_TSS_ADDRESS as usize).map_err(KvmError::refused("place the task state"))?;
+    vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
+    // The speaker's port belongs to the timer: with it, kernels that calibrate clocks by it find it.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(KvmError::refused("make a timer"))?;
+    Ok(vm)
+}
+
+fn create_vcpus(
+    vm: &VmFd,
+    count: u32,
+    cpuid: &[CpuidEntry],
+    tsc_khz: Option<u32>,
+) -> Result<Vec<VcpuFd>, KvmError> {
+    let create = |number: u32| {
+        let vcpu = vm.create_vcpu(number.into()).map_err(KvmError::refused("make a vCPU"))?;
+        let cpuid = vcpu::cpuid_for(cpuid, number)?;
+        vcpu.set_cpuid2(&cpuid).map_err(KvmError::refused("give a vCPU this CPUID"))?;
+        if let Some(khz) = tsc_khz
+            && !vcpu.get_tsc_khz().is_ok_and(|here| fits(here, khz))
+        {
+            let fd = ioctl::borrow(&vcpu);
+            ioctl::set_tsc_khz(fd, khz).map_err(KvmError::refused("run the TSC at the guest's frequency"))?;
+        }
+        Ok(vcpu)
+    };
+    (0..count).map(create).collect()
+}
+
+/// The size of the extended FPU state of this VM's vCPUs.
+fn xsave_bytes(vm: &VmFd) -> u32 {
+    // At least the 4096 bytes of the original struct, which KVM always copies.
+    vm.check_extension_int(Cap::Xsave2).max(4096) as u32
+}
+
+fn pulse(vm: &Arc<VmFd>, line: u32) -> Arc<dyn Fn() + Send + Sync> {
+    let vm = Arc::clone(vm);
+    Arc::new(move || {
+        // With an interrupt controller in the kernel and a line it has, this cannot fail.
+        let _ = vm.set_irq_line(line, true);
+        let _ = vm.set_irq_line(line, false);
+    })
+}
+
+fn bus(serial: &Arc<SerialPort>) -> Bus {
+    let mut bus = Bus::default();
+    bus.add_ports(SERIAL_PORT..SERIAL_PORT + 8, Arc::clone(serial) as _);
+    bus.add_ports(KEYBOARD_COMMAND..KEYBOARD_COMMAND + 1, Arc::new(ResetControl::Keyboard));
+    bus.add_ports(RESET_CONTROL..RESET_CONTROL + 1, Arc::new(ResetControl::Chipset));
+    bus.add_ports(POWER_OFF..POWER_OFF + 1, Arc::new(PowerPorts));
+    bus
+}

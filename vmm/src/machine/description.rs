@@ -1,0 +1,188 @@
+//! What another host must know of a machine before it can take its guest, and what it may lack.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{MemorySize, Vcpus};
+use crate::devices::SERIAL_KIND;
+use crate::kvm::{KvmError, KvmHost, ioctl};
+use crate::state;
+use crate::vcpu::{self, CpuidEntry, realtime_ns};
+
+/// A machine's shape: all that is fixed when it is built. Serialises to the JSON that `docs/state.md` describes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineDescription {
+    /// Version of the saved state's frame.
+    pub state_version: u32,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM. The address map follows from it.
+    pub memory: u64,
+    /// The CPUID template.
+    pub cpuid: Vec<CpuidEntry>,
+    /// The MSRs saved, in order.
+    pub msrs: Vec<u32>,
+    /// The guest's TSC frequency.
+    pub tsc_khz: u32,
+    /// Whether the TSC's offset is saved.
+    pub tsc_offset: bool,
+    /// The host's TSC at [`host_realtime_ns`](Self::host_realtime_ns).
+    pub host_tsc: u64,
+    /// `CLOCK_REALTIME` when this description was given out.
+    pub host_realtime_ns: u64,
+    /// Size of the extended FPU state.
+    pub xsave_bytes: u32,
+    /// Devices with state.
+    pub devices: Vec<DeviceDescription>,
+}
+
+/// A device with a section in the saved state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceDescription {
+    /// The section's name.
+    pub name: String,
+    /// The section's version.
+    pub version: u16,
+}
+
+/// Two TSC frequencies nearer than this are one: measuring them has such an error, and clocks are corrected by more
+/// (Linux's own limit for a guest that migrates, as used by other VMMs).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// How exactly two hosts' wall clocks are supposed to agree.
+const CLOCK_TOLERANCE_MS: u64 = 50;
+
+/// Whether a TSC at `here` kHz passes for one at `wanted`.
+pub(super) fn fits(here: u32, wanted: u32) -> bool {
+    u64::from(here.abs_diff(wanted)) * 1_000_000 <= u64::from(wanted) * TSC_TOLERANCE_PPM
+}
+
+impl MachineDescription {
+    pub(super) fn new(
+        memory: u64,
+        vcpus: u32,
+        cpuid: Vec<CpuidEntry>,
+        msrs: Vec<u32>,
+        tsc_khz: u32,
+        tsc_offset: bool,
+        xsave_bytes: u32,
+    ) -> Self {
+        let devices = vec![DeviceDescription { name: SERIAL_KIND.name.into(), version: SERIAL_KIND.version }];
+        let state_version = state::VERSION;
+        let (host_tsc, host_realtime_ns) = (0, 0);
+        Self {
+            state_version,
+            vcpus,
+            memory,
+            cpuid,
+            msrs,
+            tsc_khz,
+            tsc_offset,
+            host_tsc,
+            host_realtime_ns,
+            xsave_bytes,
+            devices,
+        }
+    }
+
+    /// With the host's clocks as they are now.
+    pub(super) fn at_this_moment(self) -> Self {
+        Self { host_tsc: ioctl::host_tsc(), host_realtime_ns: realtime_ns(), ..self }
+    }
+
+    /// CRC-32 of the CPUID template.
+    #[must_use]
+    pub fn cpuid_crc(&self) -> u32 {
+        let mut crc = crc32fast::Hasher::new();
+        self.cpuid.iter().for_each(|entry| crc.update(&entry.to_bytes()));
+        crc.finalize()
+    }
+
+    /// Every reason why a guest of this description cannot run on this host. None: it can.
+    #[must_use]
+    pub fn unsupported(&self, kvm: &KvmHost) -> Vec<String> {
+        let mut reasons = self.impossible_shape(kvm);
+        reasons.extend(self.unknown_state());
+        match Probe::new(kvm, self.vcpus.clamp(1, Vcpus::MAX)) {
+            Ok(here) => reasons.extend(self.lacking(&here)),
+            Err(error) => reasons.push(error.to_string()),
+        }
+        reasons
+    }
+
+    fn impossible_shape(&self, kvm: &KvmHost) -> Vec<String> {
+        let mut reasons = Vec::new();
+        reasons.extend(Vcpus::new(self.vcpus).err().map(|error| error.to_string()));
+        reasons.extend(MemorySize::from_bytes(self.memory).err().map(|error| error.to_string()));
+        let most = kvm.capabilities().max_vcpus;
+        if self.vcpus as usize > most {
+            reasons.push(format!("the guest has {} vCPUs, KVM here runs at most {most}", self.vcpus));
+        }
+        reasons
+    }
+
+    fn unknown_state(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.state_version != state::VERSION {
+            let (there, here) = (self.state_version, state::VERSION);
+            reasons.push(format!("the guest's state is of version {there}, this program reads {here}"));
+        }
+        for device in &self.devices {
+            if device.name != SERIAL_KIND.name || device.version > SERIAL_KIND.version {
+                let DeviceDescription { name, version } = device;
+                reasons.push(format!("the guest has a device \"{}\" of version {version}, unknown here", name.escape_debug()));
+            }
+        }
+        reasons
+    }
+
+    fn lacking(&self, here: &Probe) -> Vec<String> {
+        let mut reasons = vcpu::missing_features(&self.cpuid, &here.cpuid);
+        let absent = self.msrs.iter().filter(|index| !here.msrs.contains(index));
+        reasons.extend(absent.map(|index| format!("KVM here cannot restore MSR {index:#x}")));
+        if !fits(here.tsc_khz, self.tsc_khz) && !here.tsc_scaling {
+            let (there, here) = (self.tsc_khz, here.tsc_khz);
+            reasons.push(format!("the guest's TSC runs at {there} kHz, this host's at {here} kHz and cannot be scaled"));
+        }
+        reasons.extend(self.tsc_goes_back(here));
+        reasons
+    }
+
+    /// Without offsets the guest reads the host's TSC: it must not be behind the one it has read so far.
+    fn tsc_goes_back(&self, here: &Probe) -> Option<String> {
+        if self.tsc_offset && !here.tsc_offset {
+            return Some("KVM here cannot set TSC offsets, which the guest's TSC needs to go on".into());
+        }
+        let (tsc, realtime_ns) = (ioctl::host_tsc(), realtime_ns());
+        let passed_ms = realtime_ns.saturating_sub(self.host_realtime_ns) / 1_000_000;
+        let khz = u64::from(self.tsc_khz.max(1));
+        let reached = self.host_tsc.saturating_add(passed_ms.saturating_mul(khz));
+        let behind_ms = reached.saturating_sub(tsc) / khz;
+        let back = !self.tsc_offset && !here.tsc_offset && behind_ms > CLOCK_TOLERANCE_MS;
+        back.then(|| format!("the guest's TSC would go back by {behind_ms} ms here: KVM cannot set TSC offsets"))
+    }
+}
+
+/// What a machine on this host would have. Costs a VM that is thrown away at once.
+struct Probe {
+    cpuid: Vec<CpuidEntry>,
+    msrs: Vec<u32>,
+    tsc_khz: u32,
+    tsc_scaling: bool,
+    tsc_offset: bool,
+}
+
+impl Probe {
+    fn new(kvm: &KvmHost, vcpus: u32) -> Result<Self, KvmError> {
+        let vm = kvm.create_vm()?;
+        vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
+        let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("make a vCPU"))?;
+        let fd = ioctl::borrow(&vcpu);
+        Ok(Self {
+            cpuid: vcpu::template_for(kvm, vcpus)?,
+            msrs: vcpu::supported_msrs(kvm)?,
+            tsc_khz: vcpu.get_tsc_khz().map_err(KvmError::refused("tell the TSC frequency"))?,
+            tsc_scaling: kvm.capabilities().tsc_scaling,
+            tsc_offset: ioctl::has_tsc_offset(fd),
+        })
+    }
+}

@@ -1,0 +1,216 @@
+//! A machine and its life: the only room that starts and stops a guest.
+//!
+//! ```text
+//! boot (a kernel) ──┐                 resume
+//!                   ├──> Machine<Paused> ──────> Machine<Running> ──> dropped
+//! blank (arriving) ─┘     save, restore  <──────
+//!                                         pause
+//! ```
+//!
+//! State can be saved and restored only where no vCPU runs: by type. Nothing here knows why a guest is paused, nor
+//! where its state goes.
+
+mod board;
+mod chips;
+mod description;
+mod saved;
+#[cfg(test)]
+mod tests;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::boot::{self, BootError};
+use crate::config::{ConfigError, MachineConfig};
+use crate::devices::{Console, End, GuestEnd};
+use crate::kvm::{KvmError, KvmHost};
+use crate::memory::MemoryError;
+use crate::memory::ram::GuestRam;
+use crate::state::StateError;
+use crate::vcpu::{OnEnd, VcpuError, Vcpus};
+use board::Parts;
+
+pub use board::Board;
+pub use description::{DeviceDescription, MachineDescription};
+
+/// How long a vCPU may take to leave the guest. It takes microseconds; only one that waits for memory which does not
+/// come (post-copy without its source) takes longer.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What can go wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// With the host's KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// With guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// With the kernel that is to boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// With a vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// With a saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// With a value of the machine's shape.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// More vCPUs than this host can run in one guest.
+    #[error("{wanted} vCPUs are more than KVM on this host can run in one guest ({most}): give fewer")]
+    TooManyVcpus {
+        /// What was asked for.
+        wanted: u32,
+        /// What is possible.
+        most: usize,
+    },
+}
+
+/// What a machine is connected to outside.
+#[derive(Clone)]
+pub struct Hooks {
+    /// Where its serial port leads.
+    pub console: Console,
+    /// Told when the guest ends by itself. The machine still is there and must be paused or dropped by its owner.
+    pub on_end: OnEnd,
+}
+
+impl From<Console> for Hooks {
+    fn from(console: Console) -> Self {
+        Self { console, on_end: Arc::new(|_| {}) }
+    }
+}
+
+/// No vCPU runs: state can be saved and restored.
+#[derive(Debug)]
+pub enum Paused {}
+
+/// The guest runs.
+#[derive(Debug)]
+pub enum Running {}
+
+/// A machine. Dropping it ends its threads and frees all it has.
+#[derive(Debug)]
+pub struct Machine<Life> {
+    // Dropped first: the threads use what the board holds.
+    vcpus: Vcpus,
+    board: Arc<Board>,
+    life: PhantomData<Life>,
+}
+
+/// A machine that could not be paused: it runs on.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest cannot be paused: {error}")]
+pub struct NotPaused {
+    /// The machine, as it was.
+    pub machine: Machine<Running>,
+    /// Why.
+    pub error: VcpuError,
+}
+
+impl<Life> Machine<Life> {
+    /// What its parts share, for whoever looks at memory and console while it runs.
+    #[must_use]
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.board.ram()
+    }
+
+    /// Its console.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        self.board.console()
+    }
+
+    /// What another host must know before it can take the guest.
+    #[must_use]
+    pub fn description(&self) -> MachineDescription {
+        self.board.description()
+    }
+
+    fn lives<Other>(self) -> Machine<Other> {
+        Machine { vcpus: self.vcpus, board: self.board, life: PhantomData }
+    }
+}
+
+impl Machine<Paused> {
+    /// A machine with a kernel in place, at its first instruction.
+    ///
+    /// # Errors
+    /// One line: what is missing on this host, wrong with the kernel, or too much.
+    pub fn boot(config: &MachineConfig, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
+        let kvm = KvmHost::open()?;
+        let parts = Parts::for_boot(&kvm, config)?;
+        let entry = boot::load(parts.ram(), config, parts.tsc_khz())?;
+        entry.apply(parts.boot_vcpu()).map_err(KvmError::refused("set the entry registers"))?;
+        Self::assemble(parts, hooks.into())
+    }
+
+    /// A machine of the shape described, with empty RAM: for a guest that arrives. All is built, no state is in it.
+    ///
+    /// # Errors
+    /// One line: what this host cannot do. [`MachineDescription::unsupported`] says it all before.
+    pub fn blank(shape: &MachineDescription, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
+        let kvm = KvmHost::open()?;
+        Self::assemble(Parts::for_arrival(&kvm, shape)?, hooks.into())
+    }
+
+    fn assemble(parts: Parts, hooks: Hooks) -> Result<Self, MachineError> {
+        let (board, vcpus) = parts.assemble(hooks)?;
+        Ok(Self { vcpus, board: Arc::new(board), life: PhantomData })
+    }
+
+    /// Lets the guest run.
+    #[must_use]
+    pub fn resume(self) -> Machine<Running> {
+        self.board.serial().open();
+        if let Err(VcpuError::Silent { vcpu } | VcpuError::Refused { vcpu, .. } | VcpuError::Msr { vcpu, .. }) =
+            self.vcpus.run()
+        {
+            self.board.tell_end(GuestEnd { vcpu, end: End::Failed("its thread has died".into()) });
+        }
+        self.lives()
+    }
+
+    /// Everything but RAM, as `docs/state.md` describes it. The dirty log's last harvest comes after this: KVM writes
+    /// guest memory while it saves.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part.
+    pub fn save(&self) -> Result<Vec<u8>, MachineError> {
+        saved::save(&self.board, &self.vcpus)
+    }
+
+    /// Puts a saved state in place. RAM may still be arriving: KVM writes a few bytes of it here.
+    ///
+    /// # Errors
+    /// When the bytes are not a state of a machine of this shape (then nothing has changed), or the kernel refuses a
+    /// part (then the machine is of no use any more).
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        saved::restore(&self.board, &self.vcpus, state)
+    }
+}
+
+impl Machine<Running> {
+    /// Stops all vCPUs where they are, with their I/O finished.
+    ///
+    /// # Errors
+    /// When one does not leave the guest in time; then all run on.
+    pub fn pause(self) -> Result<Machine<Paused>, Box<NotPaused>> {
+        match self.vcpus.park(PAUSE_LIMIT) {
+            Ok(()) => {
+                self.board.serial().close();
+                Ok(self.lives())
+            }
+            Err(error) => Err(Box::new(NotPaused { machine: self, error })),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Saving and restoring a paused machine: the sections in the order of `docs/state.md`.
+
+use super::MachineError;
+use super::board::Board;
+use super::chips::{self, ChipsImage};
+use super::description::MachineDescription;
+use crate::devices::{SERIAL_KIND, SerialState};
+use crate::state::{Kind, Section, StateError, Stream, StreamWriter};
+use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
+
+/// What the state belongs to.
+const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
+
+/// All sections there are.
+const KINDS: [Kind; 5] = [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND];
+
+/// More than a vCPU's section takes on most hosts: so that the buffer need not grow during the pause.
+const USUAL_VCPU_BYTES: usize = 16 << 10;
+
+pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError> {
+    let shape = board.shape();
+    let mut stream = StreamWriter::new(Vec::with_capacity((1 + shape.vcpus as usize) * USUAL_VCPU_BYTES));
+    stream.section(&MACHINE, 0, |section| {
+        section.required(1, &shape.vcpus.to_le_bytes());
+        section.required(2, &shape.memory.to_le_bytes());
+        section.required(3, &shape.cpuid_crc().to_le_bytes());
+    });
+    let saving = vcpus.begin_save()?;
+    let mut others = Vec::with_capacity(4096);
+    let chips = chips::save(board.vm_fd(), &mut others);
+    saving.finish(&mut stream)?;
+    stream.append(chips?, &others);
+    stream.section(&SERIAL_KIND, 0, |section| board.serial().state().write(section));
+    Ok(stream.finish())
+}
+
+pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), MachineError> {
+    let stream = Stream::read(state, &KINDS)?;
+    let shape = board.shape();
+    check_shape(stream.section(&MACHINE, 0)?, shape)?;
+    let images: Vec<_> = (0..shape.vcpus)
+        .map(|number| VcpuImage::from_section(stream.section(&VCPU, number)?, shape.xsave_bytes as usize))
+        .collect::<Result<_, StateError>>()?;
+    let chips = ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
+    let serial = SerialState::read(stream.section(&SERIAL_KIND, 0)?)?;
+
+    vcpus.restore(images)?;
+    chips.restore(board.vm_fd())?;
+    board.serial().set_state(serial);
+    Ok(())
+}
+
+/// Refuses the state of another machine by name.
+fn check_shape(section: &Section<'_>, shape: &MachineDescription) -> Result<(), StateError> {
+    let same = |what, found: u64, wanted: u64| {
+        if found == wanted { Ok(()) } else { Err(StateError::OtherMachine { what, found, wanted }) }
+    };
+    same("number of vCPUs", section.number::<4>(1, "vcpus")?, shape.vcpus.into())?;
+    same("bytes of RAM", section.number::<8>(2, "memory")?, shape.memory)?;
+    same("checksum of CPUID", section.number::<4>(3, "cpuid")?, shape.cpuid_crc().into())
+}

@@ -1,0 +1,157 @@
+//! What the guest's CPU says of itself: a template for the whole machine, and each vCPU's own copy.
+//!
+//! The template is what this host's KVM can do, made once when the guest boots. It travels with the guest: every
+//! later host applies exactly this one, or says what it lacks.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use serde::{Deserialize, Serialize};
+
+use crate::kvm::{KvmError, KvmHost};
+
+/// One entry of the template, as `kvm_cpuid_entry2` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidEntry {
+    /// The leaf: EAX when CPUID is executed.
+    pub function: u32,
+    /// The subleaf: ECX, where the leaf has several.
+    pub index: u32,
+    /// Bit 0: the subleaf matters.
+    pub flags: u32,
+    /// Result.
+    pub eax: u32,
+    /// Result.
+    pub ebx: u32,
+    /// Result.
+    pub ecx: u32,
+    /// Result.
+    pub edx: u32,
+}
+
+impl CpuidEntry {
+    /// The seven numbers in order, little-endian: what a template's checksum is taken over.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 28] {
+        let words = [self.function, self.index, self.flags, self.eax, self.ebx, self.ecx, self.edx];
+        let mut bytes = [0; 28];
+        for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+impl From<&kvm_cpuid_entry2> for CpuidEntry {
+    fn from(e: &kvm_cpuid_entry2) -> Self {
+        let kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, .. } = *e;
+        Self { function, index, flags, eax, ebx, ecx, edx }
+    }
+}
+
+impl From<&CpuidEntry> for kvm_cpuid_entry2 {
+    fn from(e: &CpuidEntry) -> Self {
+        let CpuidEntry { function, index, flags, eax, ebx, ecx, edx } = *e;
+        Self { function, index, flags, eax, ebx, ecx, edx, ..Default::default() }
+    }
+}
+
+/// Leaf 1 ECX bit 24: the LAPIC timer has deadline mode. KVM lists it as a capability, not here.
+const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1 ECX bit 31: zero on every real CPU.
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1 EDX bit 28: more than one logical CPU a package.
+const HTT: u32 = 1 << 28;
+/// Leaf 0xb ECX bits 8..16: this level counts threads of a core.
+const LEVEL_THREAD: u32 = 1 << 8;
+/// Leaf 0xb ECX bits 8..16: this level counts cores of a package.
+const LEVEL_CORE: u32 = 2 << 8;
+
+/// The template of a guest with `vcpus` vCPUs that boots on this host: one package, one thread a core.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn template_for(kvm: &KvmHost, vcpus: u32) -> Result<Vec<CpuidEntry>, KvmError> {
+    let supported = kvm
+        .system()
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::refused("list its CPUID"))?;
+    let deadline = kvm.capabilities().tsc_deadline;
+    let entries = supported.as_slice().iter().map(CpuidEntry::from);
+    // Leaf 0x1f says the same as 0xb with more levels; a guest that finds none uses 0xb.
+    let mut template: Vec<CpuidEntry> =
+        entries.filter(|e| !matches!(e.function, 0xb | 0x1f) || e.index < 2).collect();
+    for entry in &mut template {
+        shape(entry, vcpus, deadline);
+    }
+    Ok(template)
+}
+
+/// Puts the machine's shape in the place of the host's.
+fn shape(entry: &mut CpuidEntry, vcpus: u32, deadline: bool) {
+    let id_bits = vcpus.next_power_of_two().trailing_zeros();
+    match (entry.function, entry.index) {
+        (1, _) => {
+            entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
+            entry.edx = entry.edx & !HTT | if vcpus > 1 { HTT } else { 0 };
+            // EBX: APIC id (put in for each vCPU), number of APIC ids, cache line size and brand of the host.
+            entry.ebx = entry.ebx & 0xffff | vcpus.next_power_of_two() << 16;
+        }
+        (0xb | 0x1f, 0) => (entry.eax, entry.ebx, entry.ecx) = (0, 1, LEVEL_THREAD),
+        (0xb | 0x1f, 1) => (entry.eax, entry.ebx, entry.ecx) = (id_bits, vcpus, LEVEL_CORE | 1),
+        // AMD: ECX has the number of cores less one, and the bits of an APIC id that number them.
+        (0x8000_0008, _) => entry.ecx = entry.ecx & !0xf0ff | (vcpus - 1) | id_bits << 12,
+        // AMD: APIC id, threads a core less one, nodes less one.
+        (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (0, 0, 0),
+        _ => {}
+    }
+}
+
+/// The copy for one vCPU: the template with its APIC id, which is its number.
+///
+/// # Errors
+/// When the template has more entries than KVM takes.
+pub fn cpuid_for(template: &[CpuidEntry], vcpu: u32) -> Result<CpuId, KvmError> {
+    let entries: Vec<kvm_cpuid_entry2> = template
+        .iter()
+        .map(|entry| {
+            let mut entry = *entry;
+            match entry.function {
+                1 => entry.ebx = entry.ebx & 0x00ff_ffff | vcpu << 24,
+                0xb | 0x1f => entry.edx = vcpu,
+                // EBX bits 0..8: the core's number.
+                0x8000_001e => (entry.eax, entry.ebx) = (vcpu, entry.ebx & !0xff | vcpu & 0xff),
+                _ => {}
+            }
+            kvm_cpuid_entry2::from(&entry)
+        })
+        .collect();
+    let too_many = || std::io::Error::from(std::io::ErrorKind::ArgumentListTooLong);
+    CpuId::from_entries(&entries).map_err(|_| KvmError::refused("take this many CPUID entries")(too_many()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(function: u32, index: u32) -> CpuidEntry {
+        CpuidEntry { function, index, flags: 0, eax: 0, ebx: 0xffff_ffff, ecx: 0, edx: 0xffff_ffff }
+    }
+
+    #[test]
+    fn each_vcpu_has_its_own_apic_id() {
+        let mut template = vec![leaf(1, 0), leaf(0xb, 1), leaf(0x8000_001e, 0)];
+        template.iter_mut().for_each(|entry| shape(entry, 3, true));
+        let cpuid = cpuid_for(&template, 2).unwrap();
+        let entries = cpuid.as_slice();
+        assert_eq!(entries[0].ebx >> 16, 0x0204, "APIC id 2, ids for 4");
+        assert_eq!(entries[0].ecx, HYPERVISOR | TSC_DEADLINE);
+        assert_eq!((entries[1].eax, entries[1].ebx, entries[1].edx), (2, 3, 2));
+        assert_eq!((entries[2].eax, entries[2].ebx), (2, 2));
+    }
+
+    #[test]
+    fn one_vcpu_is_not_several() {
+        let mut entry = leaf(1, 0);
+        shape(&mut entry, 1, false);
+        assert_eq!(entry.edx & HTT, 0);
+    }
+}

@@ -1,0 +1,285 @@
+//! vCPUs: one thread each, which alone runs it and alone reads and writes its state.
+//!
+//! The owner (`machine`) gives orders over a channel and gets one reply for each: so all vCPUs save and restore at
+//! the same time, and the state of N costs the time of one. A thread parks only when `KVM_RUN` has returned `EINTR`
+//! on request: then the guest's pending I/O is finished and every register is what the guest will go on with.
+
+mod cpuid;
+mod features;
+mod kick;
+mod msrs;
+mod state;
+mod thread;
+mod tsc;
+
+use std::cell::Cell;
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::Killable;
+
+use crate::devices::{Bus, GuestEnd};
+use crate::memory::ram::GuestRam;
+use crate::state::StreamWriter;
+use kick::Kick;
+
+pub use cpuid::{CpuidEntry, cpuid_for, template_for};
+pub use features::missing_features;
+pub use msrs::{probe_msrs, supported_msrs};
+pub use state::{KIND, VcpuImage};
+pub use thread::OnEnd;
+pub(crate) use tsc::realtime_ns;
+
+/// How long a vCPU may take to finish what it is asked, other than to leave the guest: far more than it ever needs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can go wrong with a vCPU.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The kernel refused something.
+    #[error("vCPU {vcpu}: KVM cannot {what}: {error}")]
+    Refused {
+        /// Which.
+        vcpu: u32,
+        /// What was asked.
+        what: &'static str,
+        /// How it failed.
+        error: io::Error,
+    },
+    /// An MSR cannot be read or set.
+    #[error("vCPU {vcpu}: KVM cannot {what} MSR {index:#x}")]
+    Msr {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Read or set.
+        what: &'static str,
+        /// Which MSR.
+        index: u32,
+    },
+    /// It does not leave the guest, or its thread is gone.
+    #[error("vCPU {vcpu} does not answer")]
+    Silent {
+        /// Which.
+        vcpu: u32,
+    },
+}
+
+/// What the threads of all vCPUs of a machine share.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Where the guest's I/O goes.
+    pub bus: Arc<Bus>,
+    /// Told when the guest ends by itself.
+    pub on_end: OnEnd,
+    /// Size of the extended FPU state on this VM.
+    pub xsave_bytes: usize,
+    /// MSRs to save, in order.
+    pub msrs: Arc<[u32]>,
+    /// TSC frequency of the guest.
+    pub tsc_khz: u32,
+    /// Whether TSC offsets can be set on this host.
+    pub tsc_offset: bool,
+    /// The guest's memory, kept for as long as any thread may run the guest in it.
+    pub ram: Arc<GuestRam>,
+}
+
+/// What a vCPU's thread can be asked. It ends when its owner is gone.
+enum Order {
+    Run,
+    Save { buffer: Vec<u8>, base: Arc<OnceLock<tsc::Base>> },
+    Restore { image: Box<VcpuImage>, base: Arc<OnceLock<tsc::Base>> },
+}
+
+/// What it answers: one for each order.
+enum Reply {
+    Parked,
+    Saved(Vec<u8>, Result<(), VcpuError>),
+    Restored(Result<(), VcpuError>),
+}
+
+/// The owner's side of one vCPU.
+struct Vcpu {
+    kick: Arc<Kick>,
+    orders: Option<Sender<Order>>,
+    replies: Receiver<Reply>,
+    thread: Option<JoinHandle<()>>,
+    buffer: Cell<Vec<u8>>,
+}
+
+/// All vCPUs of a machine. Parked when made. Dropping them ends their threads.
+pub struct Vcpus {
+    all: Vec<Vcpu>,
+}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU, in the order of their numbers.
+    ///
+    /// # Errors
+    /// When the host refuses a thread or the signal.
+    pub fn start(vcpus: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
+        kick::install_handler()?;
+        let mut all = Self { all: Vec::new() };
+        for (index, fd) in vcpus.into_iter().enumerate() {
+            all.all.push(Vcpu::start(index as u32, fd, surroundings.clone())?);
+        }
+        Ok(all)
+    }
+
+    /// Lets all run.
+    ///
+    /// # Errors
+    /// When a thread is gone.
+    pub fn run(&self) -> Result<(), VcpuError> {
+        self.all.iter().for_each(|vcpu| vcpu.kick.let_run());
+        self.each(|vcpu, number| vcpu.order(number, Order::Run))
+    }
+
+    /// Makes all leave the guest and waits until they have, at most `limit`. On failure all run on.
+    ///
+    /// # Errors
+    /// The vCPU that did not leave.
+    pub fn park(&self, limit: Duration) -> Result<(), VcpuError> {
+        self.all.iter().for_each(Vcpu::ask_to_leave);
+        let deadline = Instant::now() + limit;
+        let late = self.all.iter().position(|vcpu| !vcpu.has_left_by(deadline));
+        let Some(late) = late else { return Ok(()) };
+        // Those before it have answered; of the others, each that cannot be called back will.
+        for (number, vcpu) in self.all.iter().enumerate() {
+            if number < late || (!vcpu.kick.withdraw() && vcpu.has_left_by(Instant::now() + PATIENCE)) {
+                vcpu.kick.let_run();
+                let _ = vcpu.order(number as u32, Order::Run);
+            }
+        }
+        Err(VcpuError::Silent { vcpu: late as u32 })
+    }
+
+    /// Lets all begin to write their state, one section each; it is collected by [`Saving::finish`]. All are parked.
+    ///
+    /// # Errors
+    /// When a thread is gone.
+    pub fn begin_save(&self) -> Result<Saving<'_>, VcpuError> {
+        let base = Arc::default();
+        self.each(|vcpu, number| {
+            let buffer = vcpu.buffer.take();
+            vcpu.order(number, Order::Save { buffer, base: Arc::clone(&base) })
+        })?;
+        Ok(Saving { vcpus: self })
+    }
+
+    /// Puts the state of each in place; `images` has one for each. All are parked.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of it; the others are restored all the same.
+    pub fn restore(&self, images: Vec<Box<VcpuImage>>) -> Result<(), VcpuError> {
+        let base = Arc::default();
+        for (number, (vcpu, image)) in self.all.iter().zip(images).enumerate() {
+            vcpu.order(number as u32, Order::Restore { image, base: Arc::clone(&base) })?;
+        }
+        let mut outcome = Ok(());
+        for (number, vcpu) in self.all.iter().enumerate() {
+            let one = match vcpu.reply(number as u32)? {
+                Reply::Restored(one) => one,
+                _ => Err(VcpuError::Silent { vcpu: number as u32 }),
+            };
+            outcome = outcome.and(one);
+        }
+        outcome
+    }
+
+    fn each(&self, mut what: impl FnMut(&Vcpu, u32) -> Result<(), VcpuError>) -> Result<(), VcpuError> {
+        self.all.iter().enumerate().try_for_each(|(number, vcpu)| what(vcpu, number as u32))
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.all.iter_mut().for_each(|vcpu| {
+            vcpu.ask_to_leave();
+            vcpu.orders = None;
+        });
+        for vcpu in &mut self.all {
+            vcpu.end();
+        }
+    }
+}
+
+/// vCPUs that are writing their state.
+pub struct Saving<'a> {
+    vcpus: &'a Vcpus,
+}
+
+impl Saving<'_> {
+    /// Waits for all and appends what they wrote.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of the state.
+    pub fn finish(self, stream: &mut StreamWriter) -> Result<(), VcpuError> {
+        let mut outcome = Ok(());
+        for (number, vcpu) in self.vcpus.all.iter().enumerate() {
+            let Reply::Saved(buffer, one) = vcpu.reply(number as u32)? else {
+                return Err(VcpuError::Silent { vcpu: number as u32 });
+            };
+            stream.append(1, &buffer);
+            vcpu.buffer.set(buffer);
+            outcome = outcome.and(one);
+        }
+        outcome
+    }
+}
+
+impl Vcpu {
+    fn start(number: u32, fd: VcpuFd, surroundings: Surroundings) -> io::Result<Self> {
+        let kick = Arc::new(Kick::new(&fd)?);
+        let (orders, incoming) = channel();
+        let (outgoing, replies) = channel();
+        let worker = thread::Worker::new(number, fd, Arc::clone(&kick), surroundings);
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{number}"))
+            .spawn(move || worker.serve(&incoming, &outgoing))?;
+        Ok(Self { kick, orders: Some(orders), replies, thread: Some(thread), buffer: Cell::default() })
+    }
+
+    fn order(&self, vcpu: u32, order: Order) -> Result<(), VcpuError> {
+        let sent = self.orders.as_ref().map(|orders| orders.send(order));
+        if let Some(Ok(())) = sent { Ok(()) } else { Err(VcpuError::Silent { vcpu }) }
+    }
+
+    fn reply(&self, vcpu: u32) -> Result<Reply, VcpuError> {
+        self.replies.recv_timeout(PATIENCE).map_err(|_| VcpuError::Silent { vcpu })
+    }
+
+    fn ask_to_leave(&self) {
+        self.kick.ask();
+        if let Some(thread) = &self.thread {
+            // Fails only for a thread that has ended, which has left the guest too.
+            let _ = thread.kill(kick::signal());
+        }
+    }
+
+    fn has_left_by(&self, deadline: Instant) -> bool {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        matches!(self.replies.recv_timeout(wait), Ok(Reply::Parked))
+    }
+
+    /// Waits for the end of the thread, whose channel is closed. One that is stuck in the kernel is left behind
+    /// with what it holds rather than waited for without end.
+    fn end(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(wait) = deadline.checked_duration_since(Instant::now()) {
+            if let Err(RecvTimeoutError::Disconnected) = self.replies.recv_timeout(wait) {
+                let _ = self.thread.take().map(JoinHandle::join);
+                return;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Vcpus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} vCPUs", self.all.len())
+    }
+}

@@ -1,0 +1,102 @@
+//! Model-specific registers: which are saved, and all of them in one call.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::tsc::{IA32_TSC, IA32_TSC_DEADLINE};
+use crate::kvm::ioctl::{self, MSR_BYTES, MSRS_HEAD};
+use crate::kvm::{KvmError, KvmHost};
+
+/// Most MSRs of a vCPU; the kernel takes at most 256 in one call (`MAX_IO_MSRS`).
+pub(super) const MAX_MSRS: usize = 256;
+
+/// Indices of the MSRs this host's KVM says are worth saving.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn supported_msrs(kvm: &KvmHost) -> Result<Vec<u32>, KvmError> {
+    let list = kvm.system().get_msr_index_list().map_err(KvmError::refused("list its MSRs"))?;
+    Ok(list.as_slice().to_vec())
+}
+
+/// Of the MSRs worth saving, those that can be read on this vCPU and set to what was read: in the order in which they
+/// are saved, TSC first and TSC deadline last. The vCPU has its CPUID and has not run yet.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn probe_msrs(kvm: &KvmHost, fd: BorrowedFd<'_>) -> Result<Vec<u32>, KvmError> {
+    let mut indices = supported_msrs(kvm)?;
+    indices.sort_unstable_by_key(|index| (rank(*index), *index));
+    indices.dedup();
+    indices.truncate(MAX_MSRS);
+    let refused = KvmError::refused::<io::Error>;
+    keep_working(&mut indices, |buffer| ioctl::get_msrs(fd, buffer)).map_err(refused("read MSRs"))?;
+    let values = read(fd, &indices).map_err(refused("read MSRs"))?;
+    let mut settable = indices.clone();
+    keep_working(&mut settable, |buffer| {
+        for place in buffer[MSRS_HEAD..].chunks_exact_mut(MSR_BYTES) {
+            let at = indices.iter().position(|index| index.to_le_bytes() == place[..4]);
+            let from = MSRS_HEAD + at.unwrap_or(0) * MSR_BYTES;
+            place.copy_from_slice(&values[from..from + MSR_BYTES]);
+        }
+        ioctl::set_msrs(fd, buffer)
+    })
+    .map_err(refused("set MSRs"))?;
+    Ok(settable)
+}
+
+fn rank(index: u32) -> u8 {
+    match index {
+        IA32_TSC => 0,
+        IA32_TSC_DEADLINE => 2,
+        _ => 1,
+    }
+}
+
+/// Takes out of `indices` those at which `call` stops.
+fn keep_working(
+    indices: &mut Vec<u32>,
+    mut call: impl FnMut(&mut [u8]) -> io::Result<usize>,
+) -> io::Result<()> {
+    while !indices.is_empty() {
+        let mut buffer = room_for(indices);
+        let done = call(&mut buffer)?;
+        if done == indices.len() {
+            break;
+        }
+        indices.remove(done);
+    }
+    Ok(())
+}
+
+/// A `kvm_msrs` with these indices and values of zero.
+pub(super) fn room_for(indices: &[u32]) -> Vec<u8> {
+    let mut buffer = vec![0; MSRS_HEAD + indices.len() * MSR_BYTES];
+    for (place, index) in buffer[MSRS_HEAD..].chunks_exact_mut(MSR_BYTES).zip(indices) {
+        place[..4].copy_from_slice(&index.to_le_bytes());
+    }
+    buffer
+}
+
+/// Reads these, as a `kvm_msrs`.
+fn read(fd: BorrowedFd<'_>, indices: &[u32]) -> io::Result<Vec<u8>> {
+    let mut buffer = room_for(indices);
+    let done = ioctl::get_msrs(fd, &mut buffer)?;
+    if done == indices.len() { Ok(buffer) } else { Err(io::ErrorKind::Unsupported.into()) }
+}
+
+/// Reads one.
+pub(super) fn read_one(fd: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
+    let mut entry = [0; MSRS_HEAD + MSR_BYTES];
+    entry[MSRS_HEAD..MSRS_HEAD + 4].copy_from_slice(&index.to_le_bytes());
+    if ioctl::get_msrs(fd, &mut entry)? != 1 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let (_, value) = entry.split_at(MSRS_HEAD + 8);
+    Ok(value.try_into().map_or(0, u64::from_le_bytes))
+}
+
+/// The index in one `kvm_msr_entry`.
+pub(super) fn index_of(entry: &[u8]) -> u32 {
+    entry.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
