@@ -1,1 +1,39 @@
-//! Shared parts of the end-to-end tests.
+//! Parts of the end-to-end tests: a small world of real processes, and what can go wrong in it.
+//!
+//! ```text
+//! World ── a folder of its own for sockets, consoles and logs; one test has the machine at a time
+//!   ├── Vm         one `vmm` process: its control API, its console, its end
+//!   ├── Migration  one `migrate` process: its events while it lasts, its report and status when it is over
+//!   ├── Journey    one guest on its way through several VMMs, and what it said on all of them
+//!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent
+//! ```
+//!
+//! Nothing here looks into a process: all is learnt as an operator could learn it. Nothing waits without a deadline, and
+//! what a test leaves behind dies with its `World`. `docs/testing.md` says what is proven where.
+
+mod binaries;
+mod guest;
+mod journey;
+mod kvm;
+mod migration;
+mod process;
+mod proxy;
+mod transcript;
+mod turn;
+mod until;
+mod vm;
+mod wire;
+mod world;
+
+pub use binaries::binary;
+pub use guest::Guest;
+pub use journey::Journey;
+pub use kvm::kvm_is_usable;
+pub use migration::{Ending, Migration};
+pub use process::{Output, Process};
+pub use proxy::{Cut, Proxy};
+pub use transcript::{SecondOfWork, Transcript};
+pub use until::{PATIENCE, until};
+pub use vm::Vm;
+pub use wire::{HEAD, Kind};
+pub use world::World;

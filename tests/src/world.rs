@@ -1,0 +1,103 @@
+//! A world of its own for one test: a folder for everything, and the programs to start in it.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use migrate::client::RuntimeDir;
+use tempfile::TempDir;
+
+use crate::turn::{Company, Turn};
+use crate::{Guest, Migration, Output, Process, Vm, binary};
+
+/// Everything of one test. Processes end with the values that stand for them; keep those shorter than this.
+#[derive(Debug)]
+pub struct World {
+    folder: TempDir,
+    started: Cell<u32>,
+    _turn: Turn,
+}
+
+impl World {
+    /// A world that has the machine to itself.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self::new(Company::None)
+    }
+
+    /// A world whose guests are idle, so that there may be others like it.
+    #[must_use]
+    pub fn quiet() -> Self {
+        Self::new(Company::Quiet)
+    }
+
+    fn new(company: Company) -> Self {
+        let turn = Turn::wait(company);
+        // A short path: a socket's address has room for 108 bytes.
+        let folder = tempfile::Builder::new().prefix("vm").tempdir().expect("a temporary folder");
+        Self { folder, started: Cell::new(0), _turn: turn }
+    }
+
+    /// A path in the world's folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where the control sockets are.
+    #[must_use]
+    pub fn runtime(&self) -> RuntimeDir {
+        RuntimeDir::at(self.path("run"))
+    }
+
+    /// A program under test with these arguments, to be started in this world.
+    #[must_use]
+    pub fn command<'a>(&self, program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(binary(program));
+        command.args(arguments).env("VMM_RUNTIME_DIR", self.runtime().path()).current_dir(self.folder.path());
+        command
+    }
+
+    /// Starts a command; the label, with a number, names its logs.
+    #[must_use]
+    pub fn start(&self, command: Command, label: &str) -> Process {
+        self.started.set(self.started.get() + 1);
+        Process::start(command, self.folder.path(), &format!("{}-{label}", self.started.get()))
+    }
+
+    /// Runs a program to its end.
+    #[must_use]
+    #[track_caller]
+    pub fn ask<'a>(&self, program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Output {
+        self.start(self.command(program, arguments), program).end()
+    }
+
+    /// Starts a VMM with a guest, and waits until it runs.
+    #[must_use]
+    #[track_caller]
+    pub fn run(&self, name: &str, guest: Guest) -> Vm {
+        let cpus = guest.cpus.to_string();
+        Vm::start(self, name, &["run", "--memory", guest.memory, "--cpus", &cpus, "--cmdline", guest.words])
+    }
+
+    /// Starts a VMM that waits for a guest.
+    #[must_use]
+    #[track_caller]
+    pub fn receive(&self, name: &str) -> Vm {
+        Vm::start(self, name, &["receive", "--listen", "127.0.0.1:0"])
+    }
+
+    /// Starts moving the guest of a VMM. `words` are further arguments.
+    #[must_use]
+    pub fn migrate(&self, vm: &Vm, to: &str, words: &str) -> Migration {
+        let known = ["--vm", vm.name(), "--to", to, "--json"];
+        let command = self.command("migrate", known.into_iter().chain(words.split_whitespace()));
+        Migration::new(self.start(command, "migrate"))
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}

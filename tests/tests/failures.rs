@@ -1,0 +1,195 @@
+//! Proves that a migration which cannot be finished leaves the guest where it is: running, whole, as fast as before, and
+//! free to move elsewhere.
+//!
+//! Everything here happens before the source has said `commit`. What may happen after it is in `doubt.rs`.
+
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use migrate::client::types::Life;
+use migrate::progress::Event;
+use migrate::report::Phase;
+use tests::{Cut, Guest, Journey, Kind, Proxy, World, kvm_or_skip, until};
+
+/// Slow enough that pre-copy of the busy guest takes ten seconds.
+const SLOW: &str = "--mode precopy --bandwidth 10M";
+
+fn busy_guest(world: &World) -> Journey<'_> {
+    Journey::begin(world, Guest::BUSY.cpus(2))
+}
+
+/// The last thing of every test here: it works on, it can still move, and it has lost nothing on all that way.
+fn survived(mut journey: Journey) {
+    journey.goes_on();
+    journey.hop("--mode precopy --verify");
+}
+
+/// Pages cross the link while the guest runs.
+fn copying(event: &Event) -> bool {
+    matches!(event, Event::Progress(progress) if progress.phase == Phase::Precopy && progress.bytes > 0)
+}
+
+/// Something listens that is no VMM.
+fn stranger(greet: impl Fn(TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    thread::spawn(move || listener.incoming().flatten().for_each(greet));
+    address
+}
+
+#[test]
+fn nobody_there_or_a_stranger() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let nobody =
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").to_string();
+    let hangs_up = stranger(drop);
+    let babbles =
+        stranger(|mut stream| drop(stream.write_all(b"SSH-2.0-OpenSSH_9.7\r\n and a good deal more\r\n")));
+    let listens = stranger(|mut stream| drop(io::copy(&mut stream, &mut io::sink())));
+    for (to, words) in [
+        (&nobody, "--mode precopy"),
+        (&hangs_up, "--mode hybrid"),
+        (&babbles, "--mode stopcopy"),
+        (&listens, "--mode postcopy --timeout 2s"),
+    ] {
+        let reason = journey.attempt(to, words).kept();
+        assert!(reason.contains(to.as_str()), "the reason names the address {to}: {reason}");
+    }
+    survived(journey);
+}
+
+#[test]
+fn the_destination_dies_in_precopy() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let mut next = world.receive("dies");
+    let mut migration = world.migrate(journey.here(), &next.address(), SLOW);
+    migration.wait_for("pages to be copied", copying);
+    next.process().kill();
+    let _ = migration.end().kept();
+    survived(journey);
+}
+
+#[test]
+fn the_source_dies_in_precopy() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let mut journey = busy_guest(&world);
+    let mut next = world.receive("bereft");
+    let mut migration = world.migrate(journey.here(), &next.address(), SLOW);
+    migration.wait_for("pages to be copied", copying);
+    journey.here_mut().process().kill();
+    assert_eq!(migration.process().end().code, Some(3), "the command cannot know how it ended");
+    until("the destination to give up what has arrived", || {
+        let ended = next.process().has_ended().is_some();
+        (ended || next.life() == Some(Life::Waiting)).then_some(())
+    });
+    assert_eq!(next.console(), b"", "half a guest must not run");
+}
+
+#[test]
+fn the_link_breaks_anywhere_before_commit() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let next = world.receive("far");
+    let bytes = [0, 7, 16, 100, 1000, 5000, 1 << 20, 50 << 20].map(Cut::AfterBytes);
+    let frames = [
+        Kind::Hello,
+        Kind::Preflight,
+        Kind::Accept,
+        Kind::RoundEnd,
+        Kind::RoundDone,
+        Kind::State,
+        Kind::Ready,
+    ];
+    let frames = frames.into_iter().flat_map(|kind| [Cut::Before(kind), Cut::After(kind)]);
+    for cut in bytes.into_iter().chain(frames.filter(|cut| *cut != Cut::After(Kind::Ready))) {
+        let proxy = Proxy::new(&next.address(), cut);
+        let ending = journey.attempt(proxy.address(), "--mode precopy");
+        assert!(proxy.is_cut(), "{cut:?} was not reached: {:?}", ending.report());
+        let reason = ending.kept();
+        assert!(reason.contains(proxy.address()), "{cut:?}: {reason}");
+        assert_eq!(next.console(), b"", "{cut:?}: the guest must not run there");
+    }
+    // The destination that all this happened to is as good as a fresh one.
+    let mut journey = journey;
+    journey.goes_on();
+    let _ = journey.attempt(&next.address(), "--mode precopy --verify").moved();
+    journey.arrive(next);
+}
+
+#[test]
+fn the_link_falls_silent() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let next = world.receive("far");
+    let proxy = Proxy::new(&next.address(), Cut::Never);
+    let mut migration = world.migrate(journey.here(), proxy.address(), SLOW);
+    migration.wait_for("pages to be copied", copying);
+    proxy.fall_silent();
+    let _ = migration.end().kept();
+    next.wait_until(Life::Waiting);
+    survived(journey);
+}
+
+#[test]
+fn one_at_a_time_and_it_can_be_cancelled() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let [next, other] = ["next", "other"].map(|name| world.receive(name));
+    let name = journey.here().name();
+    let mut migration = world.migrate(journey.here(), &next.address(), SLOW);
+    migration.wait_for("pages to be copied", copying);
+    let second = world.ask("migrate", ["--vm", name, "--to", &other.address()]);
+    assert_eq!(second.code, Some(1), "{}", second.err);
+    assert!(second.err.lines().count() == 1, "one line: {}", second.err);
+    let cancel = world.ask("migrate", ["cancel", "--vm", name]);
+    assert_eq!(cancel.code, Some(0), "{}", cancel.err);
+    let reason = migration.end().kept();
+    assert!(reason.contains("cancel"), "{reason}");
+    next.wait_until(Life::Waiting);
+    assert_eq!(other.life(), Some(Life::Waiting));
+    survived(journey);
+}
+
+#[test]
+fn the_destination_has_no_room() {
+    kvm_or_skip!();
+    let world = World::alone();
+    // More than any machine has; the guest touches little of it.
+    let journey = Journey::begin(&world, Guest::IDLE.memory("512G"));
+    let next = world.receive("small");
+    let ending = journey.attempt(&next.address(), "--mode precopy");
+    let reason = ending.kept();
+    assert!(reason.contains("memory"), "{reason}");
+    assert_eq!(ending.report().traffic.pages, 0, "refused before a page was sent");
+    next.wait_until(Life::Waiting);
+    journey.goes_on();
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_stays_and_is_as_fast_as_before() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=64 rate=max fill=96"));
+    let before = journey.here().works_on().work_per_s;
+    let next = world.receive("far");
+    let words = "--mode precopy --bandwidth 50M --max-downtime 10ms --timeout 10s";
+    let reason = journey.attempt(&next.address(), words).kept();
+    assert!(
+        ["hybrid", "postcopy", "post-copy"].iter().any(|way| reason.contains(way)),
+        "no way out: {reason}"
+    );
+    let _ = journey.here().works_on();
+    let after = journey.here().works_on().work_per_s;
+    assert!(after * 2 > before, "{before} pages/s before, {after} after: is the dirty log still on?");
+    next.wait_until(Life::Waiting);
+    survived(journey);
+}
