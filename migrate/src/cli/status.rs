@@ -114,4 +114,29 @@ mod tests {
         assert_eq!(status(ClientError::NoneRunning("/run/vmm".into())), Status::Usage);
         assert_eq!(Status::of_error(&anyhow::anyhow!("unwritable")), Status::Usage);
     }
+
+    #[test]
+    fn the_document_has_every_field_and_its_example_is_a_report() {
+        let document = include_str!("../../../docs/report.md");
+        let example = document.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(example).unwrap(), sample::moved());
+        let mut missing = Vec::new();
+        fields(&serde_json::to_value(sample::moved()).unwrap(), &mut |field| {
+            missing.extend((!document.contains(&format!("| `{field}` |"))).then(|| field.to_owned()));
+        });
+        assert_eq!(missing, Vec::<String>::new());
+    }
+
+    fn fields(value: &serde_json::Value, found: &mut impl FnMut(&str)) {
+        match value {
+            serde_json::Value::Object(object) => {
+                for (field, value) in object {
+                    found(field);
+                    fields(value, found);
+                }
+            }
+            serde_json::Value::Array(values) => values.iter().for_each(|value| fields(value, found)),
+            _ => {}
+        }
+    }
 }
