@@ -10,12 +10,15 @@
 //! place that starts and stops it. State can be taken from a paused machine only, by type. What is saved is described
 //! byte by byte in `docs/state.md`. Nothing here but the adapter knows that guests move.
 
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod devices;
 pub mod kvm;
+pub mod lab;
 pub mod machine;
 pub mod memory;
 pub mod state;

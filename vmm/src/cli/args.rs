@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
+use crate::bench::BenchArgs;
 use crate::config::{Cmdline, GuestName, Kernel, MachineConfig, MemorySize, Vcpus};
+use crate::demo::DemoArgs;
+use crate::lab::tether::TetherArgs;
 
 /// Runs virtual machines that can be moved to another host while they run.
 #[derive(Debug, Parser)]
@@ -46,8 +49,15 @@ pub enum Command {
     Resume(Which),
     /// End a guest and its VMM
     Stop(Which),
+    /// Move a demo guest back and forth on this host by every mode, and check that nothing is lost
+    Demo(DemoArgs),
+    /// Measure what moving a demo guest on this host costs, for a grid of modes, sizes and loads
+    Bench(BenchArgs),
     /// Write the demo guest's kernel to standard output
     GuestImage,
+    /// Go on as another command of this program, which ends with whoever started it
+    #[command(hide = true)]
+    Tethered(TetherArgs),
 }
 
 /// Which VM.

@@ -21,6 +21,8 @@ use clap::Parser;
 use migrate::client::RuntimeDir;
 
 pub use self::args::{Arguments, Command};
+use crate::lab::tether;
+use crate::{bench, demo};
 
 /// The command, from the process's arguments to its exit status: 0 when what was asked for was done (for a VMM: the
 /// guest moved or was shut down), 1 when not (the guest crashed), 2 for wrong arguments.
@@ -37,6 +39,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::GuestImage => remote::guest_image().map(|()| ExitCode::SUCCESS),
         Command::Run(args) => hosting::run(args),
         Command::Receive(args) => hosting::receive(args),
+        Command::Demo(args) => Ok(runtime()?.block_on(demo::run(&args))?),
+        Command::Bench(args) => Ok(runtime()?.block_on(bench::run(&args))?),
+        Command::Tethered(args) => Err(tether::become_tethered(&args).into()),
         client => {
             let answer = runtime()?.block_on(remote::command(client, &RuntimeDir::from_env()?));
             answer.map(|()| ExitCode::SUCCESS)

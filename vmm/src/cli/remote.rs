@@ -26,7 +26,12 @@ pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::R
         Command::Pause(which) => Ok(choose(which.name).await?.pause().await?),
         Command::Resume(which) => Ok(choose(which.name).await?.resume().await?),
         Command::Stop(which) => stop(&choose(which.name).await?).await,
-        Command::Run(_) | Command::Receive(_) | Command::GuestImage => {
+        Command::Run(_)
+        | Command::Receive(_)
+        | Command::Demo(_)
+        | Command::Bench(_)
+        | Command::Tethered(_)
+        | Command::GuestImage => {
             bail!("not a command to a running VMM")
         }
     }

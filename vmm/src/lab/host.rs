@@ -148,7 +148,8 @@ async fn answers(runtime: &RuntimeDir, name: &str, errors: &mut Output) -> Resul
 async fn last_words(name: &str, errors: &mut Output) -> LabError {
     let all = within(PROCESS_DEADLINE, String::new, errors.to_end()).await.unwrap_or_default();
     let said = last_line(&all).unwrap_or_else(|| format!("VMM {name} ended and said nothing"));
-    LabError::Died { said }
+    // This program will say so too.
+    LabError::Died { said: said.strip_prefix("vmm: ").map(str::to_owned).unwrap_or(said) }
 }
 
 /// Waits until a process has exited, without taking its last word from whoever asks for it later.

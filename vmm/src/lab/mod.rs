@@ -72,7 +72,7 @@ impl Lab {
     pub async fn boot(&self, plan: &GuestPlan) -> Result<Host, LabError> {
         let (memory, cpus) = (plan.memory.to_string(), plan.cpus.get().to_string());
         let line = plan.command_line();
-        self.start(&["run", "--memory", &memory, "--cpus", &cpus, "--cmdline", &line]).await
+        self.start("guest", &["run", "--memory", &memory, "--cpus", &cpus, "--cmdline", &line]).await
     }
 
     /// Starts a VMM that waits for a guest, on a port of its choice.
@@ -80,12 +80,12 @@ impl Lab {
     /// # Errors
     /// When it ends instead of waiting.
     pub async fn receive(&self) -> Result<Host, LabError> {
-        self.start(&["receive", "--listen", "127.0.0.1:0"]).await
+        self.start("host", &["receive", "--listen", "127.0.0.1:0"]).await
     }
 
-    async fn start(&self, arguments: &[&str]) -> Result<Host, LabError> {
+    async fn start(&self, what: &str, arguments: &[&str]) -> Result<Host, LabError> {
         let number = self.started.replace(self.started.get() + 1);
-        let name = format!("host-{number}");
+        let name = format!("{what}-{number}");
         Host::start(&self.program, &self.runtime, &name, arguments).await
     }
 }
