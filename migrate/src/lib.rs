@@ -1,15 +1,43 @@
-//! migrate
+//! Live migration of virtual machines over TCP: the engine, its wire format, and the operator's command.
+//!
+//! Two sides, one conversation: the [`source`] has the guest and dials, the [`destination`] listens.
+//!
+//! ```text
+//!   guest that leaves                                                guest that arrives
+//!   Departing + Ram                                                  Host, Arriving + Ram, Faults
+//!        │                                                                  │
+//!   source::migrate ── control: hello, pre-flight, state, commit ── Receiver::receive
+//!        └── crew ───── data: pages, zero marks, pushed pages ───── landing ┘
+//!        └── page server ── urgent: requested pages (post-copy) ─── faults ─┘
+//! ```
+//!
+//! The rooms, one way down: the two sides use [`handover`] (who may run the guest when: pure),
+//! [`convergence`] (what to do after a round: pure), [`wire`] (bytes to messages and back: no sockets) and
+//! [`channel`] (byte streams with deadlines). They see the guest only through [`guest`] and pages as [`pages`].
+//! What can be told is in [`progress`] and [`report`].
+//!
+//! The engine knows no KVM, has no unsafe code, and waits for nothing without a deadline.
+#![forbid(unsafe_code)]
+
+mod alarm;
+pub mod channel;
+pub mod cli;
 pub mod client;
+pub mod convergence;
+pub mod destination;
+mod failure;
 pub mod guest;
+pub mod handover;
 pub mod options;
 pub mod pages;
 pub mod progress;
+mod pulse;
 pub mod report;
-pub mod wire {
-    //! Wire
-    pub mod limits {
-        //! Limits
-        /// Runs in one frame of pages: what one `writev` takes with its head.
-        pub const RUNS_PER_FRAME: usize = 512;
-    }
-}
+pub mod source;
+mod verify;
+pub mod wire;
+
+pub use alarm::{Cancel, TooLate};
+pub use destination::{Arrival, Receiver};
+pub use failure::Failure;
+pub use source::migrate;

@@ -201,6 +201,21 @@ impl AtomicPageSet {
         Self { words: set.words.iter().map(|w| AtomicU64::new(*w)).collect() }
     }
 
+    /// An empty set with room for frame numbers below `limit`.
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self::from_set(&PageSet::new(limit))
+    }
+
+    /// Adds a run of pages. Pages beyond the set's limit are left out.
+    pub fn insert_run(&self, run: PageRun) {
+        for_words(run, |index, mask| {
+            if let Some(word) = self.words.get(index) {
+                word.fetch_or(mask, Ordering::AcqRel);
+            }
+        });
+    }
+
     /// Takes `gfn` out; true if it was there, so that the caller now owns it.
     pub fn claim(&self, gfn: u64) -> bool {
         let Some(word) = self.words.get((gfn / 64) as usize) else { return false };

@@ -1,0 +1,249 @@
+//! Links over TCP.
+//!
+//! Blocking sockets with time limits (`SO_RCVTIMEO`, `SO_SNDTIMEO`), `TCP_NODELAY` always: a commit must not
+//! wait for an acknowledgement. `shutdown` from another thread ends whoever is blocked. `TCP_USER_TIMEOUT`
+//! bounds how long sent bytes may stay unacknowledged.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{Shutdown, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Dial, Link, Listen};
+use crate::guest::Ram;
+use crate::pages::PageRun;
+use crate::wire::Role;
+
+/// Socket buffers in post-copy: a requested page is never far behind pushed ones.
+const SHORT_BUFFER: usize = 256 << 10;
+
+/// One TCP connection.
+#[derive(Debug)]
+pub struct TcpLink {
+    socket: Socket,
+    peer: String,
+    /// Held while a frame is written, so that frames of two threads (a message, a sign of life) never mix.
+    writing: Mutex<()>,
+}
+
+impl TcpLink {
+    fn new(socket: Socket, peer: String) -> io::Result<Self> {
+        socket.set_tcp_nodelay(true)?;
+        Ok(Self { socket, peer, writing: Mutex::new(()) })
+    }
+}
+
+impl Link for TcpLink {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        (&self.socket).write_all(bytes)
+    }
+
+    fn send_pages(&self, head: &[u8], ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        ram.send(head, runs, self.socket.as_fd())
+    }
+
+    fn receive(&self, mut into: &mut [u8]) -> io::Result<()> {
+        let whole = into.len();
+        while !into.is_empty() {
+            match (&self.socket).read(into) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(got) => into = &mut into[got..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && into.len() < whole => {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive_pages(&self, ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
+        ram.receive(runs, self.socket.as_fd())
+    }
+
+    fn set_limit(&self, limit: Duration) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(limit))?;
+        self.socket.set_write_timeout(Some(limit))?;
+        self.socket.set_tcp_user_timeout(Some(limit))
+    }
+
+    fn keep_short(&self) {
+        // A refusal costs latency, not correctness.
+        let _ = self.socket.set_send_buffer_size(SHORT_BUFFER);
+        let _ = self.socket.set_recv_buffer_size(SHORT_BUFFER);
+    }
+
+    fn shut(&self, how: Shutdown) {
+        // Fails when it is already shut or was never connected: both are as asked for.
+        let _ = self.socket.shutdown(how);
+    }
+
+    fn peer(&self) -> &str {
+        &self.peer
+    }
+}
+
+/// Dials `HOST:PORT`.
+#[derive(Debug, Clone)]
+pub struct TcpDial {
+    to: String,
+}
+
+impl TcpDial {
+    /// Will dial `to`, a `HOST:PORT`.
+    #[must_use]
+    pub fn new(to: &str) -> Self {
+        Self { to: to.to_owned() }
+    }
+}
+
+impl Dial for TcpDial {
+    fn dial(&self, _: Role, limit: Duration, made: &dyn Fn(&Arc<dyn Link>)) -> io::Result<Arc<dyn Link>> {
+        let mut refused = io::Error::new(ErrorKind::NotFound, "the name has no address");
+        for address in self.to.to_socket_addrs()? {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            let link = Arc::new(TcpLink::new(socket, self.to.clone())?);
+            let shared: Arc<dyn Link> = Arc::clone(&link) as Arc<dyn Link>;
+            made(&shared);
+            match link.socket.connect_timeout(&address.into(), limit) {
+                Ok(()) => {
+                    link.set_limit(limit)?;
+                    return Ok(shared);
+                }
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn to(&self) -> &str {
+        &self.to
+    }
+}
+
+/// Listens on one port.
+#[derive(Debug)]
+pub struct TcpListen {
+    listener: TcpListener,
+    address: SocketAddr,
+    waker: OwnedFd,
+}
+
+impl TcpListen {
+    /// Listens on `HOST:PORT`; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn bind(listen: &str) -> io::Result<Self> {
+        Self::on(TcpListener::bind(listen)?)
+    }
+
+    /// Listens on a socket that is bound already.
+    ///
+    /// # Errors
+    /// When the host refuses what waiting on it needs.
+    pub fn on(listener: TcpListener) -> io::Result<Self> {
+        // Non-blocking: a connection that is gone before it is accepted must not leave accept waiting.
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { listener, address, waker })
+    }
+
+    /// Waits for a connection; false when woken.
+    fn wait(&self) -> io::Result<bool> {
+        let interest = PollFlags::IN;
+        let mut fds = [PollFd::new(&self.listener, interest), PollFd::new(&self.waker, interest)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if fds[1].revents().is_empty() {
+            return Ok(true);
+        }
+        let mut count = [MaybeUninit::<u8>::uninit(); 8];
+        let _ = rustix::io::read(&self.waker, &mut count);
+        Ok(false)
+    }
+}
+
+impl Listen for TcpListen {
+    fn accept(&self) -> io::Result<Option<Arc<dyn Link>>> {
+        while self.wait()? {
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(Some(Arc::new(TcpLink::new(stream.into(), peer.to_string())?)));
+                }
+                Err(error) if passes(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        Some(self.address)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.waker, &1_u64.to_ne_bytes());
+    }
+}
+
+/// accept(2): network errors of the one connection are no errors of the listener.
+fn passes(error: &io::Error) -> bool {
+    use ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Arc<dyn Link>, Arc<dyn Link>) {
+        let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+        let dial = TcpDial::new(&listen.address.to_string());
+        let near = dial.dial(Role::Control, Duration::from_secs(5), &|_| {}).expect("someone listens");
+        (near, listen.accept().expect("a listener").expect("a connection"))
+    }
+
+    #[test]
+    fn what_arrived_before_a_shut_can_still_be_read() {
+        let (near, far) = pair();
+        near.send(b"abort").expect("open");
+        near.shut(Shutdown::Both);
+        far.shut(Shutdown::Read);
+        let mut bytes = [0; 5];
+        far.receive(&mut bytes).expect("it had arrived");
+        assert_eq!(&bytes, b"abort");
+        let error = far.receive(&mut bytes).expect_err("nothing more");
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_read_waits_no_longer_than_the_limit() {
+        let (near, far) = pair();
+        far.set_limit(Duration::from_millis(20)).expect("a valid limit");
+        let none = far.receive(&mut [0; 4]).expect_err("nothing was sent");
+        assert_eq!(none.kind(), ErrorKind::WouldBlock);
+        near.send(&[1, 2]).expect("open");
+        let half = far.receive(&mut [0; 4]).expect_err("half was sent");
+        assert_eq!(half.kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn accept_can_be_woken() {
+        let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+        listen.wake();
+        assert!(listen.accept().expect("a listener").is_none());
+    }
+}

@@ -1,0 +1,252 @@
+//! What to do after a round of pre-copy: another, switch over, or give up. A pure function of figures.
+//!
+//! Two numbers decide. *Left*: the pages dirtied during the last round, which a pause now would have to send.
+//! *Next*: what a further round would leave, if the guest goes on at its pace: dirty rate × (time to send
+//! what is left + what a round costs anyway). While *next* is clearly smaller another round is worth it,
+//! even though the allowed downtime would be met already: rounds cost the guest nothing, the pause does.
+//! When nothing more is to be gained, the estimate of the downtime is held against what is allowed.
+
+use std::time::Duration;
+
+use crate::pages::PAGE_SIZE;
+
+/// A further round is worth it when it leaves less than this part of what is left now.
+const CLEARLY_SMALLER: f64 = 0.6;
+
+/// Sending so few pages in the pause costs less than what else happens in it.
+const HANDFUL: u64 = 64;
+
+/// A round costs this much beyond its bytes: harvest, wake-ups, the barrier.
+const ROUND_OVERHEAD: Duration = Duration::from_micros(300);
+
+/// What a pause costs beyond pages, save and restore: stopping vCPUs, harvest, starting them.
+const PAUSE_OVERHEAD: Duration = Duration::from_micros(400);
+
+/// Messages that follow each other in the pause, as round trips.
+const ROUND_TRIPS: u32 = 3;
+
+/// Rounds that brought no improvement before the policy gives up.
+const PATIENCE: u32 = 3;
+
+/// Most rounds of all.
+const MOST_ROUNDS: u32 = 30;
+
+/// Rounds of hybrid before the rest is left to post-copy.
+const HYBRID_ROUNDS: u32 = 2;
+
+/// What is known of this migration before the first round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// The pause must be expected to be shorter.
+    pub max_downtime: Duration,
+    /// Save and restore of the state, as rehearsed.
+    pub state: Duration,
+    /// Round trip of the control connection.
+    pub round_trip: Duration,
+    /// Whether pages may follow after the switchover.
+    pub hybrid: bool,
+}
+
+/// One round, as it went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figures {
+    /// Bytes per second that landed.
+    pub bytes_per_s: f64,
+    /// Pages per second dirtied meanwhile.
+    pub dirty_per_s: f64,
+    /// Pages to be sent again.
+    pub left: u64,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Another round.
+    Again {
+        /// Why, in words.
+        why: String,
+    },
+    /// Pause now.
+    SwitchOver {
+        /// Expected downtime.
+        estimate: Duration,
+        /// Why, in words.
+        why: String,
+    },
+    /// It will not end.
+    GiveUp {
+        /// Figures, and what would help.
+        why: String,
+    },
+}
+
+impl Terms {
+    /// Decides after the rounds so far, the last of which is `rounds.last()`.
+    ///
+    /// # Panics
+    /// Without a round.
+    #[must_use]
+    pub fn decide(&self, rounds: &[Figures]) -> Decision {
+        let now = rounds.last().expect("a round has ended");
+        let estimate = self.downtime(now);
+        if self.hybrid && rounds.len() as u32 >= HYBRID_ROUNDS {
+            let why = format!("{} pages are left to post-copy", now.left);
+            return Decision::SwitchOver { estimate: self.fixed(), why };
+        }
+        let next = expected_next(now);
+        let settled = now.left <= HANDFUL;
+        let enough = rounds.len() as u32 >= MOST_ROUNDS;
+        if !settled && !enough && next < CLEARLY_SMALLER * now.left as f64 && fruitless(rounds) < PATIENCE {
+            return Decision::Again { why: format!("{} pages left, about {next:.0} after it", now.left) };
+        }
+        if estimate <= self.max_downtime || self.hybrid {
+            return Decision::SwitchOver { estimate, why: format!("{} pages left", now.left) };
+        }
+        if fruitless(rounds) >= PATIENCE || enough || settled {
+            return Decision::GiveUp { why: self.hopeless(rounds.len(), now, estimate) };
+        }
+        Decision::Again { why: format!("a pause now would take {}", ms(estimate)) }
+    }
+
+    /// Downtime if the guest were paused now.
+    #[must_use]
+    pub fn downtime(&self, now: &Figures) -> Duration {
+        self.fixed() + sending(now)
+    }
+
+    /// The part of the downtime that does not depend on the pages left.
+    #[must_use]
+    pub fn fixed(&self) -> Duration {
+        PAUSE_OVERHEAD + self.state + self.round_trip * ROUND_TRIPS
+    }
+
+    fn hopeless(&self, rounds: usize, now: &Figures, estimate: Duration) -> String {
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        format!(
+            "it does not converge: after {rounds} rounds {} pages are left, {:.0} MiB/s are dirtied and {:.0} MiB/s \
+             sent, so a pause would take {}, and {} are allowed; --mode hybrid or postcopy always ends, or allow \
+             more with --max-downtime",
+            now.left,
+            mib(now.dirty_per_s * PAGE_SIZE as f64),
+            mib(now.bytes_per_s),
+            ms(estimate),
+            ms(self.max_downtime),
+        )
+    }
+}
+
+/// Pages that would be left after a further round.
+fn expected_next(now: &Figures) -> f64 {
+    now.dirty_per_s * (sending(now) + ROUND_OVERHEAD).as_secs_f64()
+}
+
+/// Time to send what is left.
+fn sending(now: &Figures) -> Duration {
+    let seconds = (now.left * PAGE_SIZE as u64) as f64 / now.bytes_per_s.max(1.0);
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4).min(Duration::MAX / 4)
+}
+
+/// Rounds since the least was left: none when the last round is the best so far.
+fn fruitless(rounds: &[Figures]) -> u32 {
+    let best = rounds.iter().enumerate().min_by_key(|(_, figures)| figures.left);
+    best.map_or(0, |(at, _)| (rounds.len() - 1 - at) as u32)
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: f64 = 1e9;
+
+    fn terms(max_downtime_ms: u64) -> Terms {
+        Terms {
+            max_downtime: Duration::from_millis(max_downtime_ms),
+            state: Duration::from_micros(700),
+            round_trip: Duration::from_micros(50),
+            hybrid: false,
+        }
+    }
+
+    /// Plays a guest that dirties `rate` distinct pages a second, at most `working_set`, over a link.
+    fn play(
+        terms: &Terms,
+        bytes_per_s: f64,
+        rate: impl Fn(usize) -> f64,
+        working_set: u64,
+    ) -> (usize, Decision) {
+        let mut rounds: Vec<Figures> = Vec::new();
+        let mut sent = 262_144_u64;
+        loop {
+            let took = (sent * PAGE_SIZE as u64) as f64 / bytes_per_s + ROUND_OVERHEAD.as_secs_f64();
+            let left = ((rate(rounds.len()) * took) as u64).min(working_set);
+            rounds.push(Figures { bytes_per_s, dirty_per_s: left as f64 / took, left });
+            match terms.decide(&rounds) {
+                Decision::Again { .. } => sent = left,
+                end => return (rounds.len(), end),
+            }
+        }
+    }
+
+    #[test]
+    fn a_quiet_guest_switches_over_after_the_first_round() {
+        let (rounds, end) = play(&terms(300), 2.0 * GB, |_| 10.0, 131_072);
+        assert_eq!(rounds, 1);
+        assert!(
+            matches!(end, Decision::SwitchOver { estimate, .. } if estimate < Duration::from_millis(2)),
+            "{end:?}"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_can_be_caught_is_not_paused_at_the_first_chance() {
+        let (rounds, end) = play(&terms(300), 2.0 * GB, |_| 50_000.0, 131_072);
+        assert!((2..8).contains(&rounds), "{rounds} rounds");
+        assert!(
+            matches!(end, Decision::SwitchOver { estimate, .. } if estimate < Duration::from_millis(3)),
+            "{end:?}"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_caught_is_paused_when_that_is_allowed() {
+        let (rounds, end) = play(&terms(300), 2.0 * GB, |_| 2_000_000.0, 131_072);
+        assert!(rounds <= 4, "{rounds} rounds");
+        assert!(matches!(end, Decision::SwitchOver { .. }), "{end:?}");
+    }
+
+    #[test]
+    fn a_hopeless_guest_is_given_up_with_figures_and_a_way_out() {
+        let (rounds, end) = play(&terms(20), 1.0 * GB, |_| 2_000_000.0, 131_072);
+        assert!(rounds <= 6, "{rounds} rounds");
+        let Decision::GiveUp { why } = end else { panic!("{end:?}") };
+        assert!(why.contains("131072 pages are left") && why.contains("--mode hybrid"), "{why}");
+    }
+
+    #[test]
+    fn an_oscillating_guest_is_paused_in_a_lull() {
+        let rate = |round: usize| if round.is_multiple_of(3) { 1_000.0 } else { 400_000.0 };
+        let (_, end) = play(&terms(20), 1.0 * GB, rate, 131_072);
+        assert!(
+            matches!(end, Decision::SwitchOver { estimate, .. } if estimate < Duration::from_millis(20)),
+            "{end:?}"
+        );
+    }
+
+    #[test]
+    fn hybrid_always_ends_and_soon() {
+        let (rounds, end) = play(&Terms { hybrid: true, ..terms(1) }, 0.1 * GB, |_| 2_000_000.0, 131_072);
+        assert!(rounds <= 2 && matches!(end, Decision::SwitchOver { .. }), "{rounds} {end:?}");
+    }
+
+    #[test]
+    fn a_state_slower_than_the_limit_cannot_be_helped_by_rounds() {
+        let slow = Terms { state: Duration::from_millis(50), ..terms(20) };
+        let (rounds, end) = play(&slow, 2.0 * GB, |_| 0.0, 131_072);
+        assert_eq!(rounds, 1);
+        assert!(matches!(end, Decision::GiveUp { .. }), "{end:?}");
+    }
+}

@@ -1,0 +1,33 @@
+//! What all threads of an arrival share.
+
+use std::sync::{Arc, OnceLock};
+
+use super::fault::Placing;
+use super::landing::Landing;
+use crate::alarm::Alarm;
+use crate::channel::Deadlines;
+use crate::channel::line::Line;
+use crate::guest::{Arriving, Ram};
+use crate::progress::{Event, Observer};
+use crate::report::Phase;
+use crate::wire::{Preflight, RamMap};
+
+pub(super) struct Context<'a> {
+    pub(super) preflight: Preflight,
+    pub(super) map: RamMap,
+    pub(super) guest: Arc<dyn Arriving>,
+    pub(super) ram: Arc<dyn Ram>,
+    pub(super) control: Line,
+    pub(super) alarm: Arc<Alarm>,
+    pub(super) deadlines: Deadlines,
+    pub(super) landing: Landing,
+    /// Set in the pause of post-copy: pages that are placed from then on.
+    pub(super) placing: OnceLock<Placing>,
+    pub(super) observer: &'a dyn Observer,
+}
+
+impl Context<'_> {
+    pub(super) fn enter(&self, phase: Phase) {
+        self.observer.tell(Event::Phase { phase });
+    }
+}

@@ -1,0 +1,235 @@
+//! Post-copy's destination: which pages are missing, who waits for them, and putting them in place.
+//!
+//! [`Placing`] owns the set of missing pages. Whoever takes a page out of it places it, so each is placed once.
+//! A touch of a page that was never missing is a hole: it is zero, and placed as such.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::context::Context;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::guest::Faults;
+use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
+use crate::report::Postcopy;
+use crate::wire::limits::REQUESTS_PER_FRAME;
+use crate::wire::{Admitted, Head, Message};
+
+/// How long one wait for faults may be: bounds how late the end of a lost migration is noticed here.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
+pub(super) struct Placing {
+    pub(super) faults: Arc<dyn Faults>,
+    /// Missing when the guest started.
+    missing: PageSet,
+    /// Not taken out by anyone yet.
+    unplaced: AtomicPageSet,
+    /// Not in place yet.
+    remaining: AtomicU64,
+    /// Asked for and not in place yet, and since when.
+    requested: AtomicPageSet,
+    waits: Mutex<Waits>,
+    duplicates: AtomicU64,
+    /// Decided once, by whoever comes first: the score (commit) or the faults' thread (the arrival has failed).
+    fate: Mutex<Fate>,
+    told: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The state is being restored.
+    Open,
+    /// Commit has come: no missing page may ever read as zero.
+    Committed,
+    /// The guest runs, since then.
+    Running(Instant),
+    /// The arrival has failed; who hung in a fault was let go, so the guest must not run here.
+    LetGo,
+}
+
+/// Fault latencies. One lock for the requesting thread and the placing ones: taken for requested pages only.
+#[derive(Debug, Default)]
+struct Waits {
+    since: HashMap<u64, Instant>,
+    served_us: Vec<u32>,
+    requests: u64,
+    last_page_us: u64,
+}
+
+impl Placing {
+    pub(super) fn new(faults: Arc<dyn Faults>, missing: PageSet) -> Self {
+        Self {
+            faults,
+            unplaced: AtomicPageSet::from_set(&missing),
+            remaining: AtomicU64::new(missing.len()),
+            requested: AtomicPageSet::new(missing.limit()),
+            waits: Mutex::default(),
+            duplicates: AtomicU64::new(0),
+            fate: Mutex::new(Fate::Open),
+            told: AtomicBool::new(false),
+            missing,
+        }
+    }
+
+    /// Pages not in place yet.
+    pub(super) fn remaining(&self) -> u64 {
+        self.remaining.load(Ordering::Acquire)
+    }
+
+    /// Places pages that came with `content`.
+    pub(super) fn place(
+        &self,
+        context: &Context<'_>,
+        pages: Admitted<'_>,
+        content: &[u8],
+    ) -> Result<(), Failure> {
+        let mut rest = content;
+        for run in pages.runs() {
+            let (mine, others) = rest.split_at(run.bytes() as usize);
+            rest = others;
+            self.put(context, *run, |won| {
+                let at = (won.first - run.first) as usize * PAGE_SIZE;
+                self.faults.place(won, &mine[at..at + won.bytes() as usize])
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Places zero pages.
+    pub(super) fn place_zeros(&self, context: &Context<'_>, pages: Admitted<'_>) -> Result<(), Failure> {
+        pages.runs().iter().try_for_each(|run| self.put(context, *run, |won| self.faults.place_zeros(won)))
+    }
+
+    fn put(
+        &self,
+        context: &Context<'_>,
+        run: PageRun,
+        place: impl Fn(PageRun) -> crate::guest::Result<()>,
+    ) -> Result<(), Failure> {
+        let won = self.unplaced.claim_run(run);
+        let count: u64 = won.iter().map(|run| run.count).sum();
+        self.duplicates.fetch_add(run.count - count, Ordering::Relaxed);
+        for run in won {
+            place(run).map_err(Failure::guest("place pages"))?;
+            self.served(run);
+            self.remaining.fetch_sub(run.count, Ordering::AcqRel);
+        }
+        self.tell_if_complete(context)
+    }
+
+    /// Somebody may have waited for pages of `run`.
+    fn served(&self, run: PageRun) {
+        for served in self.requested.claim_run(run) {
+            let mut waits = self.waits();
+            for gfn in served.first..served.end() {
+                if let Some(since) = waits.since.remove(&gfn) {
+                    waits.served_us.push(since.elapsed().as_micros().min(u128::from(u32::MAX)) as u32);
+                }
+            }
+        }
+    }
+
+    /// Commit has come. False when the arrival has failed before: the guest must not run.
+    pub(super) fn commit(&self) -> bool {
+        let mut fate = self.fate();
+        if *fate == Fate::Open {
+            *fate = Fate::Committed;
+        }
+        *fate == Fate::Committed
+    }
+
+    /// The guest runs, and the source knows.
+    pub(super) fn set_running(&self, since: Instant, context: &Context<'_>) -> Result<(), Failure> {
+        *self.fate() = Fate::Running(since);
+        self.tell_if_complete(context)
+    }
+
+    /// Says once that nothing is missing, when that is so and the guest runs.
+    fn tell_if_complete(&self, context: &Context<'_>) -> Result<(), Failure> {
+        if self.remaining() > 0 {
+            return Ok(());
+        }
+        let Fate::Running(since) = *self.fate() else { return Ok(()) };
+        if self.told.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.waits().last_page_us = since.elapsed().as_micros() as u64;
+        self.faults.close();
+        context.control.tell(&Message::Complete(self.figures()))
+    }
+
+    /// Post-copy's figures so far.
+    pub(super) fn figures(&self) -> Postcopy {
+        let mut waits = self.waits();
+        waits.served_us.sort_unstable();
+        let percentile = |part: usize| {
+            let at = (waits.served_us.len() * part).div_ceil(100).saturating_sub(1);
+            waits.served_us.get(at).map_or(0, |us| u64::from(*us))
+        };
+        Postcopy {
+            missing_pages: self.missing.len(),
+            faults: waits.requests,
+            fault_p50_us: percentile(50),
+            fault_p90_us: percentile(90),
+            fault_p99_us: percentile(99),
+            fault_max_us: percentile(100),
+            last_page_us: waits.last_page_us,
+            duplicate_pages: self.duplicates.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sees touches of missing pages and requests them, until nothing is missing or the arrival is over.
+    pub(super) fn watch(&self, context: &Context<'_>, urgent: &Line) {
+        let mut touched = Vec::new();
+        while !self.told.load(Ordering::Acquire) && !context.alarm.is_stopped() {
+            touched.clear();
+            let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
+            if let Err(failure) = seen.and_then(|()| self.request(&touched, urgent)) {
+                context.alarm.trip(failure);
+            }
+        }
+        // Before commit the machine is thrown away: whoever hangs in a fault meanwhile, a restore perhaps, must
+        // be let go. After it nothing may be let go: the missing pages would read as zero.
+        let mut fate = self.fate();
+        if *fate == Fate::Open {
+            *fate = Fate::LetGo;
+            self.faults.close();
+        }
+    }
+
+    fn request(&self, touched: &[u64], urgent: &Line) -> Result<(), Failure> {
+        let now = Instant::now();
+        let mut wanted = Vec::new();
+        for gfn in touched {
+            let page = PageRun { first: *gfn, count: 1 };
+            if !self.missing.contains(*gfn) {
+                self.faults.place_zeros(page).map_err(Failure::guest("place a zero page"))?;
+            } else if self.unplaced.contains(*gfn) && !self.requested.contains(*gfn) {
+                self.waits().since.insert(*gfn, now);
+                self.requested.insert_run(page);
+                wanted.push(*gfn);
+            }
+        }
+        self.waits().requests += wanted.len() as u64;
+        wanted
+            .chunks(REQUESTS_PER_FRAME)
+            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+    }
+
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Context<'_> {
+    /// The pages being placed; before any are missing there is nothing to place.
+    pub(super) fn placing(&self, line: &Line, head: &Head) -> Result<&Placing, Failure> {
+        self.placing.get().ok_or_else(|| line.unexpected(head.kind, "pages to land"))
+    }
+}

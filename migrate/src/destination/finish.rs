@@ -1,0 +1,69 @@
+//! After the guest runs here: the rest of its memory (post-copy), comparison, its own figures, goodbye.
+
+use std::time::Instant;
+
+use super::session::Session;
+use crate::failure::Failure;
+use crate::handover::DestinationEvent;
+use crate::report::Phase;
+use crate::verify::{compare, judge};
+use crate::wire::message::Figures;
+use crate::wire::{Kind, Message};
+
+impl Session<'_> {
+    /// Waits until nothing is missing. The thread that places the last page says so to the source; what the source
+    /// says next shows that it has heard.
+    pub(super) fn wait_complete(&mut self) -> Result<(), Failure> {
+        let context = self.context;
+        if context.placing.get().is_some() {
+            context.enter(Phase::Postcopy);
+            if context.preflight.verify {
+                self.verify_running()?;
+            }
+        } else {
+            self.custody.on(DestinationEvent::Complete)?;
+        }
+        match context.control.hear()? {
+            Message::Finish => {}
+            other => return Err(context.control.unexpected(other.kind(), Kind::Finish.word())),
+        }
+        match context.placing.get() {
+            Some(placing) if placing.remaining() > 0 => {
+                Err(context.control.unexpected(Kind::Finish, "missing pages"))
+            }
+            Some(_) => self.custody.on(DestinationEvent::Complete),
+            None => Ok(()),
+        }
+    }
+
+    /// The guest's figures now, and once more when it has settled.
+    pub(super) fn last_words(&mut self) -> Result<(), Failure> {
+        let context = self.context;
+        context.enter(Phase::Finish);
+        let telemetry = context.guest.telemetry();
+        let measures = telemetry.is_some();
+        context.control.tell(&Message::Figures(Figures { telemetry }))?;
+        if measures {
+            context.alarm.rest(context.deadlines.settle);
+        }
+        context.control.tell(&Message::Settled(Figures { telemetry: context.guest.telemetry() }))?;
+        match context.control.hear()? {
+            Message::Bye => Ok(()),
+            other => Err(context.control.unexpected(other.kind(), Kind::Bye.word())),
+        }
+    }
+
+    /// Compares all pages that the guest has not written here. What it wrote is asked after all are hashed, so
+    /// that a page written meanwhile is not called different.
+    fn verify_running(&mut self) -> Result<(), Failure> {
+        let context = self.context;
+        let since = Instant::now();
+        let differing = compare(&context.map, &*context.ram, &context.control)?;
+        let written = context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
+        context.guest.stop_dirty_log();
+        let verification = judge(&context.map, differing, &written, since);
+        context.control.tell(&Message::Verified(verification.clone()))?;
+        self.report.verification = Some(verification);
+        Ok(())
+    }
+}

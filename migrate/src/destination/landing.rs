@@ -1,0 +1,199 @@
+//! The data plane of the destination: frames off a link, pages into guest memory.
+//!
+//! Pages are read straight into guest memory. A round is over when every data connection has ended it; the
+//! stream that ends it last says so. Nothing here allocates or locks a page at a time.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::context::Context;
+use super::prepare::Prepare;
+use crate::alarm::Alarm;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::guest::Ram;
+use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
+use crate::report::Traffic;
+use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
+use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap};
+
+/// Where pages land before the guest runs.
+#[derive(Debug)]
+pub(super) struct Landing {
+    /// Pages that have content here: a zero mark must clear them, others are zero already.
+    received: AtomicPageSet,
+    pub(super) prepare: Prepare,
+    /// The round that is on its way. Streams end it one by one, hence the lock.
+    barrier: Mutex<Barrier>,
+    streams: u32,
+    bytes: AtomicU64,
+    pages: AtomicU64,
+    zero_pages: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Barrier {
+    round: u32,
+    ended: u32,
+    last_over: bool,
+}
+
+/// Buffers of one stream, reused for every frame.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    table: Vec<u8>,
+    runs: Vec<PageRun>,
+    pub(super) content: Vec<u8>,
+}
+
+impl Landing {
+    pub(super) fn new(limit: u64, streams: u32) -> Self {
+        Self {
+            received: AtomicPageSet::new(limit),
+            prepare: Prepare::new(limit),
+            barrier: Mutex::default(),
+            streams,
+            bytes: AtomicU64::new(0),
+            pages: AtomicU64::new(0),
+            zero_pages: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            pages: self.pages.load(Ordering::Relaxed),
+            zero_pages: self.zero_pages.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the last round has landed.
+    pub(super) fn last_round_over(&self) -> bool {
+        self.lock().last_over
+    }
+
+    /// Counts a frame.
+    pub(super) fn count(&self, head: &Head, pages: u64) {
+        self.bytes.fetch_add((HEAD_BYTES + head.length) as u64, Ordering::Relaxed);
+        let zeros = matches!(head.kind, Kind::Zeros | Kind::PushZeros);
+        if zeros { &self.zero_pages } else { &self.pages }.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    fn land(&self, line: &Line, ram: &dyn Ram, pages: Admitted<'_>) -> Result<(), Failure> {
+        for run in pages.runs() {
+            self.prepare.now(*run, ram);
+            self.received.insert_run(*run);
+        }
+        line.link().receive_pages(ram, pages.runs()).map_err(line.broken())
+    }
+
+    fn land_zeros(&self, ram: &dyn Ram, zeros: Admitted<'_>) -> Result<(), Failure> {
+        let stale = zeros.runs().iter().flat_map(|run| self.received.claim_run(*run));
+        stale.map(|run| ram.clear(run)).collect::<Result<(), _>>().map_err(Failure::guest("clear memory"))
+    }
+
+    /// `ends` of the data connections have ended `round`. Says so to the source when all have.
+    fn end_round(&self, round: u32, last: bool, ends: u32, context: &Context<'_>) -> Result<(), Failure> {
+        let mut barrier = self.lock();
+        if round != barrier.round || barrier.ended + ends > self.streams || barrier.last_over {
+            return Err(context.control.unexpected(Kind::RoundEnd, "the end of another round"));
+        }
+        barrier.ended += ends;
+        if barrier.ended < self.streams {
+            return Ok(());
+        }
+        barrier.round += 1;
+        barrier.ended = 0;
+        barrier.last_over = last;
+        drop(barrier);
+        if last {
+            context.alarm.nudge();
+            return Ok(());
+        }
+        context.control.tell(&Message::RoundDone { round })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Barrier> {
+        self.barrier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Context<'_> {
+    /// Takes a frame of pages, whichever kind, from `line`.
+    pub(super) fn take_pages(&self, head: &Head, line: &Line, scratch: &mut Scratch) -> Result<(), Failure> {
+        let Scratch { table, runs, content } = scratch;
+        let pages = admit(&self.map, head, line, table, runs)?;
+        match head.kind {
+            Kind::Pages => self.landing.land(line, &*self.ram, pages)?,
+            Kind::Zeros => self.landing.land_zeros(&*self.ram, pages)?,
+            Kind::Push => {
+                content.resize(pages.pages() as usize * PAGE_SIZE, 0);
+                line.link().receive(content).map_err(line.broken())?;
+                self.placing(line, head)?.place(self, pages, content)?;
+            }
+            _ => self.placing(line, head)?.place_zeros(self, pages)?,
+        }
+        self.landing.count(head, pages.pages());
+        Ok(())
+    }
+
+    /// Takes the end of a round from `line`, which stands for `ends` data connections.
+    pub(super) fn take_round_end(&self, head: &Head, line: &Line, ends: u32) -> Result<(), Failure> {
+        match line.body(head)? {
+            Message::RoundEnd { round, last } => self.landing.end_round(round, last, ends, self),
+            other => Err(line.unexpected(other.kind(), Kind::RoundEnd.word())),
+        }
+    }
+
+    /// A stream's life: frame after frame, until the connection ends.
+    pub(super) fn receive_stream(&self, line: &Line) {
+        let mut scratch = Scratch::default();
+        loop {
+            match self.receive_frame(line, &mut scratch) {
+                // Between rounds nothing comes; the control connection tells whether the source lives.
+                Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}
+                Ok(()) => return,
+                Err(failure) => return self.alarm.trip(failure),
+            }
+        }
+    }
+
+    fn receive_frame(&self, line: &Line, scratch: &mut Scratch) -> Result<(), Failure> {
+        let head = line.hear_head()?;
+        match head.kind {
+            Kind::Pages | Kind::Zeros | Kind::Push | Kind::PushZeros => self.take_pages(&head, line, scratch),
+            Kind::RoundEnd => self.take_round_end(&head, line, 1),
+            other => Err(line.unexpected(other, "pages")),
+        }
+    }
+}
+
+/// Reads a run table and admits it if it fits the frame and RAM.
+fn admit<'a>(
+    map: &RamMap,
+    head: &Head,
+    line: &Line,
+    table: &mut Vec<u8>,
+    runs: &'a mut Vec<PageRun>,
+) -> Result<Admitted<'a>, Failure> {
+    let wrong = |error| Failure::wire(line.peer())(error);
+    table.resize(head.table_bytes().map_err(wrong)?, 0);
+    line.link().receive(table).map_err(line.broken())?;
+    let pages = map.admit(head.kind, table, runs).map_err(wrong)?;
+    let (most, content) = match head.kind {
+        Kind::Pages => (PAGES_PER_FRAME, pages.pages()),
+        Kind::Push => (PAGES_PER_PUSH, pages.pages()),
+        _ => (u64::MAX, 0),
+    };
+    let length = (pages.runs().len() * RUN_BYTES) as u64 + content * PAGE_SIZE as u64;
+    if pages.pages() > most || length != head.length as u64 {
+        let expected = format!("its {} pages need {length}", pages.pages());
+        return Err(wrong(Error::Length { kind: head.kind, length: head.length as u64, expected }));
+    }
+    Ok(pages)
+}
+
+/// Prepares memory ahead of the streams.
+pub(super) fn run_ahead(landing: &Landing, ram: &Arc<dyn Ram>, alarm: &Alarm) {
+    landing.prepare.run_ahead(&**ram, alarm);
+}

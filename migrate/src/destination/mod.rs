@@ -1,0 +1,153 @@
+//! The side a guest arrives at: one listener, one guest at a time, and a score that mirrors the source's.
+//!
+//! ```text
+//!   calling thread   the score; hears the control connection, restores the state, runs the guest
+//!   reception        accepts, hears each caller's hello on a thread of its own, drops strangers
+//!   streams          land pages (or place them, in post-copy), one thread a connection, the urgent one included
+//!   preparer         makes memory ready ahead of round 0
+//!   faults           sees touches of missing pages and requests them (post-copy)
+//!   pulse            signs of life
+//! ```
+//!
+//! Any failure before commit ends with the machine thrown away. The guest runs here only on commit.
+
+mod context;
+mod custody;
+mod fault;
+mod finish;
+mod landing;
+mod prepare;
+mod reception;
+mod session;
+mod switchover;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use crate::channel::tcp::TcpListen;
+use crate::channel::{Deadlines, Listen};
+use crate::failure::Failure;
+use crate::guest::{Arriving, Faults, Host};
+use crate::options::Mode;
+use crate::progress::Observer;
+use crate::report::{Postcopy, Traffic, Verification};
+
+/// A place on the network where guests arrive.
+pub struct Receiver {
+    listen: Box<dyn Listen>,
+    deadlines: Deadlines,
+}
+
+/// How an attempt ended here.
+pub enum Arrival {
+    /// The guest runs here, and nothing of it is missing.
+    Arrived {
+        /// The machine.
+        guest: Arc<dyn Arriving>,
+        /// What happened, as seen from here.
+        report: ArrivalReport,
+    },
+    /// No guest came to run here; the machine, if there was one, is thrown away. Receiving again is fine.
+    Failed {
+        /// One line.
+        reason: String,
+    },
+    /// The guest ran here, and the source was lost before all of its memory came. It is suspended.
+    Orphaned {
+        /// The machine.
+        guest: Arc<dyn Arriving>,
+        /// Keeps missing pages from reading as zero: hold it as long as the machine.
+        faults: Arc<dyn Faults>,
+        /// Pages that did not come.
+        missing: u64,
+        /// One line.
+        reason: String,
+    },
+}
+
+/// What the destination saw of a migration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArrivalReport {
+    /// The guest's name.
+    pub guest: String,
+    /// Where it came from.
+    pub from: String,
+    /// How it came.
+    pub mode: Mode,
+    /// What was received.
+    pub traffic: Traffic,
+    /// Restoring the state, µs.
+    pub restore_us: u64,
+    /// Starting the vCPUs, µs.
+    pub resume_us: u64,
+    /// Size of the state, bytes.
+    pub state_bytes: u64,
+    /// Post-copy's figures.
+    pub postcopy: Option<Postcopy>,
+    /// The comparison, if asked for.
+    pub verification: Option<Verification>,
+}
+
+impl Receiver {
+    /// Listens on `HOST:PORT`; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn bind(listen: &str) -> Result<Self, Failure> {
+        let bound = TcpListen::bind(listen)
+            .map_err(|error| Failure::Listen { on: listen.to_owned(), why: error.to_string() })?;
+        Ok(Self::over(Box::new(bound), Deadlines::default()))
+    }
+
+    /// Listens on a socket that is bound already.
+    ///
+    /// # Errors
+    /// When the host refuses what waiting on it needs.
+    pub fn on(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self::over(Box::new(TcpListen::on(listener)?), Deadlines::default()))
+    }
+
+    /// Receives over any kind of link.
+    #[must_use]
+    pub fn over(listen: Box<dyn Listen>, deadlines: Deadlines) -> Self {
+        Self { listen, deadlines }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listen.address().unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
+    }
+
+    /// Waits for a guest and takes it in. Strangers on the port are dropped and do not end this.
+    #[must_use]
+    pub fn receive(&self, host: &dyn Host, observer: &dyn Observer) -> Arrival {
+        session::receive(&*self.listen, self.deadlines, host, observer)
+    }
+
+    /// Ends a [`receive`](Self::receive) that still waits for a guest, now or the next one. One that is
+    /// taking a guest in goes on.
+    pub fn stop(&self) {
+        self.listen.wake();
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver").field("on", &self.local_addr()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arrived { report, .. } => f.debug_tuple("Arrived").field(report).finish(),
+            Self::Failed { reason } => f.debug_tuple("Failed").field(reason).finish(),
+            Self::Orphaned { missing, reason, .. } => {
+                f.debug_tuple("Orphaned").field(missing).field(reason).finish()
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Who is calling? Accepts connections, hears each one's hello, and passes on those that belong to a migration.
+//!
+//! A stranger (wrong first bytes, silence, an unknown session) is dropped and disturbs nobody. Each caller is
+//! heard on a thread of its own, so that a silent one keeps nobody waiting; so many at once and no more.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::channel::line::Line;
+use crate::channel::{Link, Listen};
+use crate::failure::Failure;
+use crate::wire::limits::VERSIONS;
+use crate::wire::message::{Refuse, Welcome};
+use crate::wire::{Hello, Kind, Message, Role};
+
+/// Callers whose hello is awaited at the same time.
+const CALLERS: usize = 32;
+
+/// A connection that has said a good hello.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) hello: Hello,
+    pub(super) line: Line,
+}
+
+/// The desk where callers are heard. Shared by the accepting thread and the hearing ones, hence the lock.
+#[derive(Debug)]
+pub(super) struct Desk {
+    desk: Mutex<State>,
+    patience: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    session: Option<Uuid>,
+    hearing: HashMap<u64, Arc<dyn Link>>,
+    next: u64,
+    closed: bool,
+}
+
+impl Desk {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { desk: Mutex::default(), patience }
+    }
+
+    /// Accepts until woken or closed. Ends at once when the desk is closed, without waiting for a caller.
+    pub(super) fn accept<'scope>(
+        self: Arc<Self>,
+        scope: &'scope Scope<'scope, '_>,
+        listen: &dyn Listen,
+        callers: &Sender<Caller>,
+    ) -> std::io::Result<()> {
+        while let Some(link) = listen.accept()? {
+            let Some(ticket) = self.seat(&link) else {
+                link.shut(Shutdown::Both);
+                continue;
+            };
+            let (desk, callers) = (Arc::clone(&self), callers.clone());
+            scope.spawn(move || {
+                let heard = desk.hear(&link);
+                desk.lock().hearing.remove(&ticket);
+                match heard {
+                    // A session that is over does not want callers any more.
+                    Ok(caller) => drop(callers.send(caller)),
+                    Err(_) => link.shut(Shutdown::Both),
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// No more callers: whoever is still being heard is dropped.
+    pub(super) fn close(&self) {
+        let mut desk = self.lock();
+        desk.closed = true;
+        desk.hearing.values().for_each(|link| link.shut(Shutdown::Both));
+    }
+
+    /// Whether a guest has begun to arrive.
+    pub(super) fn busy(&self) -> bool {
+        self.lock().session.is_some()
+    }
+
+    fn seat(&self, link: &Arc<dyn Link>) -> Option<u64> {
+        let mut desk = self.lock();
+        if desk.closed || desk.hearing.len() >= CALLERS {
+            return None;
+        }
+        desk.next += 1;
+        let ticket = desk.next;
+        desk.hearing.insert(ticket, Arc::clone(link));
+        Some(ticket)
+    }
+
+    /// Hears a caller's hello and answers it if it begins a conversation.
+    fn hear(&self, link: &Arc<dyn Link>) -> Result<Caller, Failure> {
+        let line = Line::new(Arc::clone(link), self.patience)?;
+        let head = line.hear_head()?;
+        if head.kind != Kind::Hello {
+            return Err(line.unexpected(head.kind, Kind::Hello.word()));
+        }
+        let Message::Hello(hello) = line.body(&head)? else {
+            return Err(line.unexpected(head.kind, Kind::Hello.word()));
+        };
+        match self.judge(&hello) {
+            Ok(()) if hello.role == Role::Control => {
+                line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))?;
+            }
+            Ok(()) => {}
+            Err(reason) => {
+                if hello.role == Role::Control {
+                    line.tell(&Message::Refuse(Refuse { reasons: vec![reason.clone()] }))?;
+                }
+                return Err(Failure::Aborted { peer: line.peer().to_owned(), reason });
+            }
+        }
+        Ok(Caller { hello, line })
+    }
+
+    /// Whether the caller belongs here. The first control connection makes its session the one that does.
+    fn judge(&self, hello: &Hello) -> Result<(), String> {
+        let (known, theirs) = (VERSIONS, hello.versions);
+        if theirs.min > known.1 || theirs.max < known.0 {
+            return Err(format!(
+                "versions {} to {} are known here, {} to {} there; update the older side",
+                known.0, known.1, theirs.min, theirs.max
+            ));
+        }
+        let mut desk = self.lock();
+        match (hello.role, desk.session) {
+            (Role::Control, None) => {
+                desk.session = Some(hello.session);
+                Ok(())
+            }
+            (Role::Control, Some(_)) => Err("another guest is arriving here".to_owned()),
+            (_, session) if session == Some(hello.session) => Ok(()),
+            _ => Err("no such session".to_owned()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

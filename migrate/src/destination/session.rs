@@ -1,0 +1,316 @@
+//! One arrival: from the first caller to the guest that runs here, or to a machine thrown away.
+
+use std::collections::HashSet;
+use std::net::Shutdown;
+use std::sync::mpsc::{Receiver as Callers, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Scope};
+use std::time::Instant;
+
+use super::context::Context;
+use super::custody::Custody;
+use super::landing::{Landing, Scratch, run_ahead};
+use super::reception::{Caller, Desk};
+use super::{Arrival, ArrivalReport};
+use crate::alarm::Alarm;
+use crate::channel::line::Line;
+use crate::channel::{Deadlines, Listen};
+use crate::failure::Failure;
+use crate::guest::{Arriving, Host};
+use crate::handover::{Destination, DestinationEvent};
+use crate::pages::PageSet;
+use crate::progress::Observer;
+use crate::pulse;
+use crate::report::Phase;
+use crate::wire::limits::STREAMS;
+use crate::wire::message::{Accept, Refuse, tame};
+use crate::wire::{Kind, Message, Preflight, RamMap, Role};
+
+/// Reasons of a refusal that are told.
+const REASONS: usize = 64;
+
+/// Waits for a guest's control connection and takes the guest in.
+pub(super) fn receive(
+    listen: &dyn Listen,
+    deadlines: Deadlines,
+    host: &dyn Host,
+    observer: &dyn Observer,
+) -> Arrival {
+    let desk = Arc::new(Desk::new(deadlines.connect));
+    let (sender, callers) = channel();
+    thread::scope(|scope| {
+        let accepting = {
+            let desk = Arc::clone(&desk);
+            scope.spawn(move || {
+                let accepted = Arc::clone(&desk).accept(scope, listen, &sender);
+                // Without a listener no guest can come, but one that is here already goes on.
+                if !desk.busy() {
+                    desk.close();
+                }
+                accepted
+            })
+        };
+        let arrival = match callers.recv() {
+            Ok(caller) => take_in(caller.line, &callers, deadlines, host, observer),
+            Err(_) => Arrival::Failed { reason: "stopped listening before a guest came".to_owned() },
+        };
+        desk.close();
+        if !accepting.is_finished() {
+            listen.wake();
+        }
+        match accepting.join() {
+            Ok(Err(error)) if matches!(arrival, Arrival::Failed { .. }) => {
+                Arrival::Failed { reason: format!("cannot accept connections: {error}") }
+            }
+            _ => arrival,
+        }
+    })
+}
+
+/// From the pre-flight on.
+fn take_in(
+    control: Line,
+    callers: &Callers<Caller>,
+    deadlines: Deadlines,
+    host: &dyn Host,
+    observer: &dyn Observer,
+) -> Arrival {
+    observer.tell(crate::progress::Event::Phase { phase: Phase::Connect });
+    let failed = |failure: Failure| {
+        control.abort(&failure);
+        control.link().shut(Shutdown::Both);
+        Arrival::Failed { reason: failure.to_string() }
+    };
+    let (preflight, map, guest) = match preflight(&control, deadlines, host) {
+        Ok(admitted) => admitted,
+        Err(failure) => return failed(failure),
+    };
+    let mut custody = Custody::new(Arc::clone(&guest));
+    let lines = match welcome(&control, &*guest, &preflight, callers, deadlines) {
+        Ok(lines) => lines,
+        Err(failure) => {
+            custody.fail();
+            return failed(failure);
+        }
+    };
+    let context = Context {
+        ram: guest.ram(),
+        landing: Landing::new(map.limit(), preflight.streams),
+        alarm: Arc::new(Alarm::default()),
+        placing: OnceLock::new(),
+        preflight,
+        map,
+        guest,
+        control,
+        deadlines,
+        observer,
+    };
+    let report = context.blank_report();
+    let mut session = Session { context: &context, custody, report };
+    let result = thread::scope(|scope| session.run(scope, &lines));
+    session.close(result)
+}
+
+/// Hears what wants to come, and builds a machine for it or says every reason why not.
+fn preflight(
+    control: &Line,
+    deadlines: Deadlines,
+    host: &dyn Host,
+) -> Result<(Preflight, RamMap, Arc<dyn Arriving>), Failure> {
+    control.set_limit(deadlines.idle)?;
+    let preflight = match control.hear()? {
+        Message::Preflight(preflight) => *preflight,
+        other => return Err(control.unexpected(other.kind(), Kind::Preflight.word())),
+    };
+    let mut reasons = Vec::new();
+    if preflight.streams == 0 || preflight.streams > STREAMS {
+        reasons.push(format!("{} data connections; 1 to {STREAMS} are possible", preflight.streams));
+    }
+    let map = RamMap::of(&preflight.description).map_err(|why| reasons.push(why)).ok();
+    reasons.extend(host.examine(&preflight.description, preflight.postcopy()));
+    if let (Some(map), true) = (map, reasons.is_empty()) {
+        match host.build(&preflight.description) {
+            Ok(guest) => return Ok((preflight, map, guest)),
+            Err(error) => reasons.push(format!("cannot build the machine: {error}")),
+        }
+    }
+    let reasons: Vec<_> = reasons.iter().take(REASONS).map(|reason| tame(reason)).collect();
+    control.tell(&Message::Refuse(Refuse { reasons: reasons.clone() }))?;
+    Err(Failure::Refused { peer: format!("this host, asked by {},", control.peer()), reasons })
+}
+
+/// The lines that carry pages.
+struct Lines {
+    data: Vec<Line>,
+    urgent: Option<Line>,
+}
+
+/// Accepts, and waits for the other connections of the session.
+fn welcome(
+    control: &Line,
+    guest: &dyn Arriving,
+    preflight: &Preflight,
+    callers: &Callers<Caller>,
+    deadlines: Deadlines,
+) -> Result<Lines, Failure> {
+    control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }))?;
+    let mut wanted: HashSet<_> = (0..preflight.streams).map(|index| (Role::Data, index)).collect();
+    if preflight.postcopy() {
+        wanted.insert((Role::Urgent, 0));
+    }
+    let mut lines = Lines { data: Vec::new(), urgent: None };
+    let deadline = Instant::now() + deadlines.connect;
+    while !wanted.is_empty() {
+        let silent = || Failure::Silent { peer: control.peer().to_owned(), after: deadlines.connect };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Caller { hello, line } = callers.recv_timeout(left).map_err(|_| silent())?;
+        if !wanted.remove(&(hello.role, hello.index)) {
+            return Err(line.unexpected(Kind::Hello, "connections as the pre-flight says"));
+        }
+        line.set_limit(deadlines.idle)?;
+        match hello.role {
+            Role::Urgent => lines.urgent = Some(line),
+            _ => lines.data.push(line),
+        }
+    }
+    Ok(lines)
+}
+
+/// One arrival under way.
+pub(super) struct Session<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) custody: Custody,
+    pub(super) report: ArrivalReport,
+}
+
+/// What has to be in place before the guest can run.
+pub(super) struct Cargo {
+    pub(super) blob: Vec<u8>,
+    pub(super) after_round: Option<u32>,
+    pub(super) missing: PageSet,
+}
+
+impl<'a> Session<'a> {
+    /// The score between its frames: threads before, and the guest set right before they are joined.
+    fn run<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>, lines: &Lines) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let context = self.context;
+        context.alarm.watch(context.control.link(), Shutdown::Read);
+        for line in lines.data.iter().chain(&lines.urgent).cloned() {
+            context.alarm.watch(line.link(), Shutdown::Both);
+            scope.spawn(move || context.receive_stream(&line));
+        }
+        scope.spawn(move || run_ahead(&context.landing, &context.ram, &context.alarm));
+        scope.spawn(move || {
+            pulse::beat(&context.alarm, context.deadlines.beat, || {
+                // Who hears the control connection learns of its end.
+                let _ = context.control.tell(&Message::Alive);
+            });
+        });
+        let result = self.score(scope, lines).map_err(|failure| context.alarm.explain(failure));
+        if let Err(failure) = &result {
+            self.decide_fate();
+            if self.custody.state() == Destination::Discarded {
+                context.control.abort(failure);
+            }
+        }
+        context.alarm.end();
+        result
+    }
+
+    fn score<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>, lines: &Lines) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let cargo = self.take_rounds()?;
+        if self.context.preflight.postcopy() {
+            self.catch_faults(scope, cargo.missing.clone(), &lines.data, lines.urgent.clone())?;
+        }
+        self.restore(&cargo)?;
+        self.wait_commit()?;
+        self.run_guest()?;
+        self.wait_complete()?;
+        self.last_words()
+    }
+
+    /// Lets pages land until the state has come.
+    fn take_rounds(&mut self) -> Result<Cargo, Failure> {
+        let context = self.context;
+        context.enter(Phase::Precopy);
+        let (control, mut scratch) = (&context.control, Scratch::default());
+        let mut missing = PageSet::new(context.map.limit());
+        loop {
+            let head = control.hear_head()?;
+            match head.kind {
+                Kind::Pages | Kind::Zeros => {
+                    context.take_pages(&head, control, &mut scratch)?;
+                    continue;
+                }
+                Kind::RoundEnd => {
+                    context.take_round_end(&head, control, context.preflight.streams)?;
+                    continue;
+                }
+                _ => {}
+            }
+            let wrong = |error| Failure::wire(control.peer())(error);
+            match control.body(&head)? {
+                Message::Populated { first, words } => {
+                    let mut pages = PageSet::new(context.map.limit());
+                    context.map.admit_bitmap(head.kind, first, &words, &mut pages).map_err(wrong)?;
+                    context.landing.prepare.expect(&pages, &context.alarm);
+                }
+                Message::Missing { first, words } if context.preflight.postcopy() => {
+                    context.map.admit_bitmap(head.kind, first, &words, &mut missing).map_err(wrong)?;
+                }
+                Message::State { after_round, blob } => return Ok(Cargo { blob, after_round, missing }),
+                other => return Err(control.unexpected(other.kind(), "rounds and the state")),
+            }
+        }
+    }
+
+    /// Something went wrong. A guest that runs here with nothing missing has arrived all the same.
+    fn decide_fate(&mut self) {
+        let missing = self.context.placing.get().map_or(0, |placing| placing.remaining());
+        if self.custody.state() == Destination::Running && missing == 0 {
+            // Running knows this event.
+            let _ = self.custody.on(DestinationEvent::Complete);
+        } else {
+            self.custody.fail();
+        }
+    }
+
+    fn close(mut self, result: Result<(), Failure>) -> Arrival {
+        let guest = Arc::clone(&self.context.guest);
+        let reason = result.err().map_or_else(String::new, |failure| failure.to_string());
+        self.report.traffic = self.context.landing.traffic();
+        match (self.custody.state(), self.context.placing.get()) {
+            (Destination::Arrived, placing) => {
+                self.report.postcopy = placing.map(|placing| placing.figures());
+                Arrival::Arrived { guest, report: self.report }
+            }
+            (Destination::Orphaned, Some(placing)) => {
+                let (faults, missing) = (Arc::clone(&placing.faults), placing.remaining());
+                Arrival::Orphaned { guest, faults, missing, reason }
+            }
+            _ => Arrival::Failed { reason },
+        }
+    }
+}
+
+impl Context<'_> {
+    fn blank_report(&self) -> ArrivalReport {
+        ArrivalReport {
+            guest: tame(&self.preflight.description.name),
+            from: self.control.peer().to_owned(),
+            mode: self.preflight.mode,
+            traffic: crate::report::Traffic::default(),
+            restore_us: 0,
+            resume_us: 0,
+            state_bytes: 0,
+            postcopy: None,
+            verification: None,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The pause as the destination sees it: restore, ready, commit, run. Mirrors the source's.
+
+use std::thread::Scope;
+use std::time::Instant;
+
+use super::context::Context;
+use super::fault::Placing;
+use super::session::{Cargo, Session};
+use crate::alarm::Woken;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::handover::DestinationEvent;
+use crate::pages::PageSet;
+use crate::progress::Event;
+use crate::report::{Phase, Switchover};
+use crate::verify::{compare, judge};
+use crate::wire::message::{Ready, Reason, tame};
+use crate::wire::{Kind, Message};
+
+impl<'a> Session<'a> {
+    /// Post-copy: from here on touches of missing pages are caught and served. Before the restore, which may touch some.
+    pub(super) fn catch_faults<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'a>,
+        missing: PageSet,
+        data: &[Line],
+        urgent: Option<Line>,
+    ) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let context = self.context;
+        let faults = context.guest.catch_faults(&missing).map_err(Failure::guest("catch page faults"))?;
+        let placing = context.placing.get_or_init(|| Placing::new(faults, missing));
+        if let Some(urgent) = urgent {
+            scope.spawn(move || placing.watch(context, &urgent));
+        }
+        data.iter().for_each(|line| line.link().keep_short());
+        Ok(())
+    }
+
+    /// Puts the state in place, waits for the last pages, compares if asked to, and says ready.
+    pub(super) fn restore(&mut self, cargo: &Cargo) -> Result<(), Failure> {
+        let context = self.context;
+        let since = Instant::now();
+        context.guest.restore(&cargo.blob).map_err(Failure::guest("restore the guest's state"))?;
+        self.report.restore_us = since.elapsed().as_micros() as u64;
+        self.report.state_bytes = cargo.blob.len() as u64;
+        if cargo.after_round.is_some() {
+            wait_last_round(context)?;
+        }
+        if context.preflight.verify {
+            self.verify_paused()?;
+        }
+        if let Some(cause) = context.alarm.cause() {
+            return Err(cause);
+        }
+        self.custody.on(DestinationEvent::Restored)?;
+        context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))
+    }
+
+    /// With all pages here they are compared now; in post-copy what the guest writes from now on is noted, for later.
+    fn verify_paused(&mut self) -> Result<(), Failure> {
+        let context = self.context;
+        if context.preflight.postcopy() {
+            return context.guest.start_dirty_log().map_err(Failure::guest("start dirty logging"));
+        }
+        let since = Instant::now();
+        let differing = compare(&context.map, &*context.ram, &context.control)?;
+        let verification = judge(&context.map, differing, &PageSet::default(), since);
+        context.control.tell(&Message::Verified(verification.clone()))?;
+        self.report.verification = Some(verification.clone());
+        if verification.mismatched > 0 {
+            return Err(Failure::Mismatch(verification));
+        }
+        Ok(())
+    }
+
+    /// Nothing else makes the guest run here.
+    pub(super) fn wait_commit(&mut self) -> Result<(), Failure> {
+        let control = &self.context.control;
+        match control.hear()? {
+            Message::Commit => {}
+            other => return Err(control.unexpected(other.kind(), Kind::Commit.word())),
+        }
+        if self.context.placing.get().is_none_or(Placing::commit) {
+            return Ok(());
+        }
+        let cause = self.context.alarm.cause();
+        let cause = cause.unwrap_or_else(|| Failure::Bug("faults were let go for no cause".to_owned()));
+        self.tell_not_running(&cause);
+        Err(cause)
+    }
+
+    /// Runs the guest, and says so.
+    pub(super) fn run_guest(&mut self) -> Result<(), Failure> {
+        let context = self.context;
+        let since = Instant::now();
+        if let Err(failure) = self.custody.on(DestinationEvent::Commit) {
+            self.tell_not_running(&failure);
+            return Err(failure);
+        }
+        let running = Instant::now();
+        context.control.tell(&Message::Running)?;
+        self.report.resume_us = running.duration_since(since).as_micros() as u64;
+        if let Some(placing) = context.placing.get() {
+            placing.set_running(running, context)?;
+        }
+        self.tell_switched();
+        Ok(())
+    }
+
+    fn tell_switched(&self) {
+        self.context.enter(Phase::Switchover);
+        let switchover = Switchover {
+            restore_us: self.report.restore_us,
+            resume_us: self.report.resume_us,
+            state_bytes: self.report.state_bytes,
+            ..Switchover::default()
+        };
+        self.context.observer.tell(Event::Switched { switchover });
+    }
+
+    fn tell_not_running(&self, failure: &Failure) {
+        let reason = tame(&failure.to_string());
+        // Without this word the source stays in doubt: safe, and all that can be done.
+        let _ = self.context.control.tell(&Message::NotRunning(Reason { reason }));
+    }
+}
+
+/// Waits for the last round on the data connections, as long as bytes come.
+fn wait_last_round(context: &Context<'_>) -> Result<(), Failure> {
+    let idle = context.deadlines.idle;
+    let mut before = None;
+    loop {
+        let bytes = context.landing.traffic().bytes;
+        let silent = Failure::Silent { peer: context.control.peer().to_owned(), after: idle };
+        if before.replace(bytes) == Some(bytes) {
+            return Err(silent);
+        }
+        match context.alarm.wait_until(idle, || context.landing.last_round_over()) {
+            Woken::Done => return Ok(()),
+            Woken::Stopped => return Err(context.alarm.cause().unwrap_or(silent)),
+            Woken::TimeUp => {}
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Why a migration did not go on: one list for both sides, each line naming the thing, the value and the way out.
+
+use std::io;
+use std::time::Duration;
+
+use crate::guest::GuestError;
+use crate::report::Verification;
+use crate::wire;
+
+/// What stopped a migration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Nobody answered at the destination's address.
+    #[error("cannot connect to {to}: {why}; is `vmm receive` waiting there?")]
+    Connect {
+        /// `HOST:PORT`.
+        to: String,
+        /// The system's word.
+        why: String,
+    },
+    /// The port to listen on cannot be had.
+    #[error("cannot listen on {on}: {why}; give a free `HOST:PORT` of this machine")]
+    Listen {
+        /// `HOST:PORT`.
+        on: String,
+        /// The system's word.
+        why: String,
+    },
+    /// A connection broke.
+    #[error("the connection to {peer} broke: {why}")]
+    Broken {
+        /// Who was at its other end.
+        peer: String,
+        /// The system's word.
+        why: String,
+    },
+    /// A connection was closed by the other side.
+    #[error("{peer} closed the connection")]
+    Closed {
+        /// Who.
+        peer: String,
+    },
+    /// Nothing was heard for too long.
+    #[error("{peer} has not been heard for {}; is it stopped, or the network cut?", seconds(.after))]
+    Silent {
+        /// Who.
+        peer: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// The destination cannot take the guest.
+    #[error("{peer} refused: {}", reasons.join("; "))]
+    Refused {
+        /// Who.
+        peer: String,
+        /// Every reason it gave.
+        reasons: Vec<String>,
+    },
+    /// The other side gave up.
+    #[error("{peer} gave up: {reason}")]
+    Aborted {
+        /// Who.
+        peer: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// What came is not what the wire allows.
+    #[error("{peer} broke the protocol: {error}")]
+    Protocol {
+        /// Who.
+        peer: String,
+        /// How.
+        error: wire::Error,
+    },
+    /// The VMM or kernel on this side could not do its part.
+    #[error("cannot {doing}: {why}")]
+    Guest {
+        /// What was asked of it.
+        doing: &'static str,
+        /// Its word.
+        why: String,
+    },
+    /// The policy gave up.
+    #[error("{0}")]
+    NotConverging(String),
+    /// RAM differs between both sides.
+    #[error(
+        "verification: {} of {} pages differ, first at frame {:#x}",
+        .0.mismatched, .0.pages, .0.first_mismatches.first().unwrap_or(&0)
+    )]
+    Mismatch(Verification),
+    /// Somebody asked for it.
+    #[error("cancelled: {0}")]
+    Cancelled(String),
+    /// The options' time limit.
+    #[error("not done within {}; --timeout allows more", seconds(.0))]
+    TimedOut(Duration),
+    /// The guest was paused for too long.
+    #[error("the destination was not ready within {} of the pause", seconds(.0))]
+    PausedTooLong(Duration),
+    /// A bug of the engine that was caught.
+    #[error("internal error: {0}; please report it")]
+    Bug(String),
+}
+
+impl Failure {
+    /// Wraps what the guest's side says: `Failure::guest("pause the guest")`.
+    pub(crate) fn guest(doing: &'static str) -> impl FnOnce(GuestError) -> Self {
+        move |error| Self::Guest { doing, why: error.0 }
+    }
+
+    /// Wraps what a link says; `limit` is the time limit that was set on it.
+    pub(crate) fn link(peer: &str, limit: Duration) -> impl FnOnce(io::Error) -> Self {
+        let peer = peer.to_owned();
+        move |error| match error.kind() {
+            io::ErrorKind::WouldBlock => Self::Silent { peer, after: limit },
+            io::ErrorKind::TimedOut => {
+                Self::Broken { peer, why: "it stopped in the middle of a message".to_owned() }
+            }
+            io::ErrorKind::UnexpectedEof => Self::Closed { peer },
+            _ => Self::Broken { peer, why: error.to_string() },
+        }
+    }
+
+    /// Wraps what the wire says.
+    pub(crate) fn wire(peer: &str) -> impl FnOnce(wire::Error) -> Self {
+        let peer = peer.to_owned();
+        move |error| Self::Protocol { peer, error }
+    }
+
+    /// Whether this only says that a connection ended, not why.
+    pub(crate) fn is_bare(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Closed { .. } | Self::Silent { .. })
+    }
+}
+
+fn seconds(duration: &Duration) -> String {
+    format!("{} s", (duration.as_secs_f64() * 10.0).round() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_the_thing_the_value_and_the_way_out() {
+        let failure = Failure::Connect { to: "127.0.0.1:9".to_owned(), why: "connection refused".to_owned() };
+        let line = "cannot connect to 127.0.0.1:9: connection refused; is `vmm receive` waiting there?";
+        assert_eq!(failure.to_string(), line);
+        let silent = Failure::Silent { peer: "10.0.0.2:4000".to_owned(), after: Duration::from_secs(3) };
+        assert!(silent.to_string().contains("for 3 s"), "{silent}");
+    }
+}

@@ -1,0 +1,122 @@
+//! Hello, pre-flight, and the connections: before one byte of RAM moves.
+
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::context::Context;
+use crate::channel::Link;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::guest::Rehearsal;
+use crate::options::Mode;
+use crate::wire::limits::VERSIONS;
+use crate::wire::message::{Versions, tame};
+use crate::wire::{Hello, Kind, Message, Preflight, RamMap, Role};
+
+/// All connections of a migration, and what was learned while making them.
+#[derive(Debug, Clone)]
+pub(super) struct Lines {
+    pub(super) control: Line,
+    pub(super) data: Vec<Arc<dyn Link>>,
+    pub(super) urgent: Option<Line>,
+    pub(super) rehearsal: Rehearsal,
+    pub(super) round_trip: Duration,
+}
+
+impl Lines {
+    /// A conversation that has just begun.
+    pub(super) fn only(control: Line) -> Self {
+        let round_trip = Duration::ZERO;
+        Self { control, data: Vec::new(), urgent: None, rehearsal: Rehearsal::default(), round_trip }
+    }
+}
+
+/// Connects and asks whether the guest may come. `begun` is told of the control connection.
+pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Result<Lines, Failure> {
+    RamMap::of(&context.description).map_err(|why| Failure::Guest { doing: "describe the guest", why })?;
+    let session = Uuid::new_v4();
+    let control = open(context, session, Role::Control, 0)?;
+    begun(&control);
+    let _ = context.control.set(control.clone());
+    let asked = Instant::now();
+    greet(&control)?;
+    let round_trip = asked.elapsed();
+    control.set_limit(context.route.deadlines.idle)?;
+    let rehearsal = preflight(context, &control)?;
+    let data = (0..context.streams()).map(|index| open(context, session, Role::Data, index));
+    let data = data.map(|line| line.map(|line| Arc::clone(line.link()))).collect::<Result<Vec<_>, _>>()?;
+    let urgent = matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid)
+        .then(|| open(context, session, Role::Urgent, 0))
+        .transpose()?;
+    Ok(Lines { control, data, urgent, rehearsal, round_trip })
+}
+
+/// A new connection that has said hello.
+fn open(context: &Context<'_>, session: Uuid, role: Role, index: u32) -> Result<Line, Failure> {
+    let Context { route, alarm, .. } = context;
+    // The control connection stays writable when the alarm trips: the reason is still to be told on it.
+    let how = if role == Role::Control { Shutdown::Read } else { Shutdown::Both };
+    let dial = route.dial;
+    let link = dial.dial(role, route.deadlines.connect, &|link| alarm.watch(link, how));
+    let link = link.map_err(|error| {
+        let refused = Failure::Connect { to: dial.to().to_owned(), why: tame(&plain(&error)) };
+        alarm.cause().unwrap_or(refused)
+    })?;
+    let line = Line::new(link, route.deadlines.connect)?;
+    let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
+    line.tell(&Message::Hello(Hello { versions, role, session, index }))?;
+    if role != Role::Control {
+        line.set_limit(route.deadlines.idle)?;
+    }
+    Ok(line)
+}
+
+/// The system's word without its number.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    text.to_lowercase()
+}
+
+/// Waits for the version that the destination has chosen.
+fn greet(control: &Line) -> Result<(), Failure> {
+    match control.hear().map_err(|failure| not_ours(control, failure))? {
+        Message::Welcome(welcome) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => Ok(()),
+        Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
+        other => Err(control.unexpected(other.kind(), "welcome in a version known here")),
+    }
+}
+
+/// Whoever closes or is silent before any word of ours is hardly a destination.
+fn not_ours(control: &Line, failure: Failure) -> Failure {
+    let why = match failure {
+        Failure::Closed { .. } => "it closed the connection without a word".to_owned(),
+        Failure::Silent { .. } => "it does not answer".to_owned(),
+        Failure::Protocol { error, .. } => error.to_string(),
+        other => return other,
+    };
+    Failure::Connect { to: control.peer().to_owned(), why }
+}
+
+/// Describes the guest; all reasons against it come at once.
+fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure> {
+    control.tell(&Message::Preflight(Box::new(Preflight {
+        description: context.description.clone(),
+        mode: context.options.mode,
+        streams: context.streams(),
+        verify: context.options.verify,
+    })))?;
+    match control.hear()? {
+        Message::Accept(accept) => Ok(accept.rehearsal),
+        Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
+        other => Err(control.unexpected(other.kind(), Kind::Accept.word())),
+    }
+}
+
+fn refused(control: &Line, reasons: &[String]) -> Failure {
+    let reasons = reasons.iter().map(|reason| tame(reason)).collect();
+    Failure::Refused { peer: control.peer().to_owned(), reasons }
+}

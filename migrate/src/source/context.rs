@@ -1,0 +1,179 @@
+//! What all threads of the source share: the guest, the options, the alarm, and the counters of what was sent.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Route;
+use super::page_server::Unsent;
+use crate::alarm::Alarm;
+use crate::channel::limiter::Limiter;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::guest::{Departing, Description, Ram};
+use crate::options::{MAX_STREAMS, Options};
+use crate::progress::{Event, Observer, Progress};
+use crate::report::{Phase, Traffic};
+use crate::wire::Message;
+
+/// At least so often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+pub(super) struct Context<'a> {
+    pub(super) guest: &'a dyn Departing,
+    pub(super) description: Description,
+    pub(super) ram: Arc<dyn Ram>,
+    pub(super) options: &'a Options,
+    pub(super) route: Route<'a>,
+    pub(super) alarm: Arc<Alarm>,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) limiter: Option<Limiter>,
+    pub(super) meter: Meter,
+    /// Set once there is a control connection: from then on the pulse says `alive`.
+    pub(super) control: OnceLock<Line>,
+    /// Set in the pause of post-copy: pages that may be requested and pushed from then on.
+    pub(super) unsent: OnceLock<Arc<Unsent>>,
+    started: Instant,
+    /// When a pause has lasted too long.
+    pause_ends: Mutex<Option<Instant>>,
+    logging: AtomicBool,
+}
+
+/// Counters, written by the sending threads, read by the pulse and the score.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    pub(super) bytes: AtomicU64,
+    pub(super) pages: AtomicU64,
+    pub(super) zero_pages: AtomicU64,
+    pub(super) total: AtomicU64,
+    pub(super) round: AtomicU32,
+    pub(super) dirty_per_s: AtomicU64,
+    phase: Mutex<Option<Phase>>,
+    /// Pages sent when the present total was set.
+    base: AtomicU64,
+    last: Mutex<Option<(Instant, u64)>>,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(
+        guest: &'a dyn Departing,
+        options: &'a Options,
+        route: Route<'a>,
+        alarm: Arc<Alarm>,
+        observer: &'a dyn Observer,
+    ) -> Self {
+        Self {
+            guest,
+            description: guest.description(),
+            ram: guest.ram(),
+            options,
+            route,
+            alarm,
+            observer,
+            limiter: options.bandwidth.map(Limiter::new),
+            meter: Meter::default(),
+            control: OnceLock::new(),
+            unsent: OnceLock::new(),
+            started: Instant::now(),
+            pause_ends: Mutex::new(None),
+            logging: AtomicBool::new(false),
+        }
+    }
+
+    /// Data connections.
+    pub(super) fn streams(&self) -> u32 {
+        self.options.streams.clamp(1, MAX_STREAMS)
+    }
+
+    /// Whether the dirty log has been started.
+    pub(super) fn logging(&self) -> bool {
+        self.logging.load(Ordering::Relaxed)
+    }
+
+    /// Starts the dirty log.
+    pub(super) fn start_log(&self) -> Result<(), Failure> {
+        self.logging.store(true, Ordering::Relaxed);
+        self.guest.start_dirty_log().map_err(Failure::guest("start dirty logging"))
+    }
+
+    /// From now on, or no longer, a time limit of its own holds for the pause.
+    pub(super) fn limit_pause(&self, until: Option<Instant>) {
+        *self.pause_ends.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    pub(super) fn beat(&self) -> Duration {
+        self.route.deadlines.beat.min(PROGRESS_EVERY).min(self.options.timeout)
+    }
+
+    /// What happens on every beat.
+    pub(super) fn pulse(&self) {
+        if self.started.elapsed() >= self.options.timeout {
+            self.alarm.recall(Failure::TimedOut(self.options.timeout));
+        }
+        let pause_ends = *self.pause_ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if pause_ends.is_some_and(|end| Instant::now() >= end) {
+            self.alarm.recall(Failure::PausedTooLong(self.route.deadlines.pause));
+        }
+        if let Some(control) = self.control.get() {
+            // Who hears the control connection learns of its end; the pulse has nothing to add.
+            let _ = control.tell(&Message::Alive);
+        }
+        if let Some(progress) = self.meter.progress() {
+            self.observer.tell(Event::Progress(progress));
+        }
+    }
+}
+
+impl Meter {
+    pub(super) fn enter(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Some(phase);
+    }
+
+    /// A new round, or post-copy, of `pages`.
+    pub(super) fn begin(&self, round: u32, pages: u64) {
+        self.round.store(round, Ordering::Relaxed);
+        self.base.store(self.sent(), Ordering::Relaxed);
+        self.total.store(pages, Ordering::Relaxed);
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            pages: self.pages.load(Ordering::Relaxed),
+            zero_pages: self.zero_pages.load(Ordering::Relaxed),
+        }
+    }
+
+    fn sent(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed) + self.zero_pages.load(Ordering::Relaxed)
+    }
+
+    /// Where things are; nothing during the pause, and before there is anything to tell.
+    fn progress(&self) -> Option<Progress> {
+        let phase = (*self.phase.lock().unwrap_or_else(PoisonError::into_inner))
+            .filter(|phase| *phase != Phase::Switchover)?;
+        let (now, bytes) = (Instant::now(), self.bytes.load(Ordering::Relaxed));
+        let before = self
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace((now, bytes))
+            .unwrap_or((now, bytes));
+        let seconds = now.duration_since(before.0).as_secs_f64();
+        let bytes_per_s = if seconds > 0.0 { (bytes - before.1) as f64 / seconds } else { 0.0 };
+        let pages_total = self.total.load(Ordering::Relaxed);
+        let done = self.sent().saturating_sub(self.base.load(Ordering::Relaxed));
+        let pages_left = pages_total.saturating_sub(done);
+        let left_bytes = pages_left as f64 * crate::pages::PAGE_SIZE as f64;
+        Some(Progress {
+            phase,
+            round: self.round.load(Ordering::Relaxed),
+            pages_total,
+            pages_left,
+            bytes,
+            bytes_per_s,
+            dirty_rate: f64::from_bits(self.dirty_per_s.load(Ordering::Relaxed)),
+            eta_ms: (bytes_per_s > 0.0).then(|| (left_bytes / bytes_per_s * 1e3) as u64),
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! Pages into frames, frames onto a link: the hot path of the source.
+//!
+//! A courier owns one link's side of the data plane and buffers that are reused for every frame. Pages are
+//! written straight from guest memory, many runs a frame; zero pages become marks. No allocation a page.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::context::Context;
+use crate::alarm::Woken;
+use crate::channel::Link;
+use crate::failure::Failure;
+use crate::pages::PageRun;
+use crate::wire::limits::{HEAD_BYTES, PAGES_PER_PUSH, RUN_BYTES};
+use crate::wire::runs::put_runs;
+use crate::wire::{Head, Kind, Message};
+
+/// Pages of a full frame: 2 MiB. Larger frames gain nothing, smaller ones cost system calls.
+const FRAME_PAGES: u64 = 512;
+
+/// Whether pages land in memory or are placed for a guest that may wait for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Before the guest runs on the destination.
+    Land,
+    /// While it runs there.
+    Place,
+    /// … and waits: not held up by the rate limit.
+    PlaceAtOnce,
+}
+
+impl Manner {
+    fn kinds(self) -> (Kind, Kind) {
+        match self {
+            Self::Land => (Kind::Pages, Kind::Zeros),
+            Self::Place | Self::PlaceAtOnce => (Kind::Push, Kind::PushZeros),
+        }
+    }
+
+    fn frame_pages(self) -> u64 {
+        if self == Self::Land { FRAME_PAGES } else { PAGES_PER_PUSH }
+    }
+}
+
+pub(super) struct Courier<'a> {
+    context: &'a Context<'a>,
+    link: Arc<dyn Link>,
+    manner: Manner,
+    /// Runs with content that wait for a full frame, and their pages.
+    data: Vec<PageRun>,
+    pages: u64,
+    zeros: Vec<PageRun>,
+    /// Reused: what `split_zeros` finds, and the head with its run table.
+    found: Vec<PageRun>,
+    head: Vec<u8>,
+}
+
+impl<'a> Courier<'a> {
+    pub(super) fn new(context: &'a Context<'a>, link: &Arc<dyn Link>, manner: Manner) -> Self {
+        let runs = Kind::Pages.runs();
+        Self {
+            context,
+            link: Arc::clone(link),
+            manner,
+            data: Vec::with_capacity(runs),
+            pages: 0,
+            zeros: Vec::with_capacity(runs),
+            found: Vec::with_capacity(runs),
+            head: Vec::with_capacity(HEAD_BYTES + runs * RUN_BYTES),
+        }
+    }
+
+    /// From here on pages are to be placed.
+    pub(super) fn place(&mut self) {
+        self.manner = Manner::Place;
+    }
+
+    /// Sends the pages of `run`, now or with a later one.
+    pub(super) fn add(&mut self, run: PageRun) -> Result<(), Failure> {
+        self.context.ram.split_zeros(run, &mut self.zeros, &mut self.found);
+        if self.zeros.len() >= self.manner.kinds().1.runs() {
+            self.send_zeros()?;
+        }
+        let mut found = std::mem::take(&mut self.found);
+        let sent = found.drain(..).try_for_each(|part| self.put(part));
+        self.found = found;
+        sent
+    }
+
+    /// Sends what waits.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.send_zeros()?;
+        self.send_data()
+    }
+
+    /// Says something on the same link, after all pages added before.
+    pub(super) fn tell(&mut self, message: &Message) -> Result<(), Failure> {
+        self.flush()?;
+        let frame = message.encode().map_err(Failure::wire(self.link.peer()))?;
+        self.send(&frame)
+    }
+
+    fn put(&mut self, mut part: PageRun) -> Result<(), Failure> {
+        let (most_pages, most_runs) = (self.manner.frame_pages(), self.manner.kinds().0.runs());
+        while part.count > 0 {
+            let count = part.count.min(most_pages - self.pages);
+            self.data.push(PageRun { first: part.first, count });
+            self.pages += count;
+            part = PageRun { first: part.first + count, count: part.count - count };
+            if self.pages == most_pages || self.data.len() == most_runs {
+                self.send_data()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_data(&mut self) -> Result<(), Failure> {
+        if self.data.is_empty() {
+            return Ok(());
+        }
+        let content = self.pages * crate::pages::PAGE_SIZE as u64;
+        let table = self.data.len() * RUN_BYTES;
+        let head = Head::new(self.manner.kinds().0, table + content as usize, self.data.len() as u64);
+        self.head.clear();
+        self.head.extend_from_slice(&head.encode());
+        put_runs(&self.data, &mut self.head);
+        let bytes = self.head.len() + content as usize;
+        self.pace(bytes)?;
+        let sent = self.link.send_pages(&self.head, &*self.context.ram, &self.data);
+        sent.map_err(self.broken())?;
+        self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
+        self.data.clear();
+        self.pages = 0;
+        Ok(())
+    }
+
+    fn send_zeros(&mut self) -> Result<(), Failure> {
+        let kind = self.manner.kinds().1;
+        let zeros = std::mem::take(&mut self.zeros);
+        for runs in zeros.chunks(kind.runs()) {
+            self.head.clear();
+            let head = Head::new(kind, runs.len() * RUN_BYTES, runs.len() as u64);
+            self.head.extend_from_slice(&head.encode());
+            put_runs(runs, &mut self.head);
+            let head = std::mem::take(&mut self.head);
+            self.send(&head)?;
+            self.head = head;
+            let pages = runs.iter().map(|run| run.count).sum();
+            self.context.meter.zero_pages.fetch_add(pages, Ordering::Relaxed);
+        }
+        self.zeros = zeros;
+        self.zeros.clear();
+        Ok(())
+    }
+
+    fn send(&self, frame: &[u8]) -> Result<(), Failure> {
+        self.link.send(frame).map_err(self.broken())?;
+        self.context.meter.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn pace(&self, bytes: usize) -> Result<(), Failure> {
+        let Some(limiter) = &self.context.limiter else { return Ok(()) };
+        if self.manner == Manner::PlaceAtOnce || limiter.pace(bytes, &self.context.alarm) != Woken::Stopped {
+            return Ok(());
+        }
+        let stopped = Failure::Bug("paced after the end".to_owned());
+        Err(self.context.alarm.cause().unwrap_or(stopped))
+    }
+
+    fn broken(&self) -> impl FnOnce(std::io::Error) -> Failure {
+        Failure::link(self.link.peer(), self.context.route.deadlines.idle)
+    }
+}

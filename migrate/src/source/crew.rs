@@ -1,0 +1,123 @@
+//! The threads that send: one a data connection, alive for the whole migration, parked between tasks.
+//!
+//! A round is one page set and one cursor: each thread takes the next window, has it watched anew by the
+//! dirty log, sends its pages, and takes another. So no thread waits for a slower one until the round's end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
+
+use super::connect::Lines;
+use super::context::Context;
+use super::courier::{Courier, Manner};
+use super::page_server::{self, Unsent};
+use crate::failure::Failure;
+use crate::pages::{PageRun, PageSet};
+use crate::wire::Message;
+
+/// Pages of a window: 2 MiB of guest, one word boundary to another.
+const WINDOW: u64 = 512;
+
+/// One round's work, shared by the threads that do it.
+#[derive(Debug)]
+pub(super) struct Round {
+    pub(super) number: u32,
+    /// The guest is paused: this round is the last, and nothing needs to be watched.
+    pub(super) last: bool,
+    pub(super) set: PageSet,
+    cursor: AtomicU64,
+}
+
+impl Round {
+    pub(super) fn new(number: u32, last: bool, set: PageSet) -> Self {
+        Self { number, last, set, cursor: AtomicU64::new(0) }
+    }
+
+    /// Takes windows and sends their pages, until none is left; then says so.
+    pub(super) fn send(&self, context: &Context<'_>, courier: &mut Courier<'_>) -> Result<(), Failure> {
+        loop {
+            let first = self.cursor.fetch_add(WINDOW, Ordering::Relaxed);
+            if first >= self.set.limit() {
+                break;
+            }
+            let window = PageRun { first, count: WINDOW.min(self.set.limit() - first) };
+            let mut runs = self.set.runs_within(window).peekable();
+            if runs.peek().is_none() {
+                continue;
+            }
+            if !self.last {
+                let watched = context.guest.protect(&self.set, window);
+                watched.map_err(Failure::guest("watch pages for writes"))?;
+            }
+            runs.try_for_each(|run| courier.add(run))?;
+        }
+        courier.tell(&Message::RoundEnd { round: self.number, last: self.last })
+    }
+}
+
+enum Task {
+    Round(Arc<Round>),
+    Push(Arc<Unsent>),
+}
+
+/// The sending threads.
+pub(super) struct Crew {
+    tasks: Vec<Sender<Task>>,
+}
+
+impl Crew {
+    /// Starts them, and the page server when there is an urgent connection.
+    pub(super) fn assemble<'scope, 'a: 'scope>(
+        scope: &'scope Scope<'scope, 'a>,
+        context: &'a Context<'a>,
+        lines: &Lines,
+    ) -> Self {
+        if let Some(urgent) = lines.urgent.clone() {
+            scope.spawn(move || page_server::answer(context, &urgent));
+        }
+        let tasks = lines.data.iter().map(|link| {
+            let (sender, tasks) = channel();
+            let courier = Courier::new(context, link, Manner::Land);
+            scope.spawn(move || {
+                if let Err(failure) = work(context, courier, &tasks) {
+                    context.alarm.trip(failure);
+                }
+            });
+            sender
+        });
+        Self { tasks: tasks.collect() }
+    }
+
+    /// Sends a round on all data connections.
+    pub(super) fn send(&self, round: Round) {
+        let round = Arc::new(round);
+        self.give(|| Task::Round(Arc::clone(&round)));
+    }
+
+    /// Pushes what nobody asks for (post-copy).
+    pub(super) fn push(&self, unsent: &Arc<Unsent>) {
+        self.give(|| Task::Push(Arc::clone(unsent)));
+    }
+
+    fn give(&self, task: impl Fn() -> Task) {
+        for sender in &self.tasks {
+            // A thread that is gone has tripped the alarm.
+            let _ = sender.send(task());
+        }
+    }
+}
+
+/// A sending thread's life: task after task, until the crew is dismissed.
+fn work(context: &Context<'_>, mut courier: Courier<'_>, tasks: &Receiver<Task>) -> Result<(), Failure> {
+    while let Ok(task) = tasks.recv() {
+        match task {
+            Task::Round(round) => round.send(context, &mut courier)?,
+            Task::Push(unsent) => {
+                courier.place();
+                unsent.push(&mut courier)?;
+            }
+        }
+    }
+    Ok(())
+}

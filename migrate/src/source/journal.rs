@@ -1,0 +1,159 @@
+//! The report while it is being written, and the events that are told on the way.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::context::Context;
+use super::us_since;
+use crate::failure::Failure;
+use crate::guest::Telemetry;
+use crate::progress::Event;
+use crate::report::{Outcome, Phase, PhaseTime, Report, Round, SCHEMA, Switchover, Traffic};
+
+/// How long the guest may take to acknowledge a measuring window.
+const WINDOW_WAIT: Duration = Duration::from_millis(50);
+
+pub(super) struct Journal<'a> {
+    context: &'a Context<'a>,
+    pub(super) report: Report,
+    /// The guest's figures before anything was done to it; absent when it measures nothing.
+    pub(super) before: Option<Telemetry>,
+    started: Instant,
+    phase: Option<(Phase, Instant)>,
+    /// Bulk traffic when the present round began.
+    round_from: (Traffic, Instant),
+}
+
+impl<'a> Journal<'a> {
+    /// Reads the guest's figures and has it open a measuring window; the clock starts after that.
+    pub(super) fn open(context: &'a Context<'a>) -> Self {
+        let before = context.guest.telemetry().filter(|_| context.guest.open_window(WINDOW_WAIT));
+        let now = Instant::now();
+        let report = Report {
+            schema: SCHEMA.to_owned(),
+            outcome: Outcome::Kept,
+            reason: None,
+            guest: context.description.name.clone(),
+            destination: context.route.dial.to().to_owned(),
+            mode: context.options.mode,
+            streams: context.streams(),
+            total_us: 0,
+            phases: Vec::new(),
+            rounds: Vec::new(),
+            switchover: None,
+            traffic: Traffic::default(),
+            postcopy: None,
+            guest_measured: None,
+            verification: None,
+            residual_bytes: 0,
+        };
+        Self { context, report, before, started: now, phase: None, round_from: (Traffic::default(), now) }
+    }
+
+    /// A phase begins. The pause is told of only when it is over.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.leave();
+        self.phase = Some((phase, Instant::now()));
+        self.context.meter.enter(phase);
+        if phase != Phase::Switchover {
+            self.context.observer.tell(Event::Phase { phase });
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some((phase, since)) = self.phase.take() {
+            self.report.phases.push(PhaseTime { phase, us: us_since(since) });
+        }
+    }
+
+    /// A round begins.
+    pub(super) fn begin_round(&mut self, number: u32, pages: u64) {
+        self.round_from = (self.context.meter.traffic(), Instant::now());
+        self.context.meter.begin(number, pages);
+    }
+
+    /// The round has landed, and `dirtied` pages were written meanwhile.
+    pub(super) fn end_round(&mut self, number: u32, took: Duration, dirtied: u64) -> Round {
+        let (from, to) = (self.round_from.0, self.context.meter.traffic());
+        let dirty_rate = dirtied as f64 / took.as_secs_f64().max(1e-6);
+        self.context.meter.dirty_per_s.store(dirty_rate.to_bits(), Ordering::Relaxed);
+        let round = Round {
+            number,
+            pages: to.pages - from.pages,
+            zero_pages: to.zero_pages - from.zero_pages,
+            bytes: to.bytes - from.bytes,
+            us: took.as_micros() as u64,
+            dirtied,
+            dirty_rate,
+        };
+        self.report.rounds.push(round);
+        round
+    }
+
+    /// When the present round began.
+    pub(super) fn round_began(&self) -> Instant {
+        self.round_from.1
+    }
+
+    /// The policy has decided.
+    pub(super) fn decided(&self, round: Round, decision: String) {
+        self.context.observer.tell(Event::Round { round, decision });
+    }
+
+    /// The guest runs on the destination.
+    pub(super) fn switched(&mut self, switchover: Switchover) {
+        self.report.switchover = Some(switchover);
+        let tell = |event| self.context.observer.tell(event);
+        tell(Event::Phase { phase: Phase::Switchover });
+        tell(Event::Switched { switchover });
+    }
+
+    /// Nothing is left to be done for the guest: the clock stops.
+    pub(super) fn stop_clock(&mut self) {
+        self.report.total_us = us_since(self.started);
+    }
+
+    /// The report. `trouble`: why the guest could not be run on here.
+    pub(super) fn finish(
+        mut self,
+        outcome: Outcome,
+        failure: Option<Failure>,
+        trouble: Option<&str>,
+        control_bytes: u64,
+    ) -> Report {
+        let during = self.phase.map_or("", |(phase, _)| words(phase));
+        self.leave();
+        if self.report.total_us == 0 {
+            self.stop_clock();
+        }
+        self.report.outcome = outcome;
+        self.report.reason = failure.map(|failure| reason(outcome, during, &failure, trouble));
+        self.report.traffic = self.context.meter.traffic();
+        self.report.traffic.bytes += control_bytes;
+        if outcome == Outcome::Unknown {
+            self.report.residual_bytes = self.context.description.pages() * crate::pages::PAGE_SIZE as u64;
+        }
+        self.context.observer.tell(Event::Ended { report: Box::new(self.report.clone()) });
+        self.report
+    }
+}
+
+fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Connect => "connecting",
+        Phase::Precopy => "pre-copy",
+        Phase::Switchover => "switchover",
+        Phase::Postcopy => "post-copy",
+        Phase::Finish => "finishing",
+    }
+}
+
+fn reason(outcome: Outcome, during: &str, failure: &Failure, trouble: Option<&str>) -> String {
+    let mut reason = format!("{during}: {failure}");
+    if let Some(trouble) = trouble {
+        reason += &format!("; the guest could not be run on here: {trouble}");
+    } else if outcome == Outcome::Unknown {
+        reason += "; the guest stays paused here, because it may run on the destination";
+    }
+    reason
+}

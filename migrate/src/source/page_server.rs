@@ -1,0 +1,149 @@
+//! Post-copy's source: a paused guest's pages, each sent once.
+//!
+//! [`Unsent`] owns which pages the destination still lacks; whoever claims a page sends it. The page server answers
+//! requests on the urgent connection at once; the crew pushes the rest on the data connections, near the last request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Journey;
+use super::connect::Lines;
+use super::context::Context;
+use super::courier::{Courier, Manner};
+use super::crew::Crew;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::pages::{AtomicPageSet, PageRun, PageSet};
+use crate::report::Phase;
+use crate::wire::limits::PAGES_PER_PUSH;
+use crate::wire::{Kind, Message};
+
+/// Pages sent for one request: the one asked for, and neighbours that are likely to be asked for next.
+const CLUSTER: u64 = 8;
+
+/// Pages that the destination lacks.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pages: AtomicPageSet,
+    count: u64,
+    /// Where pushing goes on.
+    next: AtomicU64,
+}
+
+impl Unsent {
+    pub(super) fn new(pages: &PageSet) -> Self {
+        Self { pages: AtomicPageSet::from_set(pages), count: pages.len(), next: AtomicU64::new(0) }
+    }
+
+    /// Pushes until nothing is unsent, beginning anew wherever the last request was.
+    pub(super) fn push(&self, courier: &mut Courier<'_>) -> Result<(), Failure> {
+        while let Some(first) = self.seek() {
+            let runs =
+                self.pages.claim_run(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH });
+            runs.iter().try_for_each(|run| courier.add(*run))?;
+        }
+        courier.flush()
+    }
+
+    /// The next page to push; moves on past its neighbourhood, unless a request has moved the place meanwhile.
+    fn seek(&self) -> Option<u64> {
+        let from = self.next.load(Ordering::Relaxed);
+        let first = self.pages.next_from(from).or_else(|| self.pages.next_from(0))?;
+        let after = (first / PAGES_PER_PUSH + 1) * PAGES_PER_PUSH;
+        let _ = self.next.compare_exchange(from, after, Ordering::Relaxed, Ordering::Relaxed);
+        Some(first)
+    }
+
+    /// Claims what answers a request. Nothing, if all of it is on its way already.
+    fn claim_near(&self, gfn: u64) -> Vec<PageRun> {
+        self.next.store(gfn, Ordering::Relaxed);
+        if self.pages.claim(gfn) {
+            let mut runs = vec![PageRun { first: gfn, count: 1 }];
+            runs.extend(self.pages.claim_run(PageRun { first: gfn + 1, count: CLUSTER - 1 }));
+            return runs;
+        }
+        Vec::new()
+    }
+}
+
+/// The page server: answers requests until the connection ends.
+pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
+    let mut courier = Courier::new(context, urgent.link(), Manner::PlaceAtOnce);
+    loop {
+        match serve(context, urgent, &mut courier) {
+            // Silence is no failure here: a guest that misses nothing asks for nothing.
+            Ok(()) | Err(Failure::Silent { .. }) if !context.alarm.is_stopped() => {}
+            Ok(()) => return,
+            Err(failure) => return context.alarm.trip(failure),
+        }
+    }
+}
+
+fn serve(context: &Context<'_>, urgent: &Line, courier: &mut Courier<'_>) -> Result<(), Failure> {
+    let gfns = match urgent.hear()? {
+        Message::Request { gfns } => gfns,
+        other => return Err(urgent.unexpected(other.kind(), Kind::Request.word())),
+    };
+    let Some(unsent) = context.unsent.get() else {
+        return Err(urgent.unexpected(Kind::Request, "no request before pages are missing"));
+    };
+    for gfn in gfns {
+        if !context.description.holds(PageRun { first: gfn, count: 1 }) {
+            return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
+        }
+        unsent.claim_near(gfn).into_iter().try_for_each(|run| courier.add(run))?;
+        courier.flush()?;
+    }
+    Ok(())
+}
+
+impl Journey<'_> {
+    /// The guest runs there: sends it what it lacks.
+    pub(super) fn start_pushing(&self, lines: &Lines, crew: &Crew) {
+        if let Some(unsent) = self.context.unsent.get() {
+            lines.data.iter().for_each(|link| link.keep_short());
+            self.context.meter.begin(0, unsent.count);
+            crew.push(&Arc::clone(unsent));
+        }
+    }
+
+    /// Waits until the destination misses nothing.
+    pub(super) fn serve_pages(&mut self, lines: &Lines, _: &Crew) -> Result<(), Failure> {
+        if self.context.unsent.get().is_none() {
+            return Ok(());
+        }
+        self.journal.enter(Phase::Postcopy);
+        match lines.control.hear()? {
+            Message::Complete(figures) => self.journal.report.postcopy = Some(figures),
+            other => return Err(lines.control.unexpected(other.kind(), Kind::Complete.word())),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unsent() -> Unsent {
+        Unsent::new(&PageSet::of_runs(512, &[PageRun { first: 0, count: 300 }]))
+    }
+
+    #[test]
+    fn a_requested_page_brings_its_neighbours_once() {
+        let unsent = unsent();
+        assert_eq!(
+            unsent.claim_near(100),
+            [PageRun { first: 100, count: 1 }, PageRun { first: 101, count: 7 }]
+        );
+        assert_eq!(unsent.claim_near(103), []);
+    }
+
+    #[test]
+    fn pushing_goes_on_near_the_last_request_and_comes_round() {
+        let unsent = unsent();
+        unsent.claim_near(260);
+        assert_eq!(unsent.seek(), Some(268));
+        assert_eq!(unsent.seek(), Some(0), "nothing is left above 319");
+    }
+}

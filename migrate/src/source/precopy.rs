@@ -1,0 +1,159 @@
+//! Rounds of copying while the guest runs.
+//!
+//! What must not be lost: a page written after it was read. So a page is watched anew *before* it is read, and
+//! a harvest is a value that the next round, or the pause, sends. Round 0 goes by what is populated, asked
+//! *after* everything is watched: a page first touched later shows in the harvest.
+
+use std::time::Duration;
+
+use super::connect::Lines;
+use super::courier::{Courier, Manner};
+use super::crew::{Crew, Round};
+use super::{Journey, us_since};
+use crate::convergence::{Decision, Figures, Terms};
+use crate::failure::Failure;
+use crate::options::Mode;
+use crate::pages::{PAGE_SIZE, PageRun, PageSet};
+use crate::report::{self, Phase};
+use crate::wire::limits::BITMAP_WORDS;
+use crate::wire::runs::bitmap_frames;
+use crate::wire::{Kind, Message};
+
+/// Rounds of so few pages go on the control connection, from the calling thread: nobody needs to be woken.
+pub(super) const SMALL_ROUND: u64 = 64;
+
+/// A round of fewer pages says nothing about throughput.
+const TELLING_ROUND: u64 = 256;
+
+/// Taken for the throughput until a round has told: 1 Gb/s.
+const ASSUMED_BYTES_PER_S: f64 = 125e6;
+
+/// What the pause has to deal with.
+pub(super) struct Left {
+    /// Pages that were not sent, or were written since.
+    pub(super) pages: PageSet,
+    /// What the downtime is expected to be.
+    pub(super) estimate: Duration,
+    /// Number of the next round.
+    pub(super) round: u32,
+}
+
+impl Journey<'_> {
+    /// Pre-copy: round after round, until the policy says that the rest is for the pause.
+    pub(super) fn copy_while_it_runs(&mut self, lines: &Lines, crew: &Crew) -> Result<Left, Failure> {
+        self.journal.enter(Phase::Precopy);
+        let mut pages = self.survey()?;
+        self.announce(lines, &pages)?;
+        let terms = self.terms(lines);
+        let mut history = Vec::new();
+        for number in 0.. {
+            let round = self.round(lines, crew, number, &mut pages)?;
+            history.push(figures(&round, history.last()));
+            match terms.decide(&history) {
+                Decision::Again { why } => self.journal.decided(round, format!("another round: {why}")),
+                Decision::SwitchOver { estimate, why } => {
+                    self.journal.decided(round, format!("switch over: {why}"));
+                    return Ok(Left { pages, estimate, round: number + 1 });
+                }
+                Decision::GiveUp { why } => {
+                    self.journal.decided(round, "give up".to_owned());
+                    return Err(Failure::NotConverging(why));
+                }
+            }
+        }
+        Err(Failure::Bug("rounds without end".to_owned()))
+    }
+
+    /// Post-copy at once: all of RAM follows later.
+    pub(super) fn survey_all(&mut self) -> Result<Left, Failure> {
+        let pages = self.survey()?;
+        Ok(Left { pages, estimate: Duration::ZERO, round: 0 })
+    }
+
+    /// Stop-and-copy: what is populated is asked in the pause.
+    pub(super) fn nothing_yet(&self) -> Left {
+        let limit = self.context.description.gfn_limit();
+        Left { pages: PageSet::new(limit), estimate: Duration::ZERO, round: 0 }
+    }
+
+    /// Watches all of RAM, then asks what is populated.
+    fn survey(&self) -> Result<PageSet, Failure> {
+        let context = self.context;
+        context.start_log()?;
+        let ram = &context.description.ram;
+        let all = PageSet::of_runs(context.description.gfn_limit(), ram);
+        for region in ram {
+            let first = region.first / 64 * 64;
+            let window = PageRun { first, count: region.end().next_multiple_of(64) - first };
+            context.guest.protect(&all, window).map_err(Failure::guest("watch pages for writes"))?;
+        }
+        context.ram.populated().map_err(Failure::guest("find populated pages"))
+    }
+
+    /// Tells the destination what round 0 will bring.
+    fn announce(&self, lines: &Lines, pages: &PageSet) -> Result<(), Failure> {
+        debug_assert!(BITMAP_WORDS * 8 <= Kind::Populated.limit());
+        for (first, words) in bitmap_frames(pages) {
+            lines.control.tell(&Message::Populated { first, words: words.to_vec() })?;
+        }
+        Ok(())
+    }
+
+    /// Sends `pages`, waits until they have landed, and leaves in `pages` what was written meanwhile.
+    fn round(
+        &mut self,
+        lines: &Lines,
+        crew: &Crew,
+        number: u32,
+        pages: &mut PageSet,
+    ) -> Result<report::Round, Failure> {
+        let count = pages.len();
+        self.journal.begin_round(number, count);
+        let round = Round::new(number, false, std::mem::take(pages));
+        if count <= SMALL_ROUND {
+            let mut courier = Courier::new(self.context, lines.control.link(), Manner::Land);
+            round.send(self.context, &mut courier)?;
+        } else {
+            crew.send(round);
+        }
+        match lines.control.hear()? {
+            Message::RoundDone { round } if round == number => {}
+            other => return Err(lines.control.unexpected(other.kind(), "the end of the round")),
+        }
+        let took = self.journal.round_began().elapsed();
+        *pages = self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
+        Ok(self.journal.end_round(number, took, pages.len()))
+    }
+
+    fn terms(&self, lines: &Lines) -> Terms {
+        Terms {
+            max_downtime: self.context.options.max_downtime,
+            state: Duration::from_micros(lines.rehearsal.save_us + lines.rehearsal.restore_us),
+            round_trip: lines.round_trip,
+            hybrid: self.context.options.mode == Mode::Hybrid,
+        }
+    }
+
+    /// Stop-and-copy, in the pause: the one round, of all that is populated.
+    pub(super) fn everything(&self) -> Result<PageSet, Failure> {
+        self.context.ram.populated().map_err(Failure::guest("find populated pages"))
+    }
+
+    /// Notes the round of stop-and-copy.
+    pub(super) fn note_last_round(&mut self, number: u32) {
+        let took = Duration::from_micros(us_since(self.journal.round_began()));
+        self.journal.end_round(number, took, 0);
+    }
+}
+
+/// A round's figures for the policy; a small round keeps the throughput that `before` has told.
+fn figures(round: &report::Round, before: Option<&Figures>) -> Figures {
+    let seconds = (round.us as f64 / 1e6).max(1e-6);
+    let measured = (round.pages * PAGE_SIZE as u64) as f64 / seconds;
+    let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);
+    Figures {
+        bytes_per_s: if round.pages >= TELLING_ROUND { measured } else { known },
+        dirty_per_s: round.dirty_rate,
+        left: round.dirtied,
+    }
+}

@@ -1,0 +1,179 @@
+//! The pause: from stopping the guest here until it runs there.
+//!
+//! The last harvest comes after the state is saved: the kernel and devices write guest memory while both
+//! stop. Nothing is told, logged or joined in between; few pages go ahead of the state on the same connection, so
+//! that the destination is woken once. From commit on the source may not run the guest on a guess.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::connect::Lines;
+use super::context::Context;
+use super::courier::{Courier, Manner};
+use super::crew::{Crew, Round};
+use super::page_server::Unsent;
+use super::precopy::{Left, SMALL_ROUND};
+use super::{Journey, us_since};
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::handover::SourceEvent;
+use crate::options::Mode;
+use crate::pages::PageSet;
+use crate::report::{Phase, Switchover};
+use crate::verify::send_hashes;
+use crate::wire::runs::bitmap_frames;
+use crate::wire::{Kind, Message, RamMap};
+
+impl Journey<'_> {
+    /// Pauses, moves what is left, commits.
+    pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
+        self.journal.enter(Phase::Switchover);
+        self.prepare_pause(lines)?;
+        let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
+        let (round, began) = (left.round, Instant::now());
+        let (state, pages) = self.freeze(left, &mut times)?;
+        times.pages = if self.postcopy() { 0 } else { pages.len() };
+        times.state_bytes = state.len() as u64;
+        let sending = Instant::now();
+        self.send_rest(lines, crew, round, pages, state)?;
+        times.send_us = us_since(sending);
+        let waiting = Instant::now();
+        self.wait_ready(lines, &mut times)?;
+        times.ready_us = us_since(waiting);
+        let committing = Instant::now();
+        self.commit(lines)?;
+        times.resume_us = us_since(committing);
+        times.downtime_us = us_since(began);
+        self.start_pushing(lines, crew);
+        if self.context.options.mode == Mode::Stopcopy {
+            self.note_last_round(round);
+        }
+        self.journal.switched(times);
+        Ok(())
+    }
+
+    /// All that can be done before the guest stops.
+    fn prepare_pause(&self, lines: &Lines) -> Result<(), Failure> {
+        let deadlines = &self.context.route.deadlines;
+        lines.control.set_limit(deadlines.pause)?;
+        // How long a whole copy or comparison takes is for the general time limit.
+        let bounded = self.context.options.mode != Mode::Stopcopy && !self.context.options.verify;
+        self.context.limit_pause(bounded.then(|| Instant::now() + deadlines.pause));
+        Ok(())
+    }
+
+    /// Stops the guest; its state, and the pages the destination lacks.
+    fn freeze(&mut self, left: Left, times: &mut Switchover) -> Result<(Vec<u8>, PageSet), Failure> {
+        let Context { guest, .. } = self.context;
+        let pausing = Instant::now();
+        guest.pause().map_err(Failure::guest("pause the guest"))?;
+        self.custody.on(SourceEvent::Paused)?;
+        times.pause_us = us_since(pausing);
+        let saving = Instant::now();
+        let state = guest.save().map_err(Failure::guest("save the guest's state"))?;
+        times.save_us = us_since(saving);
+        let harvesting = Instant::now();
+        let mut pages = left.pages;
+        if self.context.options.mode == Mode::Stopcopy {
+            pages = self.everything()?;
+        } else {
+            pages.union(&guest.harvest().map_err(Failure::guest("read the dirty log"))?);
+        }
+        times.harvest_us = us_since(harvesting);
+        Ok((state, pages))
+    }
+
+    /// Hands the last pages, or the list of them, and the state to the network.
+    fn send_rest(
+        &mut self,
+        lines: &Lines,
+        crew: &Crew,
+        round: u32,
+        pages: PageSet,
+        blob: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let control = &lines.control;
+        let count = pages.len();
+        let mut after_round = None;
+        if self.postcopy() {
+            let unsent = Arc::new(Unsent::new(&pages));
+            let _ = self.context.unsent.set(unsent);
+            for (first, words) in bitmap_frames(&pages) {
+                control.tell(&Message::Missing { first, words: words.to_vec() })?;
+            }
+        } else if count <= SMALL_ROUND {
+            self.journal.begin_round(round, count);
+            let mut courier = Courier::new(self.context, control.link(), Manner::Land);
+            pages.runs().try_for_each(|run| courier.add(run))?;
+            courier.flush()?;
+        } else {
+            self.journal.begin_round(round, count);
+            crew.send(Round::new(round, true, pages));
+            after_round = Some(round);
+        }
+        control.tell(&Message::State { after_round, blob })?;
+        if self.context.options.verify && !self.postcopy() {
+            send_hashes(&self.map()?, &*self.context.ram, control)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until pages and state are in place there, and the same as here if that is compared.
+    fn wait_ready(&mut self, lines: &Lines, times: &mut Switchover) -> Result<(), Failure> {
+        let control = &lines.control;
+        loop {
+            match control.hear()? {
+                Message::Ready(ready) => {
+                    times.restore_us = ready.restore_us;
+                    return Ok(());
+                }
+                Message::Verified(verification) if self.context.options.verify => {
+                    self.journal.report.verification = Some(verification.clone());
+                    if verification.mismatched > 0 {
+                        return Err(Failure::Mismatch(verification));
+                    }
+                }
+                other => return Err(control.unexpected(other.kind(), Kind::Ready.word())),
+            }
+        }
+    }
+
+    /// Hands the guest over. From the seal on nobody can call it back.
+    fn commit(&mut self, lines: &Lines) -> Result<(), Failure> {
+        let control = &lines.control;
+        self.context.alarm.seal()?;
+        self.custody.on(SourceEvent::Commit)?;
+        control.tell(&Message::Commit)?;
+        control.set_limit(self.context.route.deadlines.idle)?;
+        match self.verdict(control)? {
+            Message::Running => self.custody.on(SourceEvent::Running).map(|_| ()),
+            other => Err(control.unexpected(other.kind(), Kind::Running.word())),
+        }
+    }
+
+    /// What the destination says to commit. If it says that it does not run the guest, it runs on here at once.
+    /// `abort` says so too: a destination that runs the guest never says it.
+    fn verdict(&mut self, control: &Line) -> Result<Message, Failure> {
+        let heard = control.hear();
+        let refusal = match heard {
+            Ok(Message::NotRunning(refusal)) => {
+                Failure::Aborted { peer: control.peer().to_owned(), reason: refusal.reason }
+            }
+            Err(aborted @ Failure::Aborted { .. }) => aborted,
+            other => return other,
+        };
+        self.custody.on(SourceEvent::NotRunning)?;
+        Err(refusal)
+    }
+
+    /// Whether pages follow after the switchover.
+    pub(super) fn postcopy(&self) -> bool {
+        matches!(self.context.options.mode, Mode::Postcopy | Mode::Hybrid)
+    }
+
+    /// The map of RAM.
+    pub(super) fn map(&self) -> Result<RamMap, Failure> {
+        let why = |why| Failure::Guest { doing: "describe the guest", why };
+        RamMap::of(&self.context.description).map_err(why)
+    }
+}

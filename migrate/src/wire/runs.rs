@@ -1,0 +1,219 @@
+//! Run tables and bitmaps: which pages, checked against the map of RAM.
+//!
+//! A peer's table becomes usable only as [`Admitted`], which only [`RamMap::admit`] makes.
+
+use super::limits::{BITMAP_WORDS, GFN_LIMIT, RAM_REGIONS, RUN_BYTES};
+use super::{Error, Kind};
+use crate::guest::Description;
+use crate::pages::{PageRun, PageSet};
+
+/// Where RAM is: what every page a peer names is checked against.
+#[derive(Debug, Clone)]
+pub struct RamMap {
+    ram: Vec<PageRun>,
+}
+
+/// Runs that lie wholly inside RAM.
+#[derive(Debug, Clone, Copy)]
+pub struct Admitted<'a> {
+    runs: &'a [PageRun],
+    pages: u64,
+}
+
+impl<'a> Admitted<'a> {
+    /// The runs.
+    #[must_use]
+    pub fn runs(&self) -> &'a [PageRun] {
+        self.runs
+    }
+
+    /// Pages in all of them.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+}
+
+impl RamMap {
+    /// The map of a description, if it can be one: ascending, disjoint, bounded, not empty.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn of(description: &Description) -> Result<Self, String> {
+        let ram = &description.ram;
+        if ram.is_empty() || ram.len() > RAM_REGIONS {
+            return Err(format!("{} RAM regions; 1 to {RAM_REGIONS} are possible", ram.len()));
+        }
+        let mut below = 0;
+        for run in ram {
+            let end = run.first.checked_add(run.count).filter(|end| *end <= GFN_LIMIT);
+            match end {
+                Some(end) if run.count > 0 && run.first >= below => below = end,
+                _ => return Err(format!("RAM region of {} pages at frame {:#x}", run.count, run.first)),
+            }
+        }
+        Ok(Self { ram: ram.clone() })
+    }
+
+    /// One past the largest frame number.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.ram.last().map_or(0, PageRun::end)
+    }
+
+    /// The regions.
+    #[must_use]
+    pub fn regions(&self) -> &[PageRun] {
+        &self.ram
+    }
+
+    /// All of RAM as a set.
+    #[must_use]
+    pub fn all(&self) -> PageSet {
+        PageSet::of_runs(self.limit(), &self.ram)
+    }
+
+    /// Whether the run lies wholly inside one region.
+    #[must_use]
+    pub fn holds(&self, run: PageRun) -> bool {
+        let Some(end) = run.first.checked_add(run.count) else { return false };
+        self.ram.iter().any(|ram| ram.first <= run.first && end <= ram.end())
+    }
+
+    /// Reads a run table into `runs` (cleared first) and admits it if every run lies inside RAM.
+    ///
+    /// # Errors
+    /// When one does not, or is empty.
+    pub fn admit<'a>(
+        &self,
+        kind: Kind,
+        table: &[u8],
+        runs: &'a mut Vec<PageRun>,
+    ) -> Result<Admitted<'a>, Error> {
+        runs.clear();
+        let mut pages = 0;
+        for entry in table.chunks_exact(RUN_BYTES) {
+            let (first, count) = entry.split_at(8);
+            let run = PageRun { first: le_u64(first), count: u64::from(le_u32(count)) };
+            if run.count == 0 || !self.holds(run) {
+                let what = format!("{} pages at frame {:#x} are not RAM", run.count, run.first);
+                return Err(Error::Value { kind, what });
+            }
+            pages += run.count;
+            runs.push(run);
+        }
+        Ok(Admitted { runs, pages })
+    }
+
+    /// Joins a peer's bitmap to `set`, if all of its pages are RAM. `set` has room for [`limit`](Self::limit).
+    ///
+    /// # Errors
+    /// When a bit lies outside RAM, or `first` is not on a word.
+    pub fn admit_bitmap(
+        &self,
+        kind: Kind,
+        first: u64,
+        words: &[u64],
+        set: &mut PageSet,
+    ) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Value { kind, what });
+        let end = first.checked_add(words.len() as u64 * 64).filter(|end| *end <= set.limit());
+        if first % 64 != 0 || end.is_none() {
+            return wrong(format!(
+                "{} words at frame {first:#x}, with {:#x} frames",
+                words.len(),
+                set.limit()
+            ));
+        }
+        set.union_words(first, words);
+        let mut strays = set.clone();
+        for run in &self.ram {
+            strays.remove_run(*run);
+        }
+        let stray = strays.runs().next();
+        stray.map_or(Ok(()), |run| wrong(format!("frame {:#x} is not RAM", run.first)))
+    }
+}
+
+/// Appends a run table.
+pub fn put_runs(runs: &[PageRun], into: &mut Vec<u8>) {
+    for run in runs {
+        into.extend_from_slice(&run.first.to_le_bytes());
+        into.extend_from_slice(&(run.count as u32).to_le_bytes());
+    }
+}
+
+/// A set as bitmap frames: first frame number and words. Frames without a page are left out.
+pub fn bitmap_frames(set: &PageSet) -> impl Iterator<Item = (u64, &[u64])> {
+    let chunks = set.words().chunks(BITMAP_WORDS).enumerate();
+    chunks
+        .filter(|(_, words)| words.iter().any(|w| *w != 0))
+        .map(|(at, words)| ((at * BITMAP_WORDS * 64) as u64, words))
+}
+
+/// The u64s of a payload whose length is a multiple of 8.
+#[must_use]
+pub fn le_u64s(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(le_u64).collect()
+}
+
+fn le_u64(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+fn le_u32(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn map() -> RamMap {
+        RamMap { ram: vec![PageRun { first: 0, count: 160 }, PageRun { first: 256, count: 100 }] }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_admitted_lies_inside_ram(table in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let (map, mut runs) = (map(), Vec::new());
+            if let Ok(admitted) = map.admit(Kind::Pages, &table, &mut runs) {
+                prop_assert!(admitted.runs().iter().all(|run| map.holds(*run)));
+            }
+        }
+
+        #[test]
+        fn a_table_is_read_as_it_was_written(firsts in proptest::collection::vec((256_u64..356, 1_u64..50), 0..60)) {
+            let (map, mut back) = (map(), Vec::new());
+            let runs: Vec<_> = firsts.iter().map(|(f, c)| PageRun { first: *f, count: (*c).min(356 - f) }).collect();
+            let mut table = Vec::new();
+            put_runs(&runs, &mut table);
+            prop_assert_eq!(map.admit(Kind::Pages, &table, &mut back).expect("inside RAM").runs(), &runs[..]);
+        }
+
+        #[test]
+        fn a_bitmap_is_admitted_only_inside_ram(first in 0_u64..10, words in proptest::collection::vec(any::<u64>(), 0..7)) {
+            let map = map();
+            let mut set = PageSet::new(map.limit());
+            if map.admit_bitmap(Kind::Missing, first * 64, &words, &mut set).is_ok() {
+                prop_assert!(set.runs().all(|run| map.holds(run)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_is_refused() {
+        let of = |ram: &[(u64, u64)]| {
+            let ram = ram.iter().map(|(first, count)| PageRun { first: *first, count: *count }).collect();
+            let machine = serde_json::Value::Null;
+            RamMap::of(&Description { name: String::new(), uuid: uuid::Uuid::nil(), vcpus: 1, ram, machine })
+        };
+        assert!(of(&[(0, 10), (10, 5)]).is_ok());
+        for wrong in
+            [&[][..], &[(0, 0)], &[(10, 5), (0, 3)], &[(0, 10), (9, 5)], &[(u64::MAX, 2)], &[(0, 1 << 40)]]
+        {
+            assert!(of(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
