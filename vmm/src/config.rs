@@ -22,7 +22,9 @@ pub enum ConfigError {
     #[error("number of vCPUs \"{0}\" is not possible: give 1 to {max}", max = Vcpus::MAX)]
     Vcpus(String),
     /// A name that cannot be shown or used in a path.
-    #[error("name \"{0}\" is not possible: use 1 to 64 letters, digits, '-', '_' or '.', not starting with '.'")]
+    #[error(
+        "name \"{0}\" is not possible: use 1 to 64 letters, digits, '-', '_' or '.', not starting with '.'"
+    )]
     Name(String),
     /// A kernel command line that cannot be handed over.
     #[error("kernel command line of {0} bytes is not possible: at most {max}, without NUL", max = Cmdline::MAX)]

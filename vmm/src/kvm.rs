@@ -179,8 +179,11 @@ fn cannot_open(path: &Path, error: io::Error) -> KvmError {
 }
 
 fn lacks(kvm: &Kvm) -> Vec<&'static str> {
-    let mut lacks: Vec<&str> =
-        NEEDED.iter().filter(|(cap, _)| kvm.check_extension_raw(u64::from(*cap)) <= 0).map(|(_, name)| *name).collect();
+    let mut lacks: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(cap, _)| kvm.check_extension_raw(u64::from(*cap)) <= 0)
+        .map(|(_, name)| *name)
+        .collect();
     let manual = kvm.check_extension_raw(u64::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
     let both = (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET) as i32;
     if manual & both != both {

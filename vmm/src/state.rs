@@ -13,6 +13,8 @@ pub const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 16;
 const NAME_BYTES: usize = 16;
 const SECTION_BYTES: usize = NAME_BYTES + 16;
+/// Where a section's checksum is: at the end of its head, over all before it and the payload.
+const CHECKSUM_AT: usize = SECTION_BYTES - 4;
 const FIELD_BYTES: usize = 8;
 const MAX_SECTIONS: u32 = 1024;
 const MAX_SECTION_BYTES: usize = 4 << 20;
@@ -43,7 +45,9 @@ pub enum StateError {
     #[error("saved state has the section {0}, which this program does not know and must not skip")]
     UnknownSection(SectionName),
     /// A field this program must know but does not.
-    #[error("saved state has field {tag} in section {section}, which this program does not know and must not skip")]
+    #[error(
+        "saved state has field {tag} in section {section}, which this program does not know and must not skip"
+    )]
     UnknownField {
         /// Where.
         section: SectionName,
@@ -142,6 +146,14 @@ pub struct Kind {
     pub version: u16,
     /// The tags known.
     pub tags: &'static [u16],
+}
+
+/// The checksum of a section.
+fn checksum(head: &[u8], payload: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(head);
+    crc.update(payload);
+    crc.finalize()
 }
 
 mod read;

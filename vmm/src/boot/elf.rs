@@ -53,7 +53,9 @@ fn way_in(loaded: &KernelLoaderResult) -> WayIn {
 fn check(name: &str, image: &[u8]) -> Result<(), BootError> {
     let found = match image {
         [] => "empty",
-        [0x7f, b'E', b'L', b'F', ..] if image.get(EI_CLASS as usize) == Some(&(ELFCLASS64 as u8)) => return Ok(()),
+        [0x7f, b'E', b'L', b'F', ..] if image.get(EI_CLASS) == Some(&ELFCLASS64) => {
+            return Ok(());
+        }
         [0x7f, b'E', b'L', b'F', ..] => "a 32-bit ELF file",
         [b'M', b'Z', ..] => "a compressed kernel (bzImage or EFI); its vmlinux is needed",
         [0x1f, 0x8b, ..] => "compressed with gzip",
@@ -73,7 +75,8 @@ fn segments(name: &str, image: &[u8]) -> Result<Vec<(u64, u64)>, BootError> {
         return Err(cut());
     }
     let (offset, count) = (number(image, 32, 8) as usize, number(image, 56, 2) as usize);
-    let table = offset.checked_add(count * SEGMENT_BYTES).and_then(|end| image.get(offset..end)).ok_or_else(cut)?;
+    let table =
+        offset.checked_add(count * SEGMENT_BYTES).and_then(|end| image.get(offset..end)).ok_or_else(cut)?;
     let mut segments = Vec::new();
     for header in table.chunks_exact(SEGMENT_BYTES).filter(|header| number(header, 0, 4) == PT_LOAD) {
         let [at, start, in_file, in_memory] = [8, 24, 32, 40].map(|field| number(header, field, 8));

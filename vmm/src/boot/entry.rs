@@ -54,7 +54,8 @@ pub(super) fn write_linux64(memory: &Mmap, rip: u64) -> Result<Entry, BootError>
 }
 
 fn write_gdt(memory: &Mmap, code: u64) -> Result<(), BootError> {
-    let table: Vec<u8> = [0, 0, code, DATA, TASK].iter().flat_map(|entry: &u64| entry.to_le_bytes()).collect();
+    let table: Vec<u8> =
+        [0, 0, code, DATA, TASK].iter().flat_map(|entry: &u64| entry.to_le_bytes()).collect();
     write(memory, GDT, &table, "the descriptor table")
 }
 
@@ -63,7 +64,7 @@ fn write_page_tables(memory: &Mmap) -> Result<(), BootError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     let bytes = |entries: Vec<u64>| entries.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>();
-    let directories = (0..4).map(|n| DIRECTORIES + n * 4096 | PRESENT_WRITABLE).collect();
+    let directories = (0..4).map(|n| (DIRECTORIES + n * 4096) | PRESENT_WRITABLE).collect();
     let pages = (0..4 * 512).map(|n| n << 21 | PRESENT_WRITABLE | LARGE).collect();
     write(memory, PML4, &bytes(vec![PDPT | PRESENT_WRITABLE]), "page tables")?;
     write(memory, PDPT, &bytes(directories), "page tables")?;

@@ -22,7 +22,8 @@ pub(super) fn place(memory: &Mmap, ram_end: u64, kernel_end: u64, path: &Path) -
     let image = read_file("initramfs", path)?;
     let bytes = image.len() as u64;
     let room_end = ram_end.min(HIGHEST);
-    let start = room_end.checked_sub(bytes).map(|start| start / PAGE * PAGE).filter(|start| *start >= kernel_end);
+    let start =
+        room_end.checked_sub(bytes).map(|start| start / PAGE * PAGE).filter(|start| *start >= kernel_end);
     let Some(start) = start else {
         let what = format!("initramfs {} after the kernel", path.display());
         return Err(BootError::TooBig { what, end: kernel_end + bytes, ram: room_end });

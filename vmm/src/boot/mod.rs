@@ -59,7 +59,9 @@ pub enum BootError {
         why: String,
     },
     /// Something that does not fit into RAM.
-    #[error("{what} needs guest memory up to {end:#x}, RAM ends at {ram:#x} there: give the guest more memory")]
+    #[error(
+        "{what} needs guest memory up to {end:#x}, RAM ends at {ram:#x} there: give the guest more memory"
+    )]
     TooBig {
         /// Kernel or initramfs.
         what: String,

@@ -127,8 +127,17 @@ impl SerialPort {
 
     /// Puts a state in place, and raises the interrupt again if one is due: at worst the guest looks once in vain.
     pub fn set_state(&self, state: SerialState) {
-        let [low, high, enable, identification, line_control, line_status, modem_control, modem_status, scratch] =
-            state.registers;
+        let [
+            low,
+            high,
+            enable,
+            identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = state.registers;
         let registers = vm_superio::SerialState {
             baud_divisor_low: low,
             baud_divisor_high: high,

@@ -120,7 +120,10 @@ pub fn set(fd: BorrowedFd<'_>, request: Request, buffer: &[u8]) -> io::Result<()
 /// # Errors
 /// As the kernel refuses.
 pub fn get_xsave(fd: BorrowedFd<'_>, vm_xsave_bytes: usize, buffer: &mut [u8]) -> io::Result<()> {
-    assert!(buffer.len() == vm_xsave_bytes && buffer.len() >= GET_XSAVE2.bytes(), "xsave area has another size");
+    assert!(
+        buffer.len() == vm_xsave_bytes && buffer.len() >= GET_XSAVE2.bytes(),
+        "xsave area has another size"
+    );
     // SAFETY: the kernel writes KVM_CAP_XSAVE2 bytes, which is what the buffer has: no feature that would make
     // the area larger is enabled (by arch_prctl) after that size was asked for, anywhere in this crate.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), number(GET_XSAVE2), buffer.as_mut_ptr()) }).map(drop)
@@ -131,7 +134,10 @@ pub fn get_xsave(fd: BorrowedFd<'_>, vm_xsave_bytes: usize, buffer: &mut [u8]) -
 /// # Errors
 /// As the kernel refuses.
 pub fn set_xsave(fd: BorrowedFd<'_>, vm_xsave_bytes: usize, buffer: &[u8]) -> io::Result<()> {
-    assert!(buffer.len() == vm_xsave_bytes && buffer.len() >= SET_XSAVE.bytes(), "xsave area has another size");
+    assert!(
+        buffer.len() == vm_xsave_bytes && buffer.len() >= SET_XSAVE.bytes(),
+        "xsave area has another size"
+    );
     // SAFETY: the kernel reads at most KVM_CAP_XSAVE2 bytes, which is what the buffer has (see `get_xsave`).
     check(unsafe { libc::ioctl(fd.as_raw_fd(), number(SET_XSAVE), buffer.as_ptr()) }).map(drop)
 }

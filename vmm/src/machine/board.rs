@@ -10,7 +10,7 @@ use super::description::{MachineDescription, fits};
 use super::{Hooks, MachineError};
 use crate::config::{MachineConfig, Vcpus as VcpuCount};
 use crate::devices::{
-    Bus, Console, GuestEnd, KEYBOARD_COMMAND, POWER_OFF, PowerPorts, RESET_CONTROL, ResetControl, SERIAL_GSI,
+    Bus, Console, KEYBOARD_COMMAND, POWER_OFF, PowerPorts, RESET_CONTROL, ResetControl, SERIAL_GSI,
     SERIAL_PORT, SerialPort,
 };
 use crate::kvm::{KvmError, KvmHost, ioctl};
@@ -62,10 +62,6 @@ impl Board {
 
     pub(super) fn vm_fd(&self) -> BorrowedFd<'_> {
         ioctl::borrow(self.vm.as_ref())
-    }
-
-    pub(super) fn tell_end(&self, end: GuestEnd) {
-        (self.hooks.on_end)(end);
     }
 }
 

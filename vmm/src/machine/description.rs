@@ -129,7 +129,10 @@ impl MachineDescription {
         for device in &self.devices {
             if device.name != SERIAL_KIND.name || device.version > SERIAL_KIND.version {
                 let DeviceDescription { name, version } = device;
-                reasons.push(format!("the guest has a device \"{}\" of version {version}, unknown here", name.escape_debug()));
+                reasons.push(format!(
+                    "the guest has a device \"{}\" of version {version}, unknown here",
+                    name.escape_debug()
+                ));
             }
         }
         reasons
@@ -141,7 +144,9 @@ impl MachineDescription {
         reasons.extend(absent.map(|index| format!("KVM here cannot restore MSR {index:#x}")));
         if !fits(here.tsc_khz, self.tsc_khz) && !here.tsc_scaling {
             let (there, here) = (self.tsc_khz, here.tsc_khz);
-            reasons.push(format!("the guest's TSC runs at {there} kHz, this host's at {here} kHz and cannot be scaled"));
+            reasons.push(format!(
+                "the guest's TSC runs at {there} kHz, this host's at {here} kHz and cannot be scaled"
+            ));
         }
         reasons.extend(self.tsc_goes_back(here));
         reasons
@@ -158,7 +163,9 @@ impl MachineDescription {
         let reached = self.host_tsc.saturating_add(passed_ms.saturating_mul(khz));
         let behind_ms = reached.saturating_sub(tsc) / khz;
         let back = !self.tsc_offset && !here.tsc_offset && behind_ms > CLOCK_TOLERANCE_MS;
-        back.then(|| format!("the guest's TSC would go back by {behind_ms} ms here: KVM cannot set TSC offsets"))
+        back.then(|| {
+            format!("the guest's TSC would go back by {behind_ms} ms here: KVM cannot set TSC offsets")
+        })
     }
 }
 

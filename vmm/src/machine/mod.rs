@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use crate::boot::{self, BootError};
 use crate::config::{ConfigError, MachineConfig};
-use crate::devices::{Console, End, GuestEnd};
+use crate::devices::Console;
 use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
 use crate::memory::ram::GuestRam;
@@ -172,11 +172,7 @@ impl Machine<Paused> {
     #[must_use]
     pub fn resume(self) -> Machine<Running> {
         self.board.serial().open();
-        if let Err(VcpuError::Silent { vcpu } | VcpuError::Refused { vcpu, .. } | VcpuError::Msr { vcpu, .. }) =
-            self.vcpus.run()
-        {
-            self.board.tell_end(GuestEnd { vcpu, end: End::Failed("its thread has died".into()) });
-        }
+        self.vcpus.run();
         self.lives()
     }
 

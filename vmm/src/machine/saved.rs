@@ -12,7 +12,7 @@ use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
 const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
 
 /// All sections there are.
-const KINDS: [Kind; 5] = [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND];
+pub(super) const KINDS: [Kind; 5] = [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND];
 
 /// More than a vCPU's section takes on most hosts: so that the buffer need not grow during the pause.
 const USUAL_VCPU_BYTES: usize = 16 << 10;
@@ -25,7 +25,7 @@ pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError
         section.required(2, &shape.memory.to_le_bytes());
         section.required(3, &shape.cpuid_crc().to_le_bytes());
     });
-    let saving = vcpus.begin_save()?;
+    let saving = vcpus.begin_save();
     let mut others = Vec::with_capacity(4096);
     let chips = chips::save(board.vm_fd(), &mut others);
     saving.finish(&mut stream)?;
@@ -41,7 +41,8 @@ pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), 
     let images: Vec<_> = (0..shape.vcpus)
         .map(|number| VcpuImage::from_section(stream.section(&VCPU, number)?, shape.xsave_bytes as usize))
         .collect::<Result<_, StateError>>()?;
-    let chips = ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
+    let chips =
+        ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
     let serial = SerialState::read(stream.section(&SERIAL_KIND, 0)?)?;
 
     vcpus.restore(images)?;

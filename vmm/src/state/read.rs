@@ -1,8 +1,8 @@
 //! Reading: everything is checked before anything is given out.
 
 use super::{
-    FIELD_BYTES, HEADER_BYTES, Kind, MAGIC, MAX_FIELDS, MAX_SECTION_BYTES, MAX_SECTIONS, NAME_BYTES, REQUIRED,
-    SECTION_BYTES, SectionName, StateError, VERSION,
+    CHECKSUM_AT, FIELD_BYTES, HEADER_BYTES, Kind, MAGIC, MAX_FIELDS, MAX_SECTION_BYTES, MAX_SECTIONS,
+    NAME_BYTES, REQUIRED, SECTION_BYTES, SectionName, StateError, VERSION, checksum,
 };
 
 /// A stream whose lengths, checksums and tags are right.
@@ -113,12 +113,12 @@ fn read_section<'a>(cursor: &mut Cursor<'a>, kinds: &[Kind]) -> Result<Option<Se
     let mut name = SectionName { name: [0; NAME_BYTES], instance: number::<4>(head, 16) as u32 };
     name.name.copy_from_slice(&head[..NAME_BYTES]);
     let (version, flags) = (number::<2>(head, 20) as u16, number::<2>(head, 22) as u16);
-    let (length, crc) = (number::<4>(head, 24) as usize, number::<4>(head, 28));
+    let (length, crc) = (number::<4>(head, 24) as usize, number::<4>(head, CHECKSUM_AT));
     if length > MAX_SECTION_BYTES {
         return Err(cursor.damaged("a section longer than can be"));
     }
     let payload = cursor.take(length)?;
-    if u64::from(crc32fast::hash(payload)) != crc {
+    if u64::from(checksum(&head[..CHECKSUM_AT], payload)) != crc {
         return Err(StateError::Checksum(name));
     }
     match kinds.iter().find(|kind| SectionName::new(kind.name, name.instance) == name) {

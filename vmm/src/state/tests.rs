@@ -14,6 +14,13 @@ fn stream(kind: &Kind, tags: &[(u16, bool)]) -> Vec<u8> {
     writer.finish()
 }
 
+/// Makes the checksum of the only section right.
+fn stamp(bytes: &mut [u8]) {
+    let (head, payload) = bytes[HEADER_BYTES..].split_at_mut(SECTION_BYTES);
+    let crc = checksum(&head[..CHECKSUM_AT], payload);
+    head[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
+}
+
 #[test]
 fn what_is_written_is_read() {
     let bytes = stream(&KNOWN, &[(1, true), (2, false)]);
@@ -21,8 +28,10 @@ fn what_is_written_is_read() {
     let section = read.section(&KNOWN, 3).unwrap();
     assert_eq!(section.required(1, "one"), Ok(&b"value"[..]));
     assert_eq!(section.optional(2), Some(&b"value"[..]));
-    assert_eq!(section.exactly(1, "one", 4).unwrap_err().to_string(),
-        "field 1 (one) in section \"known\" 3 of the saved state has 5 bytes, not 4");
+    assert_eq!(
+        section.exactly(1, "one", 4).unwrap_err().to_string(),
+        "field 1 (one) in section \"known\" 3 of the saved state has 5 bytes, not 4"
+    );
     assert_eq!(read.section(&KNOWN, 0).unwrap_err().to_string(), "saved state has no section \"known\"");
 }
 
@@ -44,20 +53,21 @@ fn unknown_and_later_sections_are_refused_by_name() {
     let error = Stream::read(&bytes, &[KNOWN]).unwrap_err().to_string();
     assert!(error.contains("version 2") && error.contains("up to 1"), "{error}");
     let mut bytes = stream(&Kind { name: "other", ..KNOWN }, &[]);
-    bytes[16 + 22] = 0; // No longer required.
+    bytes[HEADER_BYTES + 22] = 0; // No longer required.
+    stamp(&mut bytes);
     assert!(Stream::read(&bytes, &[KNOWN]).is_ok());
 }
 
 #[test]
-fn every_cut_and_every_flipped_byte_of_the_payload_is_noticed() {
+fn every_cut_and_every_flipped_byte_of_a_section_is_noticed() {
     let bytes = stream(&KNOWN, &[(1, true)]);
     for end in 0..bytes.len() {
         assert!(Stream::read(&bytes[..end], &[KNOWN]).is_err(), "cut at {end}");
     }
-    for at in HEADER_BYTES + SECTION_BYTES..bytes.len() {
+    for at in HEADER_BYTES..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1;
-        assert!(matches!(Stream::read(&damaged, &[KNOWN]), Err(StateError::Checksum(_))), "flipped at {at}");
+        assert!(Stream::read(&damaged, &[KNOWN]).is_err(), "flipped at {at}");
     }
 }
 
@@ -82,8 +92,8 @@ proptest! {
         let mut bytes = stream(&KNOWN, &[]);
         let head = HEADER_BYTES;
         bytes[head + 24..head + 28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        bytes[head + 28..head + 32].copy_from_slice(&crc32fast::hash(&payload).to_le_bytes());
         bytes.extend_from_slice(&payload);
+        stamp(&mut bytes);
         if let Ok(read) = Stream::read(&bytes, &[KNOWN]) {
             prop_assert!(read.section(&KNOWN, 3).is_ok());
         }

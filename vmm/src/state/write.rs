@@ -1,6 +1,9 @@
 //! Writing: sections go one after another into a buffer that is reused.
 
-use super::{FIELD_BYTES, HEADER_BYTES, Kind, MAGIC, REQUIRED, SECTION_BYTES, SectionName, VERSION};
+use super::{
+    CHECKSUM_AT, FIELD_BYTES, HEADER_BYTES, Kind, MAGIC, REQUIRED, SECTION_BYTES, SectionName, VERSION,
+    checksum,
+};
 
 /// Writes a whole stream.
 #[derive(Debug)]
@@ -102,14 +105,13 @@ fn write_section<E>(
     let start = bytes.len();
     bytes.resize(start + SECTION_BYTES, 0);
     fields(&mut SectionWriter { bytes })?;
-    let payload = &bytes[start + SECTION_BYTES..];
-    let (length, crc) = (payload.len() as u32, crc32fast::hash(payload));
-    let head = &mut bytes[start..start + SECTION_BYTES];
+    let (head, payload) = bytes[start..].split_at_mut(SECTION_BYTES);
     head[..16].copy_from_slice(&SectionName::new(kind.name, instance).name);
     head[16..20].copy_from_slice(&instance.to_le_bytes());
     head[20..22].copy_from_slice(&kind.version.to_le_bytes());
     head[22..24].copy_from_slice(&REQUIRED.to_le_bytes());
-    head[24..28].copy_from_slice(&length.to_le_bytes());
-    head[28..32].copy_from_slice(&crc.to_le_bytes());
+    head[24..28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    let crc = checksum(&head[..CHECKSUM_AT], payload);
+    head[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
     Ok(())
 }

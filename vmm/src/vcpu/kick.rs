@@ -11,7 +11,10 @@
 //!
 //! Both arrows out of 1 are compare-exchanges, so that a request withdrawn is never obeyed later.
 
-#![expect(unsafe_code, reason = "maps kvm_run for its immediate_exit byte, and sets signal masks and handlers")]
+#![expect(
+    unsafe_code,
+    reason = "maps kvm_run for its immediate_exit byte, and sets signal masks and handlers"
+)]
 
 use std::io;
 use std::mem::offset_of;
@@ -118,7 +121,8 @@ pub(super) fn signal() -> libc::c_int {
 pub(super) fn install_handler() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
-    let installed = INSTALLED.get_or_init(|| register_signal_handler(signal(), nothing).map_err(|e| e.errno()));
+    let installed =
+        INSTALLED.get_or_init(|| register_signal_handler(signal(), nothing).map_err(|e| e.errno()));
     installed.map_err(io::Error::from_raw_os_error)
 }
 

@@ -1,6 +1,6 @@
 //! vCPUs: one thread each, which alone runs it and alone reads and writes its state.
 //!
-//! The owner (`machine`) gives orders over a channel and gets one reply for each: so all vCPUs save and restore at
+//! The owner (`machine`) gives orders to all at once and gets one reply for each: so all vCPUs save and restore at
 //! the same time, and the state of N costs the time of one. A thread parks only when `KVM_RUN` has returned `EINTR`
 //! on request: then the guest's pending I/O is finished and every register is what the guest will go on with.
 
@@ -8,13 +8,14 @@ mod cpuid;
 mod features;
 mod kick;
 mod msrs;
+mod orders;
 mod state;
 mod thread;
 mod tsc;
 
 use std::cell::Cell;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::devices::{Bus, GuestEnd};
 use crate::memory::ram::GuestRam;
 use crate::state::StreamWriter;
 use kick::Kick;
+use orders::Orders;
 
 pub use cpuid::{CpuidEntry, cpuid_for, template_for};
 pub use features::missing_features;
@@ -104,7 +106,6 @@ enum Reply {
 /// The owner's side of one vCPU.
 struct Vcpu {
     kick: Arc<Kick>,
-    orders: Option<Sender<Order>>,
     replies: Receiver<Reply>,
     thread: Option<JoinHandle<()>>,
     buffer: Cell<Vec<u8>>,
@@ -113,6 +114,7 @@ struct Vcpu {
 /// All vCPUs of a machine. Parked when made. Dropping them ends their threads.
 pub struct Vcpus {
     all: Vec<Vcpu>,
+    orders: Arc<Orders<Order>>,
 }
 
 impl Vcpus {
@@ -122,20 +124,18 @@ impl Vcpus {
     /// When the host refuses a thread or the signal.
     pub fn start(vcpus: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
         kick::install_handler()?;
-        let mut all = Self { all: Vec::new() };
+        let orders = Arc::new(Orders::new(vcpus.len()));
+        let mut all = Self { all: Vec::new(), orders: Arc::clone(&orders) };
         for (index, fd) in vcpus.into_iter().enumerate() {
-            all.all.push(Vcpu::start(index as u32, fd, surroundings.clone())?);
+            all.all.push(Vcpu::start(index as u32, fd, surroundings.clone(), Arc::clone(&orders))?);
         }
         Ok(all)
     }
 
     /// Lets all run.
-    ///
-    /// # Errors
-    /// When a thread is gone.
-    pub fn run(&self) -> Result<(), VcpuError> {
+    pub fn run(&self) {
         self.all.iter().for_each(|vcpu| vcpu.kick.let_run());
-        self.each(|vcpu, number| vcpu.order(number, Order::Run))
+        self.orders.give(|_| Some(Order::Run));
     }
 
     /// Makes all leave the guest and waits until they have, at most `limit`. On failure all run on.
@@ -148,26 +148,25 @@ impl Vcpus {
         let late = self.all.iter().position(|vcpu| !vcpu.has_left_by(deadline));
         let Some(late) = late else { return Ok(()) };
         // Those before it have answered; of the others, each that cannot be called back will.
-        for (number, vcpu) in self.all.iter().enumerate() {
-            if number < late || (!vcpu.kick.withdraw() && vcpu.has_left_by(Instant::now() + PATIENCE)) {
-                vcpu.kick.let_run();
-                let _ = vcpu.order(number as u32, Order::Run);
-            }
-        }
+        let has_left = |number: usize, vcpu: &Vcpu| {
+            number < late || (!vcpu.kick.withdraw() && vcpu.has_left_by(Instant::now() + PATIENCE))
+        };
+        let left: Vec<bool> =
+            self.all.iter().enumerate().map(|(number, vcpu)| has_left(number, vcpu)).collect();
+        self.all.iter().zip(&left).filter(|(_, left)| **left).for_each(|(vcpu, _)| vcpu.kick.let_run());
+        self.orders.give(|number| left[number].then_some(Order::Run));
         Err(VcpuError::Silent { vcpu: late as u32 })
     }
 
     /// Lets all begin to write their state, one section each; it is collected by [`Saving::finish`]. All are parked.
-    ///
-    /// # Errors
-    /// When a thread is gone.
-    pub fn begin_save(&self) -> Result<Saving<'_>, VcpuError> {
+    #[must_use]
+    pub fn begin_save(&self) -> Saving<'_> {
         let base = Arc::default();
-        self.each(|vcpu, number| {
-            let buffer = vcpu.buffer.take();
-            vcpu.order(number, Order::Save { buffer, base: Arc::clone(&base) })
-        })?;
-        Ok(Saving { vcpus: self })
+        self.orders.give(|number| {
+            let buffer = self.all[number].buffer.take();
+            Some(Order::Save { buffer, base: Arc::clone(&base) })
+        });
+        Saving { vcpus: self }
     }
 
     /// Puts the state of each in place; `images` has one for each. All are parked.
@@ -175,10 +174,10 @@ impl Vcpus {
     /// # Errors
     /// When the kernel refuses a part of it; the others are restored all the same.
     pub fn restore(&self, images: Vec<Box<VcpuImage>>) -> Result<(), VcpuError> {
+        assert_eq!(images.len(), self.all.len(), "one image for each vCPU");
         let base = Arc::default();
-        for (number, (vcpu, image)) in self.all.iter().zip(images).enumerate() {
-            vcpu.order(number as u32, Order::Restore { image, base: Arc::clone(&base) })?;
-        }
+        let mut images = images.into_iter();
+        self.orders.give(|_| Some(Order::Restore { image: images.next()?, base: Arc::clone(&base) }));
         let mut outcome = Ok(());
         for (number, vcpu) in self.all.iter().enumerate() {
             let one = match vcpu.reply(number as u32)? {
@@ -189,18 +188,12 @@ impl Vcpus {
         }
         outcome
     }
-
-    fn each(&self, mut what: impl FnMut(&Vcpu, u32) -> Result<(), VcpuError>) -> Result<(), VcpuError> {
-        self.all.iter().enumerate().try_for_each(|(number, vcpu)| what(vcpu, number as u32))
-    }
 }
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        self.all.iter_mut().for_each(|vcpu| {
-            vcpu.ask_to_leave();
-            vcpu.orders = None;
-        });
+        self.orders.close();
+        self.all.iter().for_each(Vcpu::ask_to_leave);
         for vcpu in &mut self.all {
             vcpu.end();
         }
@@ -232,20 +225,19 @@ impl Saving<'_> {
 }
 
 impl Vcpu {
-    fn start(number: u32, fd: VcpuFd, surroundings: Surroundings) -> io::Result<Self> {
+    fn start(
+        number: u32,
+        fd: VcpuFd,
+        surroundings: Surroundings,
+        orders: Arc<Orders<Order>>,
+    ) -> io::Result<Self> {
         let kick = Arc::new(Kick::new(&fd)?);
-        let (orders, incoming) = channel();
         let (outgoing, replies) = channel();
         let worker = thread::Worker::new(number, fd, Arc::clone(&kick), surroundings);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{number}"))
-            .spawn(move || worker.serve(&incoming, &outgoing))?;
-        Ok(Self { kick, orders: Some(orders), replies, thread: Some(thread), buffer: Cell::default() })
-    }
-
-    fn order(&self, vcpu: u32, order: Order) -> Result<(), VcpuError> {
-        let sent = self.orders.as_ref().map(|orders| orders.send(order));
-        if let Some(Ok(())) = sent { Ok(()) } else { Err(VcpuError::Silent { vcpu }) }
+            .spawn(move || worker.serve(&orders, &outgoing))?;
+        Ok(Self { kick, replies, thread: Some(thread), buffer: Cell::default() })
     }
 
     fn reply(&self, vcpu: u32) -> Result<Reply, VcpuError> {
@@ -265,7 +257,7 @@ impl Vcpu {
         matches!(self.replies.recv_timeout(wait), Ok(Reply::Parked))
     }
 
-    /// Waits for the end of the thread, whose channel is closed. One that is stuck in the kernel is left behind
+    /// Waits for the end of the thread, which gets no more orders. One that is stuck in the kernel is left behind
     /// with what it holds rather than waited for without end.
     fn end(&mut self) {
         let deadline = Instant::now() + PATIENCE;

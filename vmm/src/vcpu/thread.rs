@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Sender;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::{self, Kick};
+use super::orders::Orders;
 use super::{Bus, GuestEnd, Order, Reply, Surroundings, state};
 use crate::devices::End;
 
@@ -28,10 +29,10 @@ impl Worker {
     }
 
     /// Obeys until the owner is gone.
-    pub(super) fn serve(mut self, orders: &Receiver<Order>, replies: &Sender<Reply>) {
+    pub(super) fn serve(mut self, orders: &Orders<Order>, replies: &Sender<Reply>) {
         // Failing would mean only that a stray signal makes the guest leave once too often.
         let _ = kick::take_only_kicks();
-        for order in orders {
+        while let Some(order) = orders.take(self.number as usize) {
             let reply = match order {
                 Order::Run => {
                     self.run();
@@ -42,7 +43,9 @@ impl Worker {
                     let saved = state::save(&self.handle(), &mut buffer, &base);
                     Reply::Saved(buffer, saved)
                 }
-                Order::Restore { image, base } => Reply::Restored(state::restore(&self.handle(), &image, &base)),
+                Order::Restore { image, base } => {
+                    Reply::Restored(state::restore(&self.handle(), &image, &base))
+                }
             };
             if replies.send(reply).is_err() {
                 return;
@@ -77,6 +80,16 @@ impl Worker {
         }
         self.kick.leave();
         (self.surroundings.on_end)(GuestEnd { vcpu: self.number, end });
+    }
+}
+
+impl Drop for Worker {
+    /// A thread that dies of a defect of ours must not leave the guest hanging in silence.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let end = End::Failed("its thread has died of a defect in the VMM".into());
+            (self.surroundings.on_end)(GuestEnd { vcpu: self.number, end });
+        }
     }
 }
 

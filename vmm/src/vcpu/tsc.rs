@@ -40,7 +40,9 @@ impl SavedTsc {
 
     pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        for (place, value) in bytes.chunks_exact_mut(8).zip([self.offset, self.base.tsc, self.base.realtime_ns]) {
+        for (place, value) in
+            bytes.chunks_exact_mut(8).zip([self.offset, self.base.tsc, self.base.realtime_ns])
+        {
             place.copy_from_slice(&value.to_le_bytes());
         }
         bytes

@@ -1,0 +1,125 @@
+//! From one machine into another of this process: the guest goes on.
+
+use vm_memory::GuestMemoryBackend;
+
+use super::*;
+
+/// Copies all RAM.
+fn copy_ram(from: &Machine<Paused>, to: &Machine<Paused>) {
+    let bytes = from.ram().layout().bytes() as usize;
+    let mut page = vec![0; 1 << 20];
+    for at in (0..bytes).step_by(page.len()) {
+        from.ram().mmap().read_slice(&mut page, GuestAddress(at as u64)).unwrap();
+        if page.iter().any(|byte| *byte != 0) {
+            to.ram().mmap().write_slice(&page, GuestAddress(at as u64)).unwrap();
+        }
+    }
+    assert_eq!(to.ram().mmap().num_regions(), 1);
+}
+
+fn hop(from: Machine<Paused>, hooks: Hooks) -> Machine<Paused> {
+    let kvm = KvmHost::open().unwrap();
+    let description = serde_json::to_string(&from.description()).unwrap();
+    let description: MachineDescription = serde_json::from_str(&description).unwrap();
+    assert_eq!(description.unsupported(&kvm), [""; 0]);
+    let mut to = Machine::blank(&description, hooks).unwrap();
+    let state = from.save().unwrap();
+    copy_ram(&from, &to);
+    drop(from);
+    to.restore(&state).unwrap();
+    to
+}
+
+#[test]
+fn the_guest_goes_on_in_another_machine() {
+    if !kvm_or_skip("the_guest_goes_on_in_another_machine") {
+        return;
+    }
+    for cpus in [1, 2] {
+        let (mut machine, _) = busy(cpus);
+        for round in 0..5 {
+            let before = works_on(&machine, cpus, 500);
+            let (hooks, ends) = hooks();
+            machine = hop(pause(machine), hooks).resume();
+            let after = works_on(&machine, cpus, 2000);
+            assert_eq!(after.corruptions, 0, "round {round}: {:?}", after.first_corruption);
+            for (vcpu, was) in after.vcpus.iter().zip(&before.vcpus) {
+                assert!(vcpu.work > was.work && vcpu.ticks > was.ticks && vcpu.last_tsc > was.last_tsc);
+            }
+            assert!(ends.try_recv().is_err());
+        }
+    }
+}
+
+#[test]
+fn a_state_saved_again_is_the_same() {
+    if !kvm_or_skip("a_state_saved_again_is_the_same") {
+        return;
+    }
+    let (machine, _) = busy(2);
+    let machine = pause(machine);
+    let first = hop(machine, hooks().0);
+    let second = hop_without_clocks(&first);
+    assert_eq!(registers(&first.save().unwrap()), registers(&second.save().unwrap()));
+}
+
+fn hop_without_clocks(from: &Machine<Paused>) -> Machine<Paused> {
+    let mut to = Machine::blank(&from.description(), hooks().0).unwrap();
+    copy_ram(from, &to);
+    to.restore(&from.save().unwrap()).unwrap();
+    to
+}
+
+/// regs, sregs, xcrs, debugregs of both vCPUs: what no clock changes.
+fn registers(state: &[u8]) -> Vec<Vec<u8>> {
+    use crate::state::Stream;
+    let kinds = saved::KINDS;
+    let stream = Stream::read(state, &kinds).unwrap();
+    let of = |vcpu, tag| stream.section(&crate::vcpu::KIND, vcpu).unwrap().optional(tag).unwrap().to_vec();
+    [0, 1].into_iter().flat_map(|vcpu| [2, 3, 4, 5, 6].map(|tag| of(vcpu, tag))).collect()
+}
+
+#[test]
+fn what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing() {
+    if !kvm_or_skip("what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing") {
+        return;
+    }
+    let (machine, _) = busy(1);
+    let mut machine = pause(machine);
+    let state = machine.save().unwrap();
+    let (other, _) = busy(2);
+    let error = machine.restore(&pause(other).save().unwrap()).unwrap_err().to_string();
+    assert_eq!(error, "saved state is of another machine: number of vCPUs is 0x2, here 0x1");
+    for end in (0..state.len()).step_by(97) {
+        assert!(machine.restore(&state[..end]).is_err());
+    }
+    for at in (0..state.len()).step_by(31) {
+        let mut damaged = state.clone();
+        damaged[at] ^= 0x10;
+        assert!(machine.restore(&damaged).is_err(), "flipped at {at}");
+    }
+    machine.restore(&state).unwrap();
+    let machine = machine.resume();
+    assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
+}
+
+#[test]
+fn a_description_says_every_reason_at_once() {
+    if !kvm_or_skip("a_description_says_every_reason_at_once") {
+        return;
+    }
+    let kvm = KvmHost::open().unwrap();
+    let machine = Machine::boot(&config(1, ""), Console::new()).unwrap();
+    let mut wrong = machine.description();
+    wrong.vcpus = 65;
+    wrong.memory += 1;
+    wrong.msrs.push(0x1234_5678);
+    wrong.devices[0].version = 2;
+    wrong.state_version = 9;
+    let leaf7 = wrong.cpuid.iter_mut().find(|leaf| leaf.function == 7).unwrap();
+    leaf7.edx |= 1 << 24;
+    let reasons = wrong.unsupported(&kvm);
+    for part in ["65", "memory size", "0x12345678", "\"serial\" of version 2", "version 9", "amx-tile"] {
+        assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} is not in {reasons:#?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! Booting, ending, being dropped; and what is refused.
+
+use super::*;
+use crate::memory::layout::Layout;
+
+#[test]
+fn the_demo_guest_boots_and_speaks() {
+    if !kvm_or_skip("the_demo_guest_boots_and_speaks") {
+        return;
+    }
+    for cpus in [1, 2] {
+        let (machine, ends) = busy(cpus);
+        assert!(machine.console().wait_for("[000001]", LONG));
+        let telemetry = works_on(&machine, cpus, 1000);
+        assert_eq!((telemetry.corruptions, telemetry.vcpus.len()), (0, cpus as usize));
+        assert!(ends.try_recv().is_err());
+    }
+}
+
+#[test]
+fn dropping_a_running_machine_ends_its_threads() {
+    if !kvm_or_skip("dropping_a_running_machine_ends_its_threads") {
+        return;
+    }
+    let (machine, _ends) = busy(2);
+    let board = Arc::downgrade(machine.board());
+    let started = Instant::now();
+    drop(machine);
+    assert!(board.upgrade().is_none());
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+/// A kernel of a few bytes at 1 MiB, entered through its PVH note.
+fn tiny_kernel(code: &[u8]) -> Vec<u8> {
+    const ENTRY: u32 = 0x10_0000;
+    let note = [
+        &4_u32.to_le_bytes()[..],
+        &4_u32.to_le_bytes(),
+        &18_u32.to_le_bytes(),
+        b"Xen\0",
+        &ENTRY.to_le_bytes(),
+    ]
+    .concat();
+    let (note_at, code_at) = (64 + 2 * 56_u64, 64 + 2 * 56 + 20_u64);
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    elf.extend([2_u16, 62].iter().flat_map(|v| v.to_le_bytes()));
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([u64::from(ENTRY), 64, 0].iter().flat_map(|v| v.to_le_bytes()));
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend([64_u16, 56, 2, 0, 0, 0].iter().flat_map(|v| v.to_le_bytes()));
+    let mut segment = |kind: u32, at: u64, start: u64, bytes: u64| {
+        elf.extend([kind, 7].iter().flat_map(|v| v.to_le_bytes()));
+        elf.extend([at, start, start, bytes, bytes, 1].iter().flat_map(|v| v.to_le_bytes()));
+    };
+    segment(1, code_at, u64::from(ENTRY), code.len() as u64);
+    segment(4, note_at, 0, note.len() as u64);
+    elf.extend(note);
+    elf.extend(code);
+    elf
+}
+
+fn run_kernel(image: &[u8]) -> Result<(Vec<u8>, GuestEnd), MachineError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image).unwrap();
+    let (hooks, ends) = hooks();
+    let config = MachineConfig { kernel: Kernel::File(file.path().into()), ..config(1, "") };
+    let machine = Machine::boot(&config, hooks)?.resume();
+    let end = ends.recv_timeout(LONG).expect("the guest ends");
+    let output = machine.console().recent();
+    drop(pause(machine));
+    Ok((output, end))
+}
+
+#[test]
+fn a_guest_that_ends_by_itself_is_named() {
+    if !kvm_or_skip("a_guest_that_ends_by_itself_is_named") {
+        return;
+    }
+    // mov dx, 0x3f8; mov al, 'A'; out dx, al; then the way out.
+    let hello = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'A', 0xee];
+    let out = |port: u16, value: u8| {
+        let [low, high] = port.to_le_bytes();
+        [&hello[..], &[0x66, 0xba, low, high, 0xb0, value, 0xee, 0xf4]].concat()
+    };
+    let triple_fault = [&hello[..], &[0x0f, 0x01, 0x1d, 0, 0, 0, 0, 0x0f, 0x0b]].concat(); // lidt [0]; ud2
+    for (code, end) in [
+        (out(0x604, 0), End::Shutdown),
+        (out(0x64, 0xfe), End::Reset),
+        (out(0xcf9, 6), End::Reset),
+        (triple_fault, End::TripleFault),
+    ] {
+        let (output, ended) = run_kernel(&tiny_kernel(&code)).unwrap();
+        assert_eq!((output.as_slice(), ended), (&b"A"[..], GuestEnd { vcpu: 0, end }));
+    }
+}
+
+#[test]
+fn kernels_that_cannot_boot_are_named_with_the_way_out() {
+    if !kvm_or_skip("kernels_that_cannot_boot_are_named_with_the_way_out") {
+        return;
+    }
+    let message = |image: &[u8]| run_kernel(image).unwrap_err().to_string();
+    let kernel = tiny_kernel(&[0xf4; 100]);
+    assert!(message(b"").contains("is empty"));
+    assert!(message(b"#!/bin/sh").contains("is not an ELF file: give a 64-bit ELF file"));
+    assert!(message(b"MZ rest").contains("a compressed kernel"));
+    assert!(message(&kernel[..kernel.len() - 1]).contains("is truncated or damaged"));
+    assert!(message(&kernel[..100]).contains("is truncated or damaged"));
+    let mut big = kernel.clone();
+    big[64 + 40..64 + 48].copy_from_slice(&(1_u64 << 30).to_le_bytes());
+    assert!(message(&big).contains("give the guest more memory"), "{}", message(&big));
+    let missing = MachineConfig { kernel: Kernel::File("/nonexistent/vmlinux".into()), ..config(1, "") };
+    let error = Machine::boot(&missing, Console::new()).unwrap_err().to_string();
+    assert!(error.starts_with("cannot read kernel /nonexistent/vmlinux: "), "{error}");
+}
+
+#[test]
+fn cut_and_random_kernels_never_panic() {
+    let ram = GuestRam::new(Layout::for_bytes(64 << 20).unwrap()).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let config = MachineConfig { kernel: Kernel::File(file.path().into()), ..config(1, "") };
+    for at in (0..200).chain((200..guest::IMAGE.len()).step_by(4096)) {
+        std::fs::write(file.path(), &guest::IMAGE[..at]).unwrap();
+        assert!(crate::boot::load(&ram, &config, 1).is_err(), "cut at {at}");
+        let mut damaged = guest::IMAGE.to_vec();
+        damaged[at] ^= 0xff;
+        std::fs::write(file.path(), &damaged).unwrap();
+        let _ = crate::boot::load(&ram, &config, 1);
+    }
+}
