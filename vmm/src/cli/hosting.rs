@@ -26,7 +26,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let console = prepare(&args.hosting)?;
     let socket = ControlSocket::claim(&RuntimeDir::from_env()?, args.name.as_str())?;
-    let vm = machine::boot(args.machine(), console)?;
+    let vm = machine::boot(&args.machine(), console)?;
     words::say(&words::runs(args.name.as_str(), socket.path()));
     host(socket, vm, &args.hosting, None)
 }
@@ -46,7 +46,7 @@ pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         None => format!("receive-{}", address.port()).parse()?,
     };
     let socket = ControlSocket::claim(&RuntimeDir::from_env()?, name.as_str())?;
-    let vm = machine::receive(name, listener, console)?;
+    let vm = machine::receive(&name, listener, console)?;
     words::say(&words::listens(&address));
     host(socket, vm, &args.hosting, Some(address.to_string()))
 }
@@ -87,11 +87,13 @@ fn host(
         if args.detached {
             ready.tell();
         }
-        until_it_ends(socket, vm, attached.then(keyboard::listen)).await
+        until_it_ends(socket, Arc::clone(&vm), attached.then(keyboard::listen)).await
     });
     drop(terminal);
     // Threads that still read the keyboard would be waited for otherwise.
     runtime.shutdown_background();
+    // The last owner of a console waits until all that the guest has said is written.
+    drop(vm);
     let ending = ending?;
     words::say(&words::ended(&name, &ending));
     if args.detached {

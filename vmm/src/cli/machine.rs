@@ -4,25 +4,33 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use crate::config::{GuestName, MachineConfig};
 use crate::control::Vm;
+use crate::devices::Console;
+use crate::vm::VmHandle;
 
-/// Where the bytes of the guest's console go besides the control API. Written to and flushed by the machine's side, which
-/// may wait for it, so that nothing is lost; errors are ignored (a reader may hang up).
+/// Where the bytes of the guest's console go besides the control API.
 pub(super) type ConsoleSink = Option<Box<dyn Write + Send>>;
 
 /// Boots a guest; it runs when this returns.
-pub(super) fn boot(config: MachineConfig, console: ConsoleSink) -> anyhow::Result<Arc<dyn Vm>> {
-    drop(console);
-    anyhow::bail!("cannot boot {}: there is no machine yet", config.name)
+pub(super) fn boot(config: &MachineConfig, sink: ConsoleSink) -> anyhow::Result<Arc<dyn Vm>> {
+    Ok(Arc::new(VmHandle::run(config.name.as_str(), config, console(sink)?)?))
 }
 
 /// Waits for a guest at a socket that listens already; returns at once.
 pub(super) fn receive(
-    name: GuestName,
+    name: &GuestName,
     listener: TcpListener,
-    console: ConsoleSink,
+    sink: ConsoleSink,
 ) -> anyhow::Result<Arc<dyn Vm>> {
-    drop((listener, console));
-    anyhow::bail!("{name} cannot receive: there is no machine yet")
+    Ok(Arc::new(VmHandle::receive(name.as_str(), listener, console(sink)?)?))
+}
+
+fn console(sink: ConsoleSink) -> anyhow::Result<Console> {
+    match sink {
+        Some(sink) => Console::with_sink(sink).context("cannot start a thread for the console"),
+        None => Ok(Console::new()),
+    }
 }

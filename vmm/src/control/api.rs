@@ -9,13 +9,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::Stream;
 use migrate::client::types::{MigrateRequest, MigrationStatus, Problem, ResolveRequest, VmInfo};
 use migrate::progress::Event;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
+use super::Vm;
 use super::answer::{Answer, Body, Failure, parse, whole};
-use super::{Console, Vm};
+use super::feed::follow;
 
 /// Largest body of a request. Typing is cut into pieces by whoever types.
 pub(super) const MAX_BODY: usize = 64 << 10;
@@ -66,13 +67,12 @@ pub(super) async fn stop(State(shared): State<Shared>) -> Answer<StatusCode> {
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What the guest has said on its console lately, then what it says, until the VMM ends.
+/// What the guest has said on its console lately, then what it says, until the VMM ends. A client that reads too
+/// slowly misses the oldest and is told how much.
 #[utoipa::path(get, path = "/console", responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
 pub(super) async fn console(State(shared): State<Shared>) -> Answer<Response> {
-    let Console { backlog, live } = shared.call(|vm| vm.console()).await?;
-    let said = stream::iter((!backlog.is_empty()).then(|| Ok(Bytes::from(backlog))));
-    let says = follow(live, shared.closing, |bytes: Bytes| bytes);
-    Ok(streamed("application/octet-stream", futures_util::StreamExt::chain(said, says)))
+    let console = shared.call(|vm| vm.console()).await?;
+    Ok(streamed("application/octet-stream", follow(console, shared.closing)))
 }
 
 /// Types into the guest's console.
@@ -89,14 +89,8 @@ pub(super) async fn type_in(State(shared): State<Shared>, body: Body) -> Answer<
 /// misses the oldest.
 #[utoipa::path(get, path = "/events", responses((status = 200, body = Event, content_type = "application/x-ndjson")))]
 pub(super) async fn events(State(shared): State<Shared>) -> Answer<Response> {
-    let happened = shared.call(|vm| vm.events()).await?;
-    let line = |event: Event| {
-        // An event that cannot be written as JSON would be a mistake of ours; its line is then empty, not fatal.
-        let mut line = serde_json::to_vec(&event).unwrap_or_default();
-        line.push(b'\n');
-        Bytes::from(line)
-    };
-    Ok(streamed("application/x-ndjson", follow(happened, shared.closing, line)))
+    let events = shared.call(|vm| vm.events()).await?;
+    Ok(streamed("application/x-ndjson", follow(events, shared.closing)))
 }
 
 /// Starts to move the guest to another host. Over when `/events` says `ended`.
@@ -141,26 +135,4 @@ fn streamed(
     bytes: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
 ) -> Response {
     ([(header::CONTENT_TYPE, kind)], ResponseBody::from_stream(bytes)).into_response()
-}
-
-/// What is broadcast, until the VMM ends; what had been said by then is still told.
-fn follow<T: Clone + Send + 'static>(
-    receiver: broadcast::Receiver<T>,
-    closing: watch::Receiver<bool>,
-    bytes: impl Fn(T) -> Bytes + Copy + Send + 'static,
-) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
-    stream::unfold((receiver, closing), move |(mut receiver, mut closing)| async move {
-        loop {
-            let heard = tokio::select! {
-                biased;
-                heard = receiver.recv() => heard,
-                _ = closing.wait_for(|&closing| closing) => return None,
-            };
-            match heard {
-                Ok(value) => return Some((Ok(bytes(value)), (receiver, closing))),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    })
 }

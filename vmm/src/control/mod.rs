@@ -8,17 +8,19 @@
 
 mod answer;
 mod api;
+mod feed;
 mod routes;
 mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
 
-use bytes::Bytes;
 use migrate::client::types::{MigrationStatus, Resolution, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
 use tokio::sync::broadcast;
+
+use crate::devices::ConsoleReader;
 
 pub use self::routes::openapi;
 pub use self::server::serve;
@@ -49,8 +51,8 @@ pub trait Vm: Send + Sync + 'static {
     /// [`Refusal::Conflict`] when that would lose a guest: another host still fetches its memory from here.
     fn stop(&self) -> Result<(), Refusal>;
 
-    /// What the guest has said on its console, and what it says from then on: no byte is lost between the two.
-    fn console(&self) -> Console;
+    /// Listens to the guest's console: what it has said lately, then what it says.
+    fn console(&self) -> ConsoleReader;
 
     /// Types into the guest's console.
     fn type_in(&self, bytes: &[u8]);
@@ -81,15 +83,6 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Waits until the guest is here no more. Whatever [`events`](Self::events) has to tell of that is told before.
     fn wait_ended(&self) -> Ending;
-}
-
-/// A guest's console from some moment on.
-#[derive(Debug)]
-pub struct Console {
-    /// What it has said lately.
-    pub backlog: Vec<u8>,
-    /// What it says.
-    pub live: broadcast::Receiver<Bytes>,
 }
 
 /// How a guest ended on this host.

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use clap::Parser;
 use migrate::cli::{Arguments, Status};
 use migrate::client::types::{Life, MigrateRequest, MigrationStatus, Resolution, VmInfo};
@@ -20,7 +19,8 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use super::routes::routes;
-use super::{Console, ControlSocket, Ending, Refusal, SocketError, Vm, openapi, serve};
+use super::{ControlSocket, Ending, Refusal, SocketError, Vm, openapi, serve};
+use crate::devices::{Console, ConsoleReader, Device, SerialPort};
 
 /// Remembers what it was asked, and refuses what it was told to refuse.
 struct Pretender {
@@ -30,12 +30,12 @@ struct Pretender {
     /// Told when a migration is started: it is over at once.
     report: Mutex<Option<Report>>,
     events: broadcast::Sender<Event>,
-    console: broadcast::Sender<Bytes>,
+    console: Console,
 }
 
 impl Pretender {
     fn new(life: Life) -> Arc<Self> {
-        let (events, console) = (broadcast::Sender::new(8), broadcast::Sender::new(8));
+        let (events, console) = (broadcast::Sender::new(8), Console::new());
         Arc::new(Self {
             asked: Mutex::default(),
             refusal: Mutex::default(),
@@ -84,8 +84,8 @@ impl Vm for Pretender {
         self.note("stop")
     }
 
-    fn console(&self) -> Console {
-        Console { backlog: b"hello".to_vec(), live: self.console.subscribe() }
+    fn console(&self) -> ConsoleReader {
+        self.console.listen()
     }
 
     fn type_in(&self, bytes: &[u8]) {
@@ -274,14 +274,19 @@ async fn events_come_in_order_and_the_last_arrives_although_the_vm_ends() {
 #[tokio::test]
 async fn the_console_starts_with_what_was_said_before() {
     let served = Served::start();
+    let serial = SerialPort::new(served.vm.console.clone(), Arc::new(|| ()));
+    let say = |text: &[u8]| text.iter().for_each(|&byte| drop(serial.write(0, byte)));
+    say(b"hello");
     let mut console = served.client().console().await.unwrap();
-    served.vm.console.send(Bytes::from_static(b" world")).unwrap();
+    say(b" world");
     let mut said = Vec::new();
     while said.len() < b"hello world".len() {
         said.extend_from_slice(&console.next().await.unwrap());
     }
     assert_eq!(said, b"hello world");
+    say(b"!");
     served.end.send(()).unwrap();
+    assert_eq!(console.next().await.as_deref(), Some(&b"!"[..]), "what was said before the end is heard");
     assert_eq!(console.next().await, None);
 }
 
