@@ -21,5 +21,7 @@ pub mod kvm;
 pub mod lab;
 pub mod machine;
 pub mod memory;
+pub mod migration;
 pub mod state;
 pub mod vcpu;
+pub mod vm;

@@ -6,34 +6,29 @@ use std::time::Instant;
 use migrate::guest::{Arriving, Description, Faults, Host, Ram, Rehearsal, Result, Telemetry};
 use migrate::pages::{PAGE_SIZE, PageSet};
 
-use crate::devices::Console;
 use crate::kvm::KvmHost;
-use crate::machine::{self, Machine, OnEnd};
+use crate::machine::{Hooks, Machine, MachineDescription};
+use crate::memory::layout::Layout;
 use crate::memory::userfault::Userfault;
 
 use super::faults::EngineFaults;
+use super::ram::runs_of;
 use super::refused;
 use super::resident::{Identity, Resident};
 
 /// This host, ready for a guest.
 pub struct Arrivals {
     kvm: KvmHost,
-    console: Console,
-    on_end: OnEnd,
+    hooks: Hooks,
     /// Told of each machine built, before the engine sees it.
     built: Box<dyn Fn(Arc<Resident>) + Send + Sync>,
     latest: Mutex<Option<Arc<Resident>>>,
 }
 
 impl Arrivals {
-    /// Machines built here get this console and tell `on_end` when their guest ends by itself.
-    pub fn new(
-        kvm: KvmHost,
-        console: Console,
-        on_end: OnEnd,
-        built: impl Fn(Arc<Resident>) + Send + Sync + 'static,
-    ) -> Self {
-        Self { kvm, console, on_end, built: Box::new(built), latest: Mutex::default() }
+    /// Machines built here get these hooks.
+    pub fn new(kvm: KvmHost, hooks: Hooks, built: impl Fn(Arc<Resident>) + Send + Sync + 'static) -> Self {
+        Self { kvm, hooks, built: Box::new(built), latest: Mutex::default() }
     }
 
     /// The resident built last: the guest that has arrived.
@@ -44,7 +39,10 @@ impl Arrivals {
 
 impl Host for Arrivals {
     fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String> {
-        let mut reasons = machine::unsupported(&guest.machine, &self.kvm);
+        let mut reasons = match shape_of(guest) {
+            Ok(shape) => shape.unsupported(&self.kvm),
+            Err(error) => vec![error.to_string()],
+        };
         let bytes = guest.pages() * PAGE_SIZE as u64;
         if let Some(available) = memory_available().filter(|available| *available < bytes) {
             reasons.push(format!(
@@ -60,8 +58,7 @@ impl Host for Arrivals {
     }
 
     fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
-        let machine =
-            Machine::blank(&self.kvm, &guest.machine, self.console.clone(), self.on_end.clone()).map_err(refused)?;
+        let machine = Machine::blank(&shape_of(guest)?, self.hooks.clone()).map_err(refused)?;
         machine.ram().allow_huge_pages(true);
         let identity = Identity { name: guest.name.clone(), uuid: guest.uuid };
         let resident = Resident::new(machine, identity);
@@ -69,6 +66,17 @@ impl Host for Arrivals {
         (self.built)(Arc::clone(&resident));
         Ok(resident)
     }
+}
+
+/// The machine's own description, which the engine carries without looking.
+fn shape_of(guest: &Description) -> Result<MachineDescription> {
+    let shape: MachineDescription = serde_json::from_value(guest.machine.clone())
+        .map_err(|error| refused(format!("the source's description of its machine cannot be read: {error}")))?;
+    let layout = Layout::for_bytes(shape.memory).map_err(refused)?;
+    if shape.vcpus != guest.vcpus || runs_of(&layout) != guest.ram {
+        return Err(refused("the source's description contradicts itself: vCPUs or RAM differ in its two parts"));
+    }
+    Ok(shape)
 }
 
 /// What Linux believes can be given without swapping, bytes.

@@ -47,17 +47,19 @@ impl Resident {
     /// Takes in a machine, paused.
     pub fn new(machine: Machine<Paused>, identity: Identity) -> Arc<Self> {
         let ram = Arc::clone(machine.ram());
+        let shape = machine.description();
         let description = Description {
             name: identity.name.clone(),
             uuid: identity.uuid,
-            vcpus: machine.vcpus(),
+            vcpus: shape.vcpus,
             ram: runs_of(ram.layout()),
-            machine: machine.description(),
+            machine: serde_json::to_value(&shape).expect("a description is plain data"),
         };
+        let log = DirtyLog::new(Arc::clone(machine.board().vm()), Arc::clone(&ram));
         Arc::new(Self {
             identity,
             description,
-            log: Mutex::new(Some(Arc::new(DirtyLog::new(machine.vm(), Arc::clone(&ram))))),
+            log: Mutex::new(Some(Arc::new(log))),
             ram: Mutex::new(Some(ram)),
             life: Mutex::new(Life::Paused(machine)),
         })
@@ -96,22 +98,25 @@ impl Resident {
     /// Stops the vCPUs and devices. Idempotent.
     ///
     /// # Errors
-    /// When it is gone, or does not stop: then it is gone as well.
+    /// When it is gone, or a vCPU does not stop: then it runs on.
     pub fn pause(&self) -> Result<()> {
         self.change(|life| match life {
-            Life::Running(machine) => Ok(Life::Paused(machine.pause().map_err(refused)?)),
-            life => Ok(life),
+            Life::Running(machine) => match machine.pause() {
+                Ok(machine) => (Life::Paused(machine), Ok(())),
+                Err(not) => (Life::Running(not.machine), Err(refused(not.error))),
+            },
+            life => (life, Ok(())),
         })
     }
 
     /// Runs it. Idempotent.
     ///
     /// # Errors
-    /// When it is gone, or cannot be started: then it is gone as well.
+    /// When it is gone.
     pub fn resume(&self) -> Result<()> {
         self.change(|life| match life {
-            Life::Paused(machine) => Ok(Life::Running(machine.resume().map_err(refused)?)),
-            life => Ok(life),
+            Life::Paused(machine) => (Life::Running(machine.resume()), Ok(())),
+            life => (life, Ok(())),
         })
     }
 
@@ -185,15 +190,14 @@ impl Resident {
         work(&log)
     }
 
-    fn change(&self, step: impl FnOnce(Life) -> Result<Life>) -> Result<()> {
+    fn change(&self, step: impl FnOnce(Life) -> (Life, Result<()>)) -> Result<()> {
         let mut life = self.lock();
-        match std::mem::replace(&mut *life, Life::Gone) {
-            Life::Gone => Err(gone()),
-            now => {
-                *life = step(now)?;
-                Ok(())
-            }
+        if matches!(*life, Life::Gone) {
+            return Err(gone());
         }
+        let (then, result) = step(std::mem::replace(&mut *life, Life::Gone));
+        *life = then;
+        result
     }
 
     fn lock(&self) -> MutexGuard<'_, Life> {

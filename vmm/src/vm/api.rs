@@ -1,7 +1,7 @@
 //! What the control API asks, answered from the guest's stage.
 
 
-use migrate::client::types::{MigrationStatus, Resolution, VmInfo};
+use migrate::client::types::{Life, MigrationStatus, Resolution, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
 use tokio::sync::broadcast;
@@ -19,7 +19,7 @@ impl Vm for VmHandle {
             (life.stage.life(), life.stage.guest().cloned())
         };
         // A guest that is still arriving must not be touched: its telemetry may be among the missing pages.
-        let here = matches!(life, migrate::client::types::Life::Running | migrate::client::types::Life::Paused);
+        let here = matches!(life, Life::Running | Life::Paused);
         let told = guest.as_ref().filter(|_| here).and_then(|guest| guest.telemetry());
         VmInfo {
             name: self.inner.name.clone(),
@@ -86,7 +86,7 @@ impl Vm for VmHandle {
             return Err(Refusal::Conflict("the guest is not in doubt: there is nothing to resolve".into()));
         };
         match resolution {
-            Resolution::RunHere if !doubt.whole => Err(Refusal::Conflict(
+            Resolution::RunHere if doubt.missing.is_some() => Err(Refusal::Conflict(
                 "cannot run the guest here: part of its memory never arrived; --discard is all that is left".into(),
             )),
             Resolution::RunHere => {

@@ -14,6 +14,7 @@ mod moving;
 mod stage;
 
 use std::io;
+use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use migrate::client::types::MigrationStatus;
@@ -25,7 +26,7 @@ use crate::config::MachineConfig;
 use crate::control::Ending;
 use crate::devices::{Console, End, GuestEnd};
 use crate::kvm::{KvmError, KvmHost};
-use crate::machine::{Machine, MachineError, OnEnd};
+use crate::machine::{Hooks, Machine, MachineError};
 use crate::migration::{Identity, Resident};
 
 use stage::Stage;
@@ -42,15 +43,12 @@ pub enum StartError {
     /// This guest cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// Nobody can arrive here.
-    #[error(transparent)]
-    Listen(#[from] migrate::Failure),
+    /// Nobody can arrive here: the host refuses the socket or a thread.
+    #[error("cannot wait for a guest: {0}")]
+    Listen(#[from] io::Error),
     /// It cannot be run.
     #[error("{0}")]
     Guest(#[from] migrate::guest::GuestError),
-    /// The host refuses a thread.
-    #[error("cannot start a thread: {0}")]
-    Thread(#[from] io::Error),
 }
 
 /// A VMM's guest. Clones are the same one.
@@ -83,13 +81,12 @@ impl VmHandle {
     /// # Errors
     /// When the host cannot, or the kernel is not one.
     pub fn run(name: &str, config: &MachineConfig, console: Console) -> Result<Self, StartError> {
-        let kvm = KvmHost::open()?;
-        let handle = Self::new(name, None, console.clone(), Stage::Waiting);
-        let machine = Machine::boot(&kvm, config, console, handle.on_end())?;
+        let handle = Self::new(name, None, console, Stage::Waiting);
+        let machine = Machine::boot(config, handle.hooks())?;
         let identity = Identity { name: config.name.to_string(), uuid: config.uuid };
         let resident = Resident::new(machine, identity);
+        handle.inner.enter(Stage::Here(Arc::clone(&resident)));
         resident.resume()?;
-        handle.inner.enter(Stage::Here(resident));
         Ok(handle)
     }
 
@@ -97,12 +94,11 @@ impl VmHandle {
     ///
     /// # Errors
     /// When the host cannot run guests, or the address cannot be listened on.
-    pub fn receive(name: Option<&str>, listen: &str, console: Console) -> Result<Self, StartError> {
+    pub fn receive(name: &str, listener: TcpListener, console: Console) -> Result<Self, StartError> {
         let kvm = KvmHost::open()?;
-        let receiver = Receiver::bind(listen)?;
+        let receiver = Receiver::on(listener)?;
         let address = receiver.local_addr();
-        let name = name.map_or_else(|| format!("receive-{}", address.port()), str::to_owned);
-        let handle = Self::new(&name, Some(address.to_string()), console, Stage::Waiting);
+        let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);
         moving::receive_in_background(&handle, kvm, receiver)?;
         Ok(handle)
     }
@@ -125,26 +121,15 @@ impl VmHandle {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The VMM's name on this host.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.inner.name
-    }
-
-    /// Where it listens for a guest.
-    #[must_use]
-    pub fn listen(&self) -> Option<&str> {
-        self.inner.listen.as_deref()
-    }
-
-    /// What a machine calls when its guest ends by itself: on a vCPU's thread, so it only takes notice.
-    fn on_end(&self) -> OnEnd {
+    /// What a machine is connected to. Its end is told on a vCPU's thread, so that is only noted.
+    fn hooks(&self) -> Hooks {
         let inner = Arc::downgrade(&self.inner);
-        OnEnd::new(move |end: GuestEnd| {
+        let on_end = Arc::new(move |end: GuestEnd| {
             if let Some(inner) = inner.upgrade() {
                 inner.guest_ended(&end);
             }
-        })
+        });
+        Hooks { console: self.inner.console.clone(), on_end }
     }
 }
 

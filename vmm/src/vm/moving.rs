@@ -48,7 +48,7 @@ fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: 
     let moved = report.outcome == Outcome::Moved;
     let stage = match report.outcome {
         Outcome::Kept => Stage::Here(Arc::clone(guest)),
-        Outcome::Unknown => Stage::InDoubt(Doubt { guest: Arc::clone(guest), whole: true }),
+        Outcome::Unknown => Stage::InDoubt(Doubt { guest: Arc::clone(guest), missing: None }),
         Outcome::Moved => Stage::Ended,
     };
     inner.conclude(stage, report);
@@ -68,7 +68,7 @@ pub(super) fn receive_in_background(handle: &VmHandle, kvm: KvmHost, receiver: R
             }
         }
     };
-    let arrivals = Arrivals::new(kvm, handle.inner.console.clone(), handle.on_end(), built);
+    let arrivals = Arrivals::new(kvm, handle.hooks(), built);
     thread::Builder::new().name("receive".into()).spawn(move || receive(&inner, &arrivals, &receiver)).map(drop)
 }
 
@@ -77,9 +77,9 @@ fn receive(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver) {
         let arrival = receiver.receive(arrivals, &Recorder(inner));
         match (arrival, arrivals.latest()) {
             (Arrival::Arrived { .. }, Some(guest)) => return inner.enter(Stage::Here(guest)),
-            (Arrival::Orphaned { reason, .. }, Some(guest)) => {
+            (Arrival::Orphaned { reason, faults, .. }, Some(guest)) => {
                 eprintln!("vmm: {reason}");
-                return inner.enter(Stage::InDoubt(Doubt { guest, whole: false }));
+                return inner.enter(Stage::InDoubt(Doubt { guest, missing: Some(faults) }));
             }
             (Arrival::Failed { reason }, _) => {
                 eprintln!("vmm: a guest did not arrive: {reason}; waiting for the next");

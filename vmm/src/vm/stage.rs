@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use migrate::client::types::Life;
+use migrate::guest::Faults;
 
 use crate::control::Refusal;
 use crate::migration::Resident;
@@ -26,8 +27,8 @@ pub(super) enum Stage {
 /// A guest in doubt.
 pub(super) struct Doubt {
     pub(super) guest: Arc<Resident>,
-    /// Whether all of its memory is here.
-    pub(super) whole: bool,
+    /// What keeps its missing pages from reading as zero, if not all of its memory is here.
+    pub(super) missing: Option<Arc<dyn Faults>>,
 }
 
 impl Stage {
