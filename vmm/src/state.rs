@@ -163,4 +163,6 @@ pub use read::{Section, Stream};
 pub use write::{SectionWriter, StreamWriter};
 
 #[cfg(test)]
+pub(crate) use tests::restamp;
+#[cfg(test)]
 mod tests;

@@ -46,6 +46,8 @@ struct Ring {
     unwritten: Option<Vec<u8>>,
     /// No more output will come.
     closed: bool,
+    /// The file's thread has written all.
+    written: bool,
 }
 
 /// What a listener heard.
@@ -234,7 +236,10 @@ impl std::fmt::Debug for ConsoleReader {
     }
 }
 
-/// The thread that writes everything to a file. Dropping it waits until all is written.
+/// How long the end of a console waits for a file (a terminal that is stopped, a full pipe) to take the rest.
+const STUCK: Duration = Duration::from_secs(2);
+
+/// The thread that writes everything to a file. Dropping it waits until all is written, or the file is stuck.
 struct FileThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -248,6 +253,8 @@ impl FileThread {
                 // A file that cannot be written loses the output; the guest must not suffer for it.
                 let _ = sink.write_all(&bytes).and_then(|()| sink.flush());
             }
+            source.ring().written = true;
+            source.more.notify_all();
         };
         let thread = std::thread::Builder::new().name("console-file".into()).spawn(body)?;
         Ok(Self { shared, thread: Some(thread) })
@@ -258,7 +265,11 @@ impl Drop for FileThread {
     fn drop(&mut self) {
         self.shared.ring().closed = true;
         self.shared.more.notify_all();
-        let _ = self.thread.take().map(JoinHandle::join);
+        let waited = self.shared.more.wait_timeout_while(self.shared.ring(), STUCK, |ring| !ring.written);
+        let written = waited.unwrap_or_else(PoisonError::into_inner).0.written;
+        if let (Some(thread), true) = (self.thread.take(), written) {
+            let _ = thread.join();
+        }
     }
 }
 

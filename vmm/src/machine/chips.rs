@@ -19,6 +19,9 @@ const PIT_BYTES: usize = 112;
 const CLOCK_BYTES: usize = 48;
 
 /// Appends the sections `chips` and `clock`. How many there are.
+///
+/// The timer runs on while the guest is paused: it is read before the interrupt controllers, and all of them before the
+/// LAPICs, so that an interrupt on its way is seen twice at worst, never lost.
 pub(super) fn save(vm: BorrowedFd<'_>, into: &mut Vec<u8>) -> Result<u32, KvmError> {
     SectionWriter::write(into, &CHIPS, 0, |section| save_chips(vm, section))?;
     SectionWriter::write(into, &CLOCK, 0, |section| {
@@ -31,12 +34,13 @@ pub(super) fn save(vm: BorrowedFd<'_>, into: &mut Vec<u8>) -> Result<u32, KvmErr
 }
 
 fn save_chips(vm: BorrowedFd<'_>, section: &mut SectionWriter<'_>) -> Result<(), KvmError> {
+    ioctl::get(vm, ioctl::GET_PIT2, section.room(PIT, PIT_BYTES)).map_err(refused("read the timer"))?;
     for (tag, _, number) in IRQCHIPS {
         let chip = section.room(tag, IRQCHIP_BYTES);
         chip[..4].copy_from_slice(&number.to_le_bytes());
         ioctl::get(vm, ioctl::GET_IRQCHIP, chip).map_err(refused("read an interrupt controller"))?;
     }
-    ioctl::get(vm, ioctl::GET_PIT2, section.room(PIT, PIT_BYTES)).map_err(refused("read the timer"))
+    Ok(())
 }
 
 /// The state of the chips and the clock, checked, ready to be put in place.

@@ -25,11 +25,10 @@ pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError
         section.required(2, &shape.memory.to_le_bytes());
         section.required(3, &shape.cpuid_crc().to_le_bytes());
     });
-    let saving = vcpus.begin_save();
     let mut others = Vec::with_capacity(4096);
-    let chips = chips::save(board.vm_fd(), &mut others);
-    saving.finish(&mut stream)?;
-    stream.append(chips?, &others);
+    let chips = chips::save(board.vm_fd(), &mut others)?;
+    vcpus.save(&mut stream)?;
+    stream.append(chips, &others);
     stream.section(&SERIAL_KIND, 0, |section| board.serial().state().write(section));
     Ok(stream.finish())
 }

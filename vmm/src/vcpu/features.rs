@@ -32,8 +32,8 @@ impl Register {
     }
 }
 
-/// Leaf, subleaf, register, and the names of its bits.
-type Features = (u32, u32, Register, &'static [(u32, &'static str)]);
+/// Leaf, subleaf, register, and the names of its bits: `bit:name`, separated by spaces.
+type Features = (u32, u32, Register, &'static str);
 
 /// The registers in which every bit is a feature (SDM volume 2A, CPUID; APM volume 3, appendix E;
 /// Documentation/virt/kvm/x86/cpuid.rst), with the names that people know.
@@ -42,210 +42,76 @@ const FEATURES: &[Features] = &[
         1,
         0,
         Ecx,
-        &[
-            (0, "sse3"),
-            (1, "pclmulqdq"),
-            (3, "monitor"),
-            (5, "vmx"),
-            (9, "ssse3"),
-            (12, "fma"),
-            (13, "cx16"),
-            (17, "pcid"),
-            (19, "sse4.1"),
-            (20, "sse4.2"),
-            (21, "x2apic"),
-            (22, "movbe"),
-            (23, "popcnt"),
-            (24, "tsc-deadline"),
-            (25, "aes"),
-            (26, "xsave"),
-            (28, "avx"),
-            (29, "f16c"),
-            (30, "rdrand"),
-        ],
+        "0:sse3 1:pclmulqdq 3:monitor 5:vmx 9:ssse3 12:fma 13:cx16 17:pcid 19:sse4.1 20:sse4.2 \
+         21:x2apic 22:movbe 23:popcnt 24:tsc-deadline 25:aes 26:xsave 28:avx 29:f16c 30:rdrand",
     ),
     (
         1,
         0,
         Edx,
-        &[
-            (0, "fpu"),
-            (3, "pse"),
-            (4, "tsc"),
-            (5, "msr"),
-            (6, "pae"),
-            (8, "cx8"),
-            (9, "apic"),
-            (11, "sep"),
-            (12, "mtrr"),
-            (15, "cmov"),
-            (16, "pat"),
-            (19, "clflush"),
-            (23, "mmx"),
-            (24, "fxsr"),
-            (25, "sse"),
-            (26, "sse2"),
-        ],
+        "0:fpu 3:pse 4:tsc 5:msr 6:pae 8:cx8 9:apic 11:sep 12:mtrr 15:cmov 16:pat 19:clflush 23:mmx \
+         24:fxsr 25:sse 26:sse2",
     ),
-    (6, 0, Eax, &[(2, "arat")]),
+    (6, 0, Eax, "2:arat"),
     (
         7,
         0,
         Ebx,
-        &[
-            (0, "fsgsbase"),
-            (1, "tsc-adjust"),
-            (3, "bmi1"),
-            (4, "hle"),
-            (5, "avx2"),
-            (7, "smep"),
-            (8, "bmi2"),
-            (9, "erms"),
-            (10, "invpcid"),
-            (11, "rtm"),
-            (16, "avx512f"),
-            (17, "avx512dq"),
-            (18, "rdseed"),
-            (19, "adx"),
-            (20, "smap"),
-            (21, "avx512ifma"),
-            (23, "clflushopt"),
-            (24, "clwb"),
-            (28, "avx512cd"),
-            (29, "sha"),
-            (30, "avx512bw"),
-            (31, "avx512vl"),
-        ],
+        "0:fsgsbase 1:tsc-adjust 3:bmi1 4:hle 5:avx2 7:smep 8:bmi2 9:erms 10:invpcid 11:rtm \
+         16:avx512f 17:avx512dq 18:rdseed 19:adx 20:smap 21:avx512ifma 23:clflushopt 24:clwb \
+         28:avx512cd 29:sha 30:avx512bw 31:avx512vl",
     ),
     (
         7,
         0,
         Ecx,
-        &[
-            (1, "avx512vbmi"),
-            (2, "umip"),
-            (3, "pku"),
-            (5, "waitpkg"),
-            (6, "avx512vbmi2"),
-            (7, "cet-ss"),
-            (8, "gfni"),
-            (9, "vaes"),
-            (10, "vpclmulqdq"),
-            (11, "avx512vnni"),
-            (12, "avx512bitalg"),
-            (14, "avx512vpopcntdq"),
-            (16, "la57"),
-            (22, "rdpid"),
-        ],
+        "1:avx512vbmi 2:umip 3:pku 5:waitpkg 6:avx512vbmi2 7:cet-ss 8:gfni 9:vaes 10:vpclmulqdq \
+         11:avx512vnni 12:avx512bitalg 14:avx512vpopcntdq 16:la57 22:rdpid",
     ),
     (
         7,
         0,
         Edx,
-        &[
-            (4, "fsrm"),
-            (10, "md-clear"),
-            (14, "serialize"),
-            (20, "cet-ibt"),
-            (22, "amx-bf16"),
-            (23, "avx512-fp16"),
-            (24, "amx-tile"),
-            (25, "amx-int8"),
-            (26, "spec-ctrl"),
-            (27, "stibp"),
-            (29, "arch-capabilities"),
-            (31, "ssbd"),
-        ],
+        "4:fsrm 10:md-clear 14:serialize 20:cet-ibt 22:amx-bf16 23:avx512-fp16 24:amx-tile \
+         25:amx-int8 26:spec-ctrl 27:stibp 29:arch-capabilities 31:ssbd",
     ),
-    (7, 1, Eax, &[(4, "avx-vnni"), (5, "avx512-bf16"), (23, "avx-ifma")]),
-    (7, 1, Edx, &[(4, "avx-vnni-int8"), (14, "prefetchi"), (19, "avx10")]),
-    (7, 2, Edx, &[]),
+    (7, 1, Eax, "4:avx-vnni 5:avx512-bf16 23:avx-ifma"),
+    (7, 1, Edx, "4:avx-vnni-int8 14:prefetchi 19:avx10"),
+    (7, 2, Edx, ""),
     (
         0xd,
         0,
         Eax,
-        &[
-            (0, "xsave x87"),
-            (1, "xsave sse"),
-            (2, "xsave avx"),
-            (5, "xsave avx512 masks"),
-            (6, "xsave avx512 upper halves"),
-            (7, "xsave avx512 upper registers"),
-            (9, "xsave pkru"),
-            (17, "xsave amx config"),
-            (18, "xsave amx data"),
-        ],
+        "0:xsave-x87 1:xsave-sse 2:xsave-avx 5:xsave-avx512-masks 6:xsave-avx512-upper-halves \
+         7:xsave-avx512-upper-registers 9:xsave-pkru 17:xsave-amx-config 18:xsave-amx-data",
     ),
-    (0xd, 0, Edx, &[]),
-    (0xd, 1, Eax, &[(0, "xsaveopt"), (1, "xsavec"), (2, "xgetbv1"), (3, "xsaves")]),
-    (0xd, 1, Ecx, &[(11, "xsaves cet user"), (12, "xsaves cet supervisor")]),
+    (0xd, 0, Edx, ""),
+    (0xd, 1, Eax, "0:xsaveopt 1:xsavec 2:xgetbv1 3:xsaves"),
+    (0xd, 1, Ecx, "11:xsaves-cet-user 12:xsaves-cet-supervisor"),
     (
         0x4000_0001,
         0,
         Eax,
-        &[
-            (0, "kvmclock"),
-            (3, "kvmclock2"),
-            (4, "kvm-asyncpf"),
-            (5, "kvm-steal-time"),
-            (6, "kvm-pv-eoi"),
-            (7, "kvm-pv-unhalt"),
-            (9, "kvm-pv-tlb-flush"),
-            (11, "kvm-pv-ipi"),
-            (14, "kvm-asyncpf-int"),
-            (24, "kvmclock-stable"),
-        ],
+        "0:kvmclock 3:kvmclock2 4:kvm-asyncpf 5:kvm-steal-time 6:kvm-pv-eoi 7:kvm-pv-unhalt \
+         9:kvm-pv-tlb-flush 11:kvm-pv-ipi 14:kvm-asyncpf-int 24:kvmclock-stable",
     ),
     (
         0x8000_0001,
         0,
         Ecx,
-        &[
-            (0, "lahf-lm"),
-            (2, "svm"),
-            (4, "cr8-legacy"),
-            (5, "abm"),
-            (6, "sse4a"),
-            (7, "misalignsse"),
-            (8, "3dnowprefetch"),
-            (11, "xop"),
-            (16, "fma4"),
-            (22, "topoext"),
-            (23, "perfctr-core"),
-        ],
+        "0:lahf-lm 2:svm 4:cr8-legacy 5:abm 6:sse4a 7:misalignsse 8:3dnowprefetch 11:xop 16:fma4 \
+         22:topoext 23:perfctr-core",
     ),
-    (
-        0x8000_0001,
-        0,
-        Edx,
-        &[
-            (11, "syscall"),
-            (20, "nx"),
-            (22, "mmxext"),
-            (25, "fxsr-opt"),
-            (26, "pdpe1gb"),
-            (27, "rdtscp"),
-            (29, "lm"),
-        ],
-    ),
-    (0x8000_0007, 0, Edx, &[(8, "invariant-tsc")]),
+    (0x8000_0001, 0, Edx, "11:syscall 20:nx 22:mmxext 25:fxsr-opt 26:pdpe1gb 27:rdtscp 29:lm"),
+    (0x8000_0007, 0, Edx, "8:invariant-tsc"),
     (
         0x8000_0008,
         0,
         Ebx,
-        &[
-            (0, "clzero"),
-            (2, "xsaveerptr"),
-            (9, "wbnoinvd"),
-            (12, "ibpb"),
-            (14, "ibrs"),
-            (15, "amd-stibp"),
-            (24, "amd-ssbd"),
-            (25, "virt-ssbd"),
-            (28, "amd-psfd"),
-        ],
+        "0:clzero 2:xsaveerptr 9:wbnoinvd 12:ibpb 14:ibrs 15:amd-stibp 24:amd-ssbd 25:virt-ssbd \
+         28:amd-psfd",
     ),
-    (0x8000_0021, 0, Eax, &[(2, "lfence-always-serializing"), (6, "null-sel-clears-base"), (8, "autoibrs")]),
+    (0x8000_0021, 0, Eax, "2:lfence-always-serializing 6:null-sel-clears-base 8:autoibrs"),
 ];
 
 /// Leaf 1 ECX bit 27 (OSXSAVE) and leaf 7 ECX bit 4 (OSPKE) follow CR4: KVM keeps them up to date itself.
@@ -278,9 +144,10 @@ pub fn missing_features(template: &[CpuidEntry], here: &[CpuidEntry]) -> Vec<Str
     missing
 }
 
-fn describe(function: u32, index: u32, register: Register, bit: u32, names: &[(u32, &str)]) -> String {
+fn describe(function: u32, index: u32, register: Register, bit: u32, names: &str) -> String {
     let place = format!("CPUID {function:#x}.{index} {} bit {bit}", register.name());
-    match names.iter().find(|(known, _)| *known == bit) {
+    let mut pairs = names.split_whitespace().filter_map(|pair| pair.split_once(':'));
+    match pairs.find(|(known, _)| known.parse() == Ok(bit)) {
         Some((_, name)) => format!("{name} ({place})"),
         None => place,
     }
@@ -333,6 +200,16 @@ mod tests {
             ["this host's CPU lacks avx512f (CPUID 0x7.0 EBX bit 16)"]
         );
         assert!(missing_features(&here, &there).is_empty(), "more features than needed are no reason");
+    }
+
+    #[test]
+    fn every_name_has_a_bit_of_its_own() {
+        for (function, .., names) in FEATURES {
+            let bits =
+                names.split_whitespace().map(|pair| pair.split_once(':').unwrap().0.parse::<u32>().unwrap());
+            let mut seen = std::collections::BTreeSet::new();
+            assert!(bits.into_iter().all(|bit| bit < 32 && seen.insert(bit)), "{function:#x}: {names}");
+        }
     }
 
     #[test]

@@ -158,15 +158,24 @@ impl Vcpus {
         Err(VcpuError::Silent { vcpu: late as u32 })
     }
 
-    /// Lets all begin to write their state, one section each; it is collected by [`Saving::finish`]. All are parked.
-    #[must_use]
-    pub fn begin_save(&self) -> Saving<'_> {
+    /// Writes one section for each vCPU. All are parked.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of the state.
+    pub fn save(&self, stream: &mut StreamWriter) -> Result<(), VcpuError> {
         let base = Arc::default();
         self.orders.give(|number| {
             let buffer = self.all[number].buffer.take();
             Some(Order::Save { buffer, base: Arc::clone(&base) })
         });
-        Saving { vcpus: self }
+        self.outcomes(|vcpu, reply| match reply {
+            Reply::Saved(buffer, outcome) => {
+                stream.append(1, &buffer);
+                vcpu.buffer.set(buffer);
+                Some(outcome)
+            }
+            _ => None,
+        })
     }
 
     /// Puts the state of each in place; `images` has one for each. All are parked.
@@ -178,15 +187,24 @@ impl Vcpus {
         let base = Arc::default();
         let mut images = images.into_iter();
         self.orders.give(|_| Some(Order::Restore { image: images.next()?, base: Arc::clone(&base) }));
-        let mut outcome = Ok(());
+        self.outcomes(|_, reply| match reply {
+            Reply::Restored(outcome) => Some(outcome),
+            _ => None,
+        })
+    }
+
+    /// Waits for one reply of each vCPU and takes the outcome out of it. The first failure, after all have answered.
+    fn outcomes(
+        &self,
+        mut of: impl FnMut(&Vcpu, Reply) -> Option<Result<(), VcpuError>>,
+    ) -> Result<(), VcpuError> {
+        let mut all = Ok(());
         for (number, vcpu) in self.all.iter().enumerate() {
-            let one = match vcpu.reply(number as u32)? {
-                Reply::Restored(one) => one,
-                _ => Err(VcpuError::Silent { vcpu: number as u32 }),
-            };
-            outcome = outcome.and(one);
+            let silent = VcpuError::Silent { vcpu: number as u32 };
+            let reply = vcpu.replies.recv_timeout(PATIENCE).ok().and_then(|reply| of(vcpu, reply));
+            all = all.and(reply.unwrap_or(Err(silent)));
         }
-        outcome
+        all
     }
 }
 
@@ -197,30 +215,6 @@ impl Drop for Vcpus {
         for vcpu in &mut self.all {
             vcpu.end();
         }
-    }
-}
-
-/// vCPUs that are writing their state.
-pub struct Saving<'a> {
-    vcpus: &'a Vcpus,
-}
-
-impl Saving<'_> {
-    /// Waits for all and appends what they wrote.
-    ///
-    /// # Errors
-    /// When the kernel refuses a part of the state.
-    pub fn finish(self, stream: &mut StreamWriter) -> Result<(), VcpuError> {
-        let mut outcome = Ok(());
-        for (number, vcpu) in self.vcpus.all.iter().enumerate() {
-            let Reply::Saved(buffer, one) = vcpu.reply(number as u32)? else {
-                return Err(VcpuError::Silent { vcpu: number as u32 });
-            };
-            stream.append(1, &buffer);
-            vcpu.buffer.set(buffer);
-            outcome = outcome.and(one);
-        }
-        outcome
     }
 }
 
@@ -238,10 +232,6 @@ impl Vcpu {
             .name(format!("vcpu{number}"))
             .spawn(move || worker.serve(&orders, &outgoing))?;
         Ok(Self { kick, replies, thread: Some(thread), buffer: Cell::default() })
-    }
-
-    fn reply(&self, vcpu: u32) -> Result<Reply, VcpuError> {
-        self.replies.recv_timeout(PATIENCE).map_err(|_| VcpuError::Silent { vcpu })
     }
 
     fn ask_to_leave(&self) {

@@ -49,6 +49,9 @@ pub(super) struct Handle<'a> {
 
 /// Appends the vCPU's section to `into`.
 ///
+/// Timers run on while the guest is paused. The LAPIC comes after all that raises interrupts in it (here the MSR with
+/// the deadline, before this the VM's chips): one that fires meanwhile is seen twice, never lost.
+///
 /// # Errors
 /// When the kernel refuses a part.
 pub(super) fn save(vcpu: &Handle<'_>, into: &mut Vec<u8>, base: &OnceLock<Base>) -> Result<(), VcpuError> {
@@ -59,9 +62,9 @@ pub(super) fn save(vcpu: &Handle<'_>, into: &mut Vec<u8>, base: &OnceLock<Base>)
         vcpu.get_xsave(section)?;
         vcpu.get(section, &XCRS)?;
         vcpu.get(section, &DEBUGREGS)?;
-        vcpu.get(section, &LAPIC)?;
         vcpu.get_msrs(section)?;
         vcpu.get_tsc(section, base)?;
+        vcpu.get(section, &LAPIC)?;
         vcpu.get(section, &EVENTS)
     })
 }

@@ -103,6 +103,34 @@ fn what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing() {
     assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
 }
 
+/// Bytes changed under a right checksum: KVM judges them, nobody panics, and the machine still answers.
+#[test]
+fn any_values_are_applied_or_refused() {
+    if !kvm_or_skip("any_values_are_applied_or_refused") {
+        return;
+    }
+    let (machine, _) = busy(1);
+    let machine = pause(machine);
+    let (state, description) = (machine.save().unwrap(), machine.description());
+    let mut blank = Machine::blank(&description, Console::new()).unwrap();
+    let mut number = 1_u32;
+    for _ in 0..2000 {
+        let mut damaged = state.clone();
+        for _ in 0..4 {
+            number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let at = 16 + (number >> 8) as usize % (damaged.len() - 16);
+            damaged[at] = (number >> 4) as u8;
+        }
+        crate::state::restamp(&mut damaged);
+        let _ = blank.restore(&damaged);
+    }
+    blank.restore(&state).unwrap();
+    copy_ram(&machine, &blank);
+    drop(machine);
+    let machine = blank.resume();
+    assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
+}
+
 #[test]
 fn a_description_says_every_reason_at_once() {
     if !kvm_or_skip("a_description_says_every_reason_at_once") {

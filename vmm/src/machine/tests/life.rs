@@ -1,5 +1,7 @@
 //! Booting, ending, being dropped; and what is refused.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::memory::layout::Layout;
 
@@ -32,6 +34,11 @@ fn dropping_a_running_machine_ends_its_threads() {
 
 /// A kernel of a few bytes at 1 MiB, entered through its PVH note.
 fn tiny_kernel(code: &[u8]) -> Vec<u8> {
+    elf_kernel(code, 4)
+}
+
+/// The same with its note in a segment of kind `note_kind`: entered as Linux is when that is no note's.
+fn elf_kernel(code: &[u8], note_kind: u32) -> Vec<u8> {
     const ENTRY: u32 = 0x10_0000;
     let note = [
         &4_u32.to_le_bytes()[..],
@@ -53,18 +60,27 @@ fn tiny_kernel(code: &[u8]) -> Vec<u8> {
         elf.extend([at, start, start, bytes, bytes, 1].iter().flat_map(|v| v.to_le_bytes()));
     };
     segment(1, code_at, u64::from(ENTRY), code.len() as u64);
-    segment(4, note_at, 0, note.len() as u64);
+    segment(note_kind, note_at, 0, note.len() as u64);
     elf.extend(note);
     elf.extend(code);
     elf
 }
 
 fn run_kernel(image: &[u8]) -> Result<(Vec<u8>, GuestEnd), MachineError> {
+    run_kernel_with(image, None, "")
+}
+
+fn run_kernel_with(
+    image: &[u8],
+    initramfs: Option<PathBuf>,
+    typed: &str,
+) -> Result<(Vec<u8>, GuestEnd), MachineError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), image).unwrap();
     let (hooks, ends) = hooks();
-    let config = MachineConfig { kernel: Kernel::File(file.path().into()), ..config(1, "") };
+    let config = MachineConfig { kernel: Kernel::File(file.path().into()), initramfs, ..config(1, "word") };
     let machine = Machine::boot(&config, hooks)?.resume();
+    assert_eq!(machine.console().input(typed.as_bytes()), typed.len());
     let end = ends.recv_timeout(LONG).expect("the guest ends");
     let output = machine.console().recent();
     drop(pause(machine));
@@ -92,6 +108,60 @@ fn a_guest_that_ends_by_itself_is_named() {
         let (output, ended) = run_kernel(&tiny_kernel(&code)).unwrap();
         assert_eq!((output.as_slice(), ended), (&b"A"[..], GuestEnd { vcpu: 0, end }));
     }
+}
+
+#[test]
+fn linux_entry_and_initramfs_are_where_the_boot_protocol_says() {
+    if !kvm_or_skip("linux_entry_and_initramfs_are_where_the_boot_protocol_says") {
+        return;
+    }
+    let initramfs = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(initramfs.path(), "initramfs").unwrap();
+    let path = || Some(initramfs.path().to_path_buf());
+    #[rustfmt::skip]
+    let linux64: &[u8] = &[
+        0x8b, 0x9e, 0x28, 0x02, 0, 0, // mov ebx, [rsi + 0x228]: command line
+        0x8b, 0x8e, 0x18, 0x02, 0, 0, // mov ecx, [rsi + 0x218]: initramfs
+        0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
+        0x48, 0x8a, 0x03, 0xee,       // mov al, [rbx] (64-bit code only); out dx, al
+        0x48, 0x8a, 0x01, 0xee,       // mov al, [rcx]; out dx, al
+        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+    ];
+    let (output, ended) = run_kernel_with(&elf_kernel(linux64, 6), path(), "").unwrap();
+    assert_eq!((output.as_slice(), ended.end), (&b"wi"[..], End::Shutdown));
+    #[rustfmt::skip]
+    let pvh: &[u8] = &[
+        0x8b, 0x4b, 0x10,             // mov ecx, [ebx + 16]: module list
+        0x8b, 0x09,                   // mov ecx, [ecx]
+        0x8b, 0x5b, 0x18,             // mov ebx, [ebx + 24]: command line
+        0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
+        0x8a, 0x03, 0xee,             // mov al, [ebx]; out dx, al
+        0x8a, 0x01, 0xee,             // mov al, [ecx]; out dx, al
+        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+    ];
+    let (output, ended) = run_kernel_with(&elf_kernel(pvh, 4), path(), "").unwrap();
+    assert_eq!((output.as_slice(), ended.end), (&b"wi"[..], End::Shutdown));
+}
+
+#[test]
+fn what_is_typed_reaches_the_guest() {
+    if !kvm_or_skip("what_is_typed_reaches_the_guest") {
+        return;
+    }
+    #[rustfmt::skip]
+    let echo: &[u8] = &[
+        0x66, 0xba, 0xfd, 0x03, // again: mov dx, 0x3fd
+        0xec, 0xa8, 0x01,       // in al, dx; test al, 1
+        0x74, 0xf7,             // jz again
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xec, 0xee,             // in al, dx; out dx, al
+        0x3c, b'.',             // cmp al, '.'
+        0x75, 0xed,             // jne again
+        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+    ];
+    let text = "more than the sixty-four bytes that the serial port's own queue can hold at one time, and to the end.";
+    let (output, ended) = run_kernel_with(&tiny_kernel(echo), None, text).unwrap();
+    assert_eq!((String::from_utf8(output).unwrap().as_str(), ended.end), (text, End::Shutdown));
 }
 
 #[test]

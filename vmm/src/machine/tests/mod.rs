@@ -19,6 +19,13 @@ use super::*;
 use crate::config::{Kernel, MemorySize, Vcpus};
 use crate::devices::{End, GuestEnd};
 
+/// A machine may be handed to another thread.
+const _: fn() = || {
+    fn can_move<T: Send>() {}
+    can_move::<Machine<Paused>>();
+    can_move::<Machine<Running>>();
+};
+
 const LONG: Duration = Duration::from_secs(30);
 
 /// Whether guests can run here; otherwise the skip has been announced past libtest's capture.
