@@ -88,8 +88,8 @@ impl Landing {
     }
 
     fn land_zeros(&self, ram: &dyn Ram, zeros: Admitted<'_>) -> Result<(), Failure> {
-        let stale = zeros.runs().iter().flat_map(|run| self.received.claim_run(*run));
-        stale.map(|run| ram.clear(run)).collect::<Result<(), _>>().map_err(Failure::guest("clear memory"))
+        let mut stale = zeros.runs().iter().flat_map(|run| self.received.claim_run(*run));
+        stale.try_for_each(|run| ram.clear(run)).map_err(Failure::guest("clear memory"))
     }
 
     /// `ends` of the data connections have ended `round`. Says so to the source when all have.

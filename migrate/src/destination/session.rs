@@ -198,7 +198,8 @@ impl<'a> Session<'a> {
     {
         let context = self.context;
         context.alarm.watch(context.control.link(), Shutdown::Read);
-        for line in lines.data.iter().chain(&lines.urgent).cloned() {
+        for line in lines.data.iter().chain(&lines.urgent) {
+            let line = line.clone();
             context.alarm.watch(line.link(), Shutdown::Both);
             scope.spawn(move || context.receive_stream(&line));
         }

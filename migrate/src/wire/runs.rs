@@ -118,7 +118,7 @@ impl RamMap {
     ) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::Value { kind, what });
         let end = first.checked_add(words.len() as u64 * 64).filter(|end| *end <= set.limit());
-        if first % 64 != 0 || end.is_none() {
+        if !first.is_multiple_of(64) || end.is_none() {
             return wrong(format!(
                 "{} words at frame {first:#x}, with {:#x} frames",
                 words.len(),

@@ -1,0 +1,208 @@
+//! Every mode moves a guest that goes on writing, with contents equal, over memory links and TCP.
+
+mod sim;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use migrate::channel::memory::Place;
+use migrate::channel::tcp::{TcpDial, TcpListen};
+use migrate::channel::{Deadlines, Dial, Listen};
+use migrate::options::{Mode, Options};
+use migrate::progress::Silent;
+use migrate::report::{Outcome, Report};
+use migrate::source::{Route, migrate_over};
+use migrate::{Arrival, Cancel, Receiver};
+use sim::{Habit, Runners, Sim, SimHost};
+
+const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
+
+fn options(mode: Mode) -> Options {
+    Options {
+        to: String::new(),
+        mode,
+        streams: 2,
+        max_downtime: Duration::from_millis(300),
+        timeout: Duration::from_secs(20),
+        bandwidth: None,
+        verify: false,
+    }
+}
+
+fn deadlines() -> Deadlines {
+    Deadlines { settle: Duration::from_millis(20), ..Deadlines::default() }
+}
+
+/// Moves a guest and says how it went on both sides. The guest has gone on and been checked wherever it is.
+fn go(
+    options: &Options,
+    habit: Habit,
+    dial: &dyn Dial,
+    listen: Box<dyn Listen>,
+    upset: impl FnOnce(&Sim, &mut SimHost),
+) -> (Report, Arrival) {
+    let runners = Runners::default();
+    let guest = Sim::booted(habit, runners.clone());
+    let mut host = SimHost::new(habit, &runners);
+    upset(&guest, &mut host);
+    let receiver = Receiver::over(listen, deadlines());
+    let route = Route { dial, deadlines: deadlines() };
+    let (report, arrival) = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+        let report = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
+        (report, receiving.join().expect("no panic"))
+    });
+    let holder =
+        if report.outcome == Outcome::Moved { host.guest().expect("built") } else { Arc::clone(&guest) };
+    assert_eq!(runners.count(), 1, "{report:?}");
+    assert!(holder.is_running());
+    assert!(!guest.ram.is_logging() || report.outcome == Outcome::Moved, "a kept guest is as fast as before");
+    holder.wait_steps(50);
+    holder.check_all();
+    guest.shut_down();
+    host.shut_down();
+    (report, arrival)
+}
+
+fn in_memory(options: &Options, habit: Habit, upset: impl FnOnce(&Sim, &mut SimHost)) -> (Report, Arrival) {
+    let place = Place::new();
+    go(options, habit, &place.clone(), Box::new(place), upset)
+}
+
+fn assert_moved(report: &Report, arrival: &Arrival) {
+    assert_eq!(report.outcome, Outcome::Moved, "{report:#?} {arrival:?}");
+    assert_eq!(report.reason, None);
+    assert_eq!(report.residual_bytes, 0);
+    assert!(matches!(arrival, Arrival::Arrived { .. }), "{arrival:?}");
+    let switchover = report.switchover.expect("it was paused");
+    assert!(switchover.downtime_us > 0 && switchover.state_bytes > 0);
+}
+
+#[test]
+fn every_mode_moves_a_busy_guest_in_memory() {
+    for mode in MODES {
+        let (report, arrival) = in_memory(&options(mode), Habit::default(), |_, _| {});
+        assert_moved(&report, &arrival);
+        assert_eq!(report.postcopy.is_some(), matches!(mode, Mode::Postcopy | Mode::Hybrid));
+        assert!(report.postcopy.is_none_or(|figures| figures.duplicate_pages == 0));
+    }
+}
+
+#[test]
+fn every_mode_moves_a_larger_guest_over_tcp() {
+    let habit = Habit {
+        pages: 4096 + 64,
+        working_set: 2000,
+        burst: 20,
+        rest: Some(Duration::from_micros(100)),
+        ..Habit::default()
+    };
+    for mode in MODES {
+        for verify in [false, true] {
+            let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+            let dial = TcpDial::new(&listen.address().expect("bound").to_string());
+            let options = Options { verify, streams: 3, ..options(mode) };
+            let (report, arrival) = go(&options, habit, &dial, Box::new(listen), |_, _| {});
+            assert_moved(&report, &arrival);
+            let sent = report.traffic.pages + report.traffic.zero_pages;
+            assert!(sent >= 4096 * 3 / 4, "{:?}", report.traffic);
+            let verification = report.verification.filter(|verification| verification.mismatched == 0);
+            assert_eq!(verification.is_some(), verify);
+        }
+    }
+}
+
+#[test]
+fn a_page_that_no_log_saw_is_found_by_verification_and_the_guest_is_kept() {
+    for mode in [Mode::Precopy, Mode::Stopcopy] {
+        let options = Options { verify: true, ..options(mode) };
+        let corrupt = |_: &Sim, host: &mut SimHost| {
+            // The destination's memory is wrong before anything lands: a page that is never sent.
+            host.prepare = |sim| sim.ram.write(190, 0xbad);
+        };
+        let (report, arrival) = in_memory(&options, Habit::default(), corrupt);
+        assert_eq!(report.outcome, Outcome::Kept, "{report:#?}");
+        let reason = report.reason.expect("a reason");
+        assert!(reason.contains("1 of 192 pages differ, first at frame 0xbe"), "{reason}");
+        assert!(matches!(arrival, Arrival::Failed { .. }));
+    }
+}
+
+#[test]
+fn a_guest_that_never_settles_is_kept_and_hybrid_moves_it() {
+    let wild = Habit { pages: 2048, working_set: 1500, burst: 5000, rest: None, ..Habit::default() };
+    let strict = |mode| Options {
+        max_downtime: Duration::from_micros(1),
+        bandwidth: Some(200 << 20),
+        ..options(mode)
+    };
+    let (report, _) = in_memory(&strict(Mode::Precopy), wild, |_, _| {});
+    assert_eq!(report.outcome, Outcome::Kept);
+    let reason = report.reason.expect("a reason");
+    assert!(reason.contains("does not converge") && reason.contains("hybrid"), "{reason}");
+    let (report, arrival) = in_memory(&strict(Mode::Hybrid), wild, |_, _| {});
+    assert_moved(&report, &arrival);
+}
+
+#[test]
+fn a_refusal_brings_every_reason() {
+    let reasons = vec!["CPU feature avx2 is missing".to_owned(), "device rng is unknown".to_owned()];
+    let refuse = |_: &Sim, host: &mut SimHost| host.reasons = reasons.clone();
+    let (report, arrival) = in_memory(&options(Mode::Precopy), Habit::default(), refuse);
+    assert_eq!(report.outcome, Outcome::Kept);
+    let reason = report.reason.expect("a reason");
+    assert!(reason.contains(&reasons.join("; ")), "{reason}");
+    let Arrival::Failed { reason } = arrival else { panic!("{arrival:?}") };
+    assert!(reason.contains(&reasons[0]) && reason.contains(&reasons[1]), "{reason}");
+}
+
+#[test]
+fn whatever_breaks_on_either_side_before_commit_keeps_the_guest() {
+    type Upset = fn(&Sim, &mut SimHost);
+    let cases: [(&str, Upset); 5] = [
+        ("pause is broken", |guest, _| guest.broken.pause.store(true, Ordering::SeqCst)),
+        ("save is broken", |guest, _| guest.broken.save.store(true, Ordering::SeqCst)),
+        ("harvest is broken", |guest, _| guest.broken.harvest.store(true, Ordering::SeqCst)),
+        ("restore is broken", |_, host| {
+            host.prepare = |sim| sim.broken.restore.store(true, Ordering::SeqCst);
+        }),
+        // After commit, but the destination says that it does not run the guest.
+        ("resume is broken", |_, host| {
+            host.prepare = |sim| sim.broken.resume.store(true, Ordering::SeqCst);
+        }),
+    ];
+    for mode in MODES {
+        for (words, upset) in cases {
+            if mode == Mode::Stopcopy && words.starts_with("harvest") {
+                continue;
+            }
+            let (report, arrival) = in_memory(&options(mode), Habit::default(), upset);
+            assert_eq!(report.outcome, Outcome::Kept, "{mode:?} {report:#?}");
+            let reason = report.reason.expect("a reason");
+            assert!(reason.contains(words), "{mode:?}: {reason}");
+            assert!(matches!(arrival, Arrival::Failed { .. }), "{arrival:?}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_with_telemetry_measures_its_own_move() {
+    let habit = Habit { telemetry: true, ..Habit::default() };
+    let (report, arrival) = in_memory(&options(Mode::Precopy), habit, |_, _| {});
+    assert_moved(&report, &arrival);
+    let measured = report.guest_measured.expect("it has telemetry");
+    assert!((measured.downtime_us - 100.0).abs() < 1e-6, "{measured:?}");
+    let without = in_memory(&options(Mode::Precopy), Habit::default(), |_, _| {}).0;
+    assert_eq!(without.guest_measured, None);
+}
+
+#[test]
+fn the_rate_limit_is_kept() {
+    let habit = Habit { pages: 1024, working_set: 1, ..Habit::default() };
+    let slow = Options { bandwidth: Some(10 << 20), ..options(Mode::Stopcopy) };
+    let (report, arrival) = in_memory(&slow, habit, |_, _| {});
+    assert_moved(&report, &arrival);
+    // About 660 pages with content: 2.6 MiB, a quarter of a second.
+    assert!(report.total_us > 150_000, "{} us", report.total_us);
+}

@@ -1,0 +1,151 @@
+//! A link that misbehaves on purpose: after so many messages it is cut, or goes silent.
+
+use std::io::{self, ErrorKind};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use migrate::channel::{Dial, Link, Listen, memory};
+use migrate::guest::Ram;
+use migrate::pages::PageRun;
+use migrate::wire::Role;
+
+/// What happens when the fuse has burnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blow {
+    /// All connections are closed.
+    Cut,
+    /// Nothing arrives any more, and nobody is told.
+    Silence,
+}
+
+/// Burns by one on every operation of any link that has it.
+#[derive(Debug)]
+pub(crate) struct Fuse {
+    left: AtomicI64,
+    blow: Blow,
+    links: Mutex<Vec<Arc<dyn Link>>>,
+}
+
+impl Fuse {
+    pub(crate) fn new(operations: i64, blow: Blow) -> Arc<Self> {
+        Arc::new(Self { left: AtomicI64::new(operations), blow, links: Mutex::default() })
+    }
+
+    pub(crate) fn has_blown(&self) -> bool {
+        self.left.load(Ordering::SeqCst) < 0
+    }
+
+    /// Whether the operation may still happen.
+    fn burn(&self) -> bool {
+        let left = self.left.fetch_sub(1, Ordering::SeqCst);
+        if left == 0 && self.blow == Blow::Cut {
+            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.iter().for_each(|link| link.shut(Shutdown::Both));
+        }
+        left > 0
+    }
+
+    fn wrap(self: &Arc<Self>, inner: Arc<dyn Link>) -> Arc<dyn Link> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&inner));
+        let (void, end) = memory::pair();
+        Arc::new(Fused { inner, void, _end: end, fuse: Arc::clone(self) })
+    }
+}
+
+#[derive(Debug)]
+struct Fused {
+    inner: Arc<dyn Link>,
+    /// Where silence is heard.
+    void: Arc<dyn Link>,
+    _end: Arc<dyn Link>,
+    fuse: Arc<Fuse>,
+}
+
+impl Fused {
+    fn sending(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match (self.fuse.burn(), self.fuse.blow) {
+            (true, _) => send(),
+            (false, Blow::Cut) => Err(ErrorKind::BrokenPipe.into()),
+            (false, Blow::Silence) => Ok(()),
+        }
+    }
+}
+
+impl Link for Fused {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.sending(|| self.inner.send(bytes))
+    }
+
+    fn send_pages(&self, head: &[u8], ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
+        self.sending(|| self.inner.send_pages(head, ram, runs))
+    }
+
+    fn receive(&self, into: &mut [u8]) -> io::Result<()> {
+        match (self.fuse.burn(), self.fuse.blow) {
+            (true, _) | (false, Blow::Cut) => self.inner.receive(into),
+            (false, Blow::Silence) => self.void.receive(into),
+        }
+    }
+
+    fn receive_pages(&self, ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
+        self.inner.receive_pages(ram, runs)
+    }
+
+    fn set_limit(&self, limit: Duration) -> io::Result<()> {
+        self.void.set_limit(limit)?;
+        self.inner.set_limit(limit)
+    }
+
+    fn keep_short(&self) {
+        self.inner.keep_short();
+    }
+
+    fn shut(&self, how: Shutdown) {
+        self.void.shut(how);
+        // A silent network carries no goodbye either, but this side's threads must wake.
+        if self.fuse.blow == Blow::Cut || !self.fuse.has_blown() {
+            self.inner.shut(how);
+        } else {
+            self.inner.shut(Shutdown::Read);
+        }
+    }
+
+    fn peer(&self) -> &str {
+        self.inner.peer()
+    }
+}
+
+/// Dials or listens with a fuse on every link.
+#[derive(Clone)]
+pub(crate) struct Fusing<T> {
+    pub(crate) inner: T,
+    pub(crate) fuse: Arc<Fuse>,
+}
+
+impl<T: Dial> Dial for Fusing<T> {
+    fn dial(&self, role: Role, limit: Duration, made: &dyn Fn(&Arc<dyn Link>)) -> io::Result<Arc<dyn Link>> {
+        let link = self.fuse.wrap(self.inner.dial(role, limit, &|_| {})?);
+        made(&link);
+        Ok(link)
+    }
+
+    fn to(&self) -> &str {
+        self.inner.to()
+    }
+}
+
+impl<T: Listen> Listen for Fusing<T> {
+    fn accept(&self) -> io::Result<Option<Arc<dyn Link>>> {
+        Ok(self.inner.accept()?.map(|link| self.fuse.wrap(link)))
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.inner.address()
+    }
+
+    fn wake(&self) {
+        self.inner.wake();
+    }
+}

@@ -1,0 +1,467 @@
+//! A guest that can be migrated without a kernel: memory, a vCPU that writes it and checks all it wrote, and a host.
+//!
+//! The guest knows what it has written to each page (its mind, which travels as its state) and compares before it
+//! writes again: a page lost, torn or stale on the way is a corruption it finds itself. `Runners` counts how many
+//! machines run the guest at once.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub(crate) mod link;
+mod ram;
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use migrate::guest::{
+    Arriving, Departing, Description, Faults, GuestError, Host, Ram, Rehearsal, Result, Telemetry,
+};
+use migrate::pages::{PageRun, PageSet};
+pub(crate) use ram::{SimFaults, SimRam};
+
+/// How many machines run the guest. Never more than one.
+#[derive(Clone, Default)]
+pub(crate) struct Runners(Arc<AtomicI32>);
+
+impl Runners {
+    fn enter(&self) {
+        let now = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+        assert!(now <= 1, "{now} machines run the guest");
+    }
+
+    fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn count(&self) -> i32 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// How the guest behaves.
+#[derive(Clone, Copy)]
+pub(crate) struct Habit {
+    pub(crate) pages: u64,
+    /// Pages `0..working_set` are written.
+    pub(crate) working_set: u64,
+    /// Writes in a burst, and the rest between two bursts; `None`: no rest.
+    pub(crate) burst: u64,
+    pub(crate) rest: Option<Duration>,
+    pub(crate) telemetry: bool,
+}
+
+impl Default for Habit {
+    fn default() -> Self {
+        Self {
+            pages: 192,
+            working_set: 100,
+            burst: 2,
+            rest: Some(Duration::from_micros(300)),
+            telemetry: false,
+        }
+    }
+}
+
+/// What the guest knows: its state.
+struct Mind {
+    /// The value it wrote last to each page.
+    written: Vec<u64>,
+    steps: u64,
+    corruptions: Vec<String>,
+}
+
+struct Cpu {
+    run: bool,
+    parked: bool,
+    off: bool,
+}
+
+pub(crate) struct Sim {
+    pub(crate) ram: Arc<SimRam>,
+    habit: Habit,
+    cpu: Mutex<Cpu>,
+    changed: Condvar,
+    mind: Mutex<Mind>,
+    runners: Runners,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    released: AtomicBool,
+    born: Instant,
+    window: AtomicU64,
+    pub(crate) pauses: AtomicU64,
+    /// What shall fail, for once.
+    pub(crate) broken: Broken,
+}
+
+#[derive(Default)]
+pub(crate) struct Broken {
+    pub(crate) pause: AtomicBool,
+    pub(crate) save: AtomicBool,
+    pub(crate) harvest: AtomicBool,
+    pub(crate) restore: AtomicBool,
+    pub(crate) resume: AtomicBool,
+    pub(crate) flip_a_bit: AtomicBool,
+}
+
+impl Broken {
+    fn check(flag: &AtomicBool, what: &str) -> Result<()> {
+        if flag.swap(false, Ordering::SeqCst) { Err(GuestError(format!("{what} is broken"))) } else { Ok(()) }
+    }
+}
+
+impl Sim {
+    pub(crate) fn blank(habit: Habit, runners: Runners) -> Arc<Self> {
+        let mind = Mind { written: vec![0; habit.pages as usize], steps: 0, corruptions: Vec::new() };
+        let sim = Arc::new(Self {
+            ram: Arc::new(SimRam::new(habit.pages)),
+            habit,
+            cpu: Mutex::new(Cpu { run: false, parked: true, off: false }),
+            changed: Condvar::new(),
+            mind: Mutex::new(mind),
+            runners,
+            thread: Mutex::new(None),
+            released: AtomicBool::new(false),
+            born: Instant::now(),
+            window: AtomicU64::new(0),
+            pauses: AtomicU64::new(0),
+            broken: Broken::default(),
+        });
+        let vcpu = Arc::clone(&sim);
+        *sim.thread.lock().expect("fresh") = Some(std::thread::spawn(move || vcpu.live()));
+        sim
+    }
+
+    /// A guest that has booted: most of its memory is written, some of it was and is zero again.
+    pub(crate) fn booted(habit: Habit, runners: Runners) -> Arc<Self> {
+        let sim = Self::blank(habit, runners);
+        {
+            let mut mind = sim.mind();
+            for gfn in 0..habit.pages * 3 / 4 {
+                let value = if gfn % 7 == 3 { 0 } else { gfn << 32 | 1 };
+                sim.ram.write(gfn, value);
+                mind.written[gfn as usize] = value;
+            }
+        }
+        Departing::resume(&*sim).expect("a fresh guest runs");
+        sim
+    }
+
+    fn mind(&self) -> MutexGuard<'_, Mind> {
+        self.mind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cpu(&self) -> MutexGuard<'_, Cpu> {
+        self.cpu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.cpu().run
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.mind().steps
+    }
+
+    /// Waits until the guest has made `steps` more.
+    pub(crate) fn wait_steps(&self, steps: u64) {
+        let until = self.steps() + steps;
+        let limit = Instant::now() + Duration::from_secs(5);
+        while self.steps() < until {
+            assert!(Instant::now() < limit, "the guest does not go on");
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn corruptions(&self) -> Vec<String> {
+        self.mind().corruptions.clone()
+    }
+
+    /// Checks all of memory against the guest's mind; the guest must stand still or be paused by this.
+    pub(crate) fn check_all(&self) {
+        self.stop_cpu();
+        let mind = self.mind();
+        for gfn in 0..self.habit.pages {
+            let read = self.ram.read(gfn).expect("nothing is missing");
+            assert_eq!(read, Ok(mind.written[gfn as usize]), "page {gfn} after {} steps", mind.steps);
+        }
+        assert_eq!(mind.corruptions, Vec::<String>::new());
+    }
+
+    /// The vCPU's thread.
+    fn live(&self) {
+        let mut random = 0x2545_f491_4f6c_dd1d_u64;
+        loop {
+            {
+                let mut cpu = self.cpu();
+                while !cpu.run && !cpu.off {
+                    cpu.parked = true;
+                    self.changed.notify_all();
+                    cpu = self.changed.wait(cpu).unwrap_or_else(PoisonError::into_inner);
+                }
+                if cpu.off {
+                    cpu.parked = true;
+                    self.changed.notify_all();
+                    return;
+                }
+                cpu.parked = false;
+            }
+            for _ in 0..self.habit.burst {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                if !self.step(random % self.habit.working_set.max(1)) {
+                    break;
+                }
+            }
+            if let Some(rest) = self.habit.rest {
+                let cpu = self.cpu();
+                let idle = |cpu: &mut Cpu| cpu.run && !cpu.off;
+                drop(self.changed.wait_timeout_while(cpu, rest, idle));
+            }
+        }
+    }
+
+    /// Checks a page and writes it; false when the guest is being stopped in a fault.
+    fn step(&self, gfn: u64) -> bool {
+        let Some(read) = self.ram.read(gfn) else { return false };
+        let mut mind = self.mind();
+        let expected = mind.written[gfn as usize];
+        if read != Ok(expected) {
+            mind.corruptions.push(format!("page {gfn}: {read:x?} instead of {expected:#x}"));
+        }
+        mind.steps += 1;
+        let value = if mind.steps % 11 == 0 { 0 } else { gfn << 32 | mind.steps };
+        mind.written[gfn as usize] = value;
+        self.ram.write(gfn, value);
+        true
+    }
+
+    fn start_cpu(&self) {
+        let mut cpu = self.cpu();
+        if !cpu.run {
+            self.runners.enter();
+            cpu.run = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn stop_cpu(&self) {
+        let mut cpu = self.cpu();
+        let ran = std::mem::replace(&mut cpu.run, false);
+        self.changed.notify_all();
+        while !cpu.parked {
+            cpu = self.changed.wait(cpu).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(cpu);
+        if ran {
+            self.runners.leave();
+        }
+    }
+
+    /// Ends the vCPU's thread.
+    pub(crate) fn shut_down(&self) {
+        self.ram.stop();
+        self.stop_cpu();
+        self.cpu().off = true;
+        self.changed.notify_all();
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            thread.join().expect("the vCPU does not panic");
+        }
+    }
+
+    fn reading(&self) -> Option<Telemetry> {
+        let tsc = self.born.elapsed().as_micros() as u64 + 1_000_000;
+        let work = self.steps();
+        let window_gap_us = 100.0 * self.window.load(Ordering::SeqCst) as f64;
+        let reading =
+            Telemetry { tsc, tsc_khz: 1000, work, work_per_s: 5000.0, window_gap_us, ..Telemetry::default() };
+        self.habit.telemetry.then_some(reading)
+    }
+}
+
+impl Departing for Sim {
+    fn description(&self) -> Description {
+        Description {
+            name: "sim".to_owned(),
+            uuid: uuid::Uuid::nil(),
+            vcpus: 1,
+            ram: vec![PageRun { first: 0, count: self.habit.pages }],
+            machine: serde_json::json!({ "telemetry": self.habit.telemetry }),
+        }
+    }
+
+    fn ram(&self) -> Arc<dyn Ram> {
+        Arc::clone(&self.ram) as Arc<dyn Ram>
+    }
+
+    fn start_dirty_log(&self) -> Result<()> {
+        self.ram.start_log(true);
+        Ok(())
+    }
+
+    fn harvest(&self) -> Result<PageSet> {
+        Broken::check(&self.broken.harvest, "harvest")?;
+        Ok(self.ram.dirty())
+    }
+
+    fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {
+        assert!(window.first.is_multiple_of(64) && window.count.is_multiple_of(64), "{window:?}");
+        self.ram.protect(set, window);
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) {
+        self.ram.stop_log();
+    }
+
+    fn pause(&self) -> Result<()> {
+        Broken::check(&self.broken.pause, "pause")?;
+        self.pauses.fetch_add(1, Ordering::SeqCst);
+        self.stop_cpu();
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        Broken::check(&self.broken.save, "save")?;
+        assert!(!self.is_running(), "state is saved from a paused guest only");
+        let mind = self.mind();
+        let words =
+            [mind.steps, self.window.load(Ordering::SeqCst)].into_iter().chain(mind.written.iter().copied());
+        let state = words.flat_map(u64::to_le_bytes).collect();
+        drop(mind);
+        if self.broken.flip_a_bit.swap(false, Ordering::SeqCst) {
+            // What a bug in dirty tracking would do: a write that no log has seen.
+            self.ram.stop_log();
+            self.ram.write(5, 0xbad);
+            self.ram.start_log(false);
+        }
+        Ok(state)
+    }
+
+    fn resume(&self) -> Result<()> {
+        assert!(!self.is_released(), "a released guest is not resumed");
+        self.start_cpu();
+        Ok(())
+    }
+
+    fn release(&self) {
+        assert!(!self.is_running(), "a running guest is not released");
+        self.released.store(true, Ordering::SeqCst);
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        self.reading()
+    }
+
+    fn open_window(&self, _: Duration) -> bool {
+        self.window.fetch_add(1, Ordering::SeqCst);
+        self.habit.telemetry
+    }
+}
+
+impl Arriving for Sim {
+    fn ram(&self) -> Arc<dyn Ram> {
+        Arc::clone(&self.ram) as Arc<dyn Ram>
+    }
+
+    fn rehearse(&self) -> Rehearsal {
+        Rehearsal { save_us: 50, restore_us: 50 }
+    }
+
+    fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
+        self.ram.catch(missing);
+        Ok(Arc::new(SimFaults(Arc::clone(&self.ram))))
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<()> {
+        Broken::check(&self.broken.restore, "restore")?;
+        let words: Vec<u64> = state
+            .chunks_exact(8)
+            .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
+            .collect();
+        // A restore touches guest memory, as kvmclock does.
+        if self.ram.read(0).is_none() {
+            return Err(GuestError("stopped in a fault".to_owned()));
+        }
+        let mut mind = self.mind();
+        mind.steps = words[0];
+        self.window.store(words[1], Ordering::SeqCst);
+        mind.written = words[2..].to_vec();
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        Broken::check(&self.broken.resume, "resume")?;
+        self.start_cpu();
+        Ok(())
+    }
+
+    fn suspend(&self) {
+        self.ram.stop();
+        self.stop_cpu();
+    }
+
+    fn discard(&self) {
+        assert!(!self.is_running(), "a running guest is not thrown away");
+        self.shut_down();
+    }
+
+    fn start_dirty_log(&self) -> Result<()> {
+        self.ram.start_log(false);
+        Ok(())
+    }
+
+    fn harvest(&self) -> Result<PageSet> {
+        Ok(self.ram.dirty())
+    }
+
+    fn stop_dirty_log(&self) {
+        self.ram.stop_log();
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        self.reading()
+    }
+}
+
+/// A host that builds sims.
+pub(crate) struct SimHost {
+    pub(crate) habit: Habit,
+    pub(crate) runners: Runners,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) built: Mutex<Option<Arc<Sim>>>,
+    pub(crate) prepare: fn(&Sim),
+}
+
+impl SimHost {
+    pub(crate) fn new(habit: Habit, runners: &Runners) -> Self {
+        Self { habit, runners: runners.clone(), reasons: vec![], built: Mutex::new(None), prepare: |_| {} }
+    }
+
+    /// The machine built last.
+    pub(crate) fn guest(&self) -> Option<Arc<Sim>> {
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn shut_down(&self) {
+        if let Some(sim) = self.guest() {
+            sim.shut_down();
+        }
+    }
+}
+
+impl Host for SimHost {
+    fn examine(&self, _: &Description, _: bool) -> Vec<String> {
+        self.reasons.clone()
+    }
+
+    fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
+        let sim = Sim::blank(Habit { pages: guest.pages(), ..self.habit }, self.runners.clone());
+        (self.prepare)(&sim);
+        *self.built.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&sim));
+        Ok(sim)
+    }
+}

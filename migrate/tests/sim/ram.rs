@@ -1,0 +1,280 @@
+//! Simulated guest memory: words that any thread may read and write, a dirty log, and missing pages.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use migrate::guest::{Faults, Ram, Result};
+use migrate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
+
+const WORDS: usize = PAGE_SIZE / 8;
+
+pub(crate) struct SimRam {
+    words: Vec<AtomicU64>,
+    pages: u64,
+    touched: AtomicPageSet,
+    dirty: AtomicPageSet,
+    logging: AtomicBool,
+    absent: AtomicPageSet,
+    faults: Mutex<FaultQueue>,
+    changed: Condvar,
+    /// Breaks waits for absent pages: the machine stops or is thrown away.
+    pub(crate) stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct FaultQueue {
+    catching: bool,
+    touched: Vec<u64>,
+}
+
+impl SimRam {
+    pub(crate) fn new(pages: u64) -> Self {
+        Self {
+            words: (0..pages as usize * WORDS).map(|_| AtomicU64::new(0)).collect(),
+            pages,
+            touched: AtomicPageSet::new(pages),
+            dirty: AtomicPageSet::new(pages),
+            logging: AtomicBool::new(false),
+            absent: AtomicPageSet::new(pages),
+            faults: Mutex::default(),
+            changed: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    fn page(&self, gfn: u64) -> &[AtomicU64] {
+        &self.words[gfn as usize * WORDS..][..WORDS]
+    }
+
+    fn queue(&self) -> MutexGuard<'_, FaultQueue> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the page is here; false when the machine stops meanwhile.
+    fn need(&self, gfn: u64) -> bool {
+        if !self.absent.contains(gfn) {
+            return true;
+        }
+        let mut queue = self.queue();
+        queue.touched.push(gfn);
+        self.changed.notify_all();
+        while self.absent.contains(gfn) {
+            if self.stopping.load(Ordering::Acquire) {
+                return false;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// What the guest reads: the value all words of the page have, `None` when it cannot read, an error when they differ.
+    pub(crate) fn read(&self, gfn: u64) -> Option<std::result::Result<u64, String>> {
+        self.need(gfn).then(|| {
+            let page = self.page(gfn);
+            let first = page[0].load(Ordering::Acquire);
+            match page.iter().position(|word| word.load(Ordering::Acquire) != first) {
+                None => Ok(first),
+                Some(at) => Err(format!("page {gfn}: word {at} is not {first:#x} as word 0")),
+            }
+        })
+    }
+
+    /// What the guest writes.
+    pub(crate) fn write(&self, gfn: u64, value: u64) {
+        let page = PageRun { first: gfn, count: 1 };
+        self.touched.insert_run(page);
+        // Before and after: a page protected while it is being written is dirty again.
+        self.mark(page);
+        self.page(gfn).iter().for_each(|word| word.store(value, Ordering::Release));
+        self.mark(page);
+    }
+
+    fn mark(&self, page: PageRun) {
+        if self.logging.load(Ordering::Acquire) {
+            self.dirty.insert_run(page);
+        }
+    }
+
+    /// As KVM with initially-all-set: all is dirty until it is protected. A fresh log otherwise.
+    pub(crate) fn start_log(&self, all_set: bool) {
+        if all_set {
+            self.dirty.insert_run(PageRun { first: 0, count: self.pages });
+        }
+        self.logging.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn stop_log(&self) {
+        self.logging.store(false, Ordering::Release);
+        self.dirty.claim_run(PageRun { first: 0, count: self.pages });
+    }
+
+    pub(crate) fn is_logging(&self) -> bool {
+        self.logging.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn dirty(&self) -> PageSet {
+        self.dirty.snapshot()
+    }
+
+    pub(crate) fn protect(&self, set: &PageSet, window: PageRun) {
+        set.runs_within(window).for_each(|run| drop(self.dirty.claim_run(run)));
+    }
+
+    pub(crate) fn catch(&self, missing: &PageSet) {
+        for run in missing.runs() {
+            self.store(run, &vec![0xee; run.bytes() as usize]);
+            self.absent.insert_run(run);
+        }
+        self.queue().catching = true;
+    }
+
+    /// The machine goes: nobody may hang in a fault.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        drop(self.queue());
+        self.changed.notify_all();
+    }
+
+    fn store(&self, run: PageRun, from: &[u8]) {
+        let words = &self.words[run.first as usize * WORDS..run.end() as usize * WORDS];
+        for (word, bytes) in words.iter().zip(from.chunks_exact(8)) {
+            word.store(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), Ordering::Release);
+        }
+    }
+
+    fn is_zero(&self, gfn: u64) -> bool {
+        self.page(gfn).iter().all(|word| word.load(Ordering::Acquire) == 0)
+    }
+}
+
+impl Ram for SimRam {
+    fn populated(&self) -> Result<PageSet> {
+        Ok(self.touched.snapshot())
+    }
+
+    fn split_zeros(&self, run: PageRun, zeros: &mut Vec<PageRun>, data: &mut Vec<PageRun>) {
+        for gfn in run.first..run.end() {
+            let into = if self.is_zero(gfn) { &mut *zeros } else { &mut *data };
+            match into.last_mut() {
+                Some(last) if last.end() == gfn => last.count += 1,
+                _ => into.push(PageRun { first: gfn, count: 1 }),
+            }
+        }
+    }
+
+    fn send(&self, head: &[u8], runs: &[PageRun], socket: BorrowedFd<'_>) -> io::Result<()> {
+        let mut frame = head.to_vec();
+        for run in runs {
+            let at = frame.len();
+            frame.resize(at + run.bytes() as usize, 0);
+            self.copy_out(*run, &mut frame[at..]);
+        }
+        let mut rest = &frame[..];
+        while !rest.is_empty() {
+            match rustix::net::send(socket, rest, rustix::net::SendFlags::NOSIGNAL) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&self, runs: &[PageRun], socket: BorrowedFd<'_>) -> io::Result<()> {
+        for run in runs {
+            let mut bytes = vec![0; run.bytes() as usize];
+            let mut rest = &mut bytes[..];
+            while !rest.is_empty() {
+                match rustix::io::read(socket, &mut *rest) {
+                    Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                    Ok(got) => rest = &mut rest[got..],
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.copy_in(*run, &bytes);
+        }
+        Ok(())
+    }
+
+    fn copy_out(&self, run: PageRun, into: &mut [u8]) {
+        let words = &self.words[run.first as usize * WORDS..run.end() as usize * WORDS];
+        for (word, bytes) in words.iter().zip(into.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
+        }
+    }
+
+    fn copy_in(&self, run: PageRun, from: &[u8]) {
+        self.touched.insert_run(run);
+        self.store(run, from);
+    }
+
+    fn clear(&self, run: PageRun) -> Result<()> {
+        self.store(run, &vec![0; run.bytes() as usize]);
+        Ok(())
+    }
+
+    fn prepare(&self, run: PageRun) {
+        assert!(run.end() <= self.pages);
+    }
+
+    fn hash(&self, run: PageRun, into: &mut Vec<u64>) {
+        for gfn in run.first..run.end() {
+            let mix = |hash: u64, word: &AtomicU64| {
+                (hash ^ word.load(Ordering::Acquire)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+            };
+            into.push(self.page(gfn).iter().fold(0, mix));
+        }
+    }
+}
+
+/// Faults on a [`SimRam`].
+pub(crate) struct SimFaults(pub(crate) std::sync::Arc<SimRam>);
+
+impl SimFaults {
+    fn put(&self, run: PageRun, content: impl Fn(u64) -> Vec<u8>) {
+        let ram = &self.0;
+        for gfn in run.first..run.end() {
+            let page = PageRun { first: gfn, count: 1 };
+            if ram.absent.contains(gfn) {
+                ram.store(page, &content(gfn - run.first));
+                ram.touched.insert_run(page);
+                ram.absent.claim(gfn);
+            }
+        }
+        drop(ram.queue());
+        ram.changed.notify_all();
+    }
+}
+
+impl Faults for SimFaults {
+    fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> Result<()> {
+        let ram = &self.0;
+        let queue = ram.queue();
+        let idle = |queue: &mut FaultQueue| queue.touched.is_empty() && queue.catching;
+        let (mut queue, _) =
+            ram.changed.wait_timeout_while(queue, wait, idle).unwrap_or_else(PoisonError::into_inner);
+        touched.append(&mut queue.touched);
+        Ok(())
+    }
+
+    fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {
+        self.put(run, |page| data[page as usize * PAGE_SIZE..][..PAGE_SIZE].to_vec());
+        Ok(())
+    }
+
+    fn place_zeros(&self, run: PageRun) -> Result<()> {
+        self.put(run, |_| vec![0; PAGE_SIZE]);
+        Ok(())
+    }
+
+    fn close(&self) {
+        let ram = &self.0;
+        ram.absent.claim_run(PageRun { first: 0, count: ram.pages });
+        ram.queue().catching = false;
+        ram.changed.notify_all();
+    }
+}
