@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 
-use clap::ValueEnum;
 use migrate::cli::values::parse_bytes;
 use migrate::options::Mode;
 use serde::Serialize;
@@ -56,13 +55,6 @@ pub(super) struct Cell {
     pub(super) guest: GuestPlan,
     pub(super) mode: Mode,
     pub(super) streams: u32,
-}
-
-impl Cell {
-    /// The mode as it is written on the command line.
-    pub(super) fn mode_word(&self) -> String {
-        self.mode.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-    }
 }
 
 /// All of them.

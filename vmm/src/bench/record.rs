@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use migrate::cli::words::mode as word;
 use serde::{Serialize, Serializer};
 
 use super::figures::{ALL, DOWNTIME_GUEST, Figure, TOTAL};
@@ -80,7 +81,7 @@ impl Record {
 impl CellRecord {
     /// Adds a run, and says in one line what came of it.
     pub(super) fn add(&mut self, run: Run) -> String {
-        let cell = format!("{} {}", self.cell.mode_word(), self.runs.len() + 1);
+        let cell = format!("{} {}", word(self.cell.mode), self.runs.len() + 1);
         let line = match &run.hop {
             Some(hop) if run.is_good() => {
                 let figure = |(_, of): Figure| or_dash(of(hop), ms);
@@ -178,7 +179,7 @@ mod tests {
         let mut record = Record::default();
         assert!(record.is_empty());
         let cell = record.begin(cell());
-        assert_eq!(cell.add(run(100_000, Vec::new())), "postcopy 1: 100 ms, downtime 5.00 ms");
+        assert_eq!(cell.add(run(100_000, Vec::new())), "post-copy 1: 100 ms, downtime 5.00 ms");
         assert!(cell.add(run(900_000, vec!["2 pages differ".into()])).ends_with("FAILED: 2 pages differ"));
         assert!(cell.add(Run::failed(&LabError::Interrupted)).contains("FAILED: interrupted"));
         assert_eq!((cell.spread(TOTAL).unwrap().max, cell.good_runs()), (100_000.0, 1));

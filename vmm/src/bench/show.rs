@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use migrate::cli::words::mode as word;
+
 use super::figures::{
     BYTES, BYTES_PER_S, DOWNTIME_GUEST, DOWNTIME_HOST, ENGINE_CPU, FAULT_P99, FAULTS, Figure, ROUNDS, TOTAL,
     WORK_LOST,
@@ -13,9 +15,9 @@ use crate::lab::stats::Spread;
 use crate::lab::table::{Table, ms, or_dash};
 
 const NOTE: &str = "\
-Medians with (min-max) of the good runs. Downtime (guest): the longest time the guest itself stood still during the\n\
-whole migration; (host): from the pause until the destination ran. Lost: guest work not done, in ms at its own pace.\n\
-CPU: of both VMMs without their vCPU threads. Of raw: bytes sent by total time, as a share of what plain TCP carries by as\n\
+Medians with (min-max) of the good runs. Guest downtime: the longest time the guest itself stood still during the whole\n\
+migration, by its own clock. Host downtime: from the pause until the destination ran. Lost: guest work not done, in ms at\n\
+its own pace. CPU: of both VMMs without their vCPU threads. Of raw: bytes sent by total time, as a share of what plain TCP carries by as\n\
 many connections into memory never touched / touched before; a destination's memory was never touched.";
 
 /// The whole of it.
@@ -49,8 +51,8 @@ fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
         "streams",
         "good",
         "total ms",
-        "downtime ms (guest)",
-        "(host)",
+        "guest downtime ms",
+        "host downtime ms",
         "MB",
         "rounds",
         "faults",
@@ -70,7 +72,7 @@ fn row(cell: &CellRecord) -> Vec<String> {
     let median = |figure: Figure| cell.spread(figure).map(|spread| spread.median);
     let number = |figure, digits: usize| or_dash(median(figure), |value| format!("{value:.digits$}"));
     vec![
-        cell.cell.mode_word(),
+        word(cell.cell.mode).to_owned(),
         cell.cell.streams.to_string(),
         format!("{}/{}", cell.good_runs(), cell.runs.len()),
         or_dash(cell.spread(TOTAL), range),
@@ -101,7 +103,7 @@ fn problems(record: &Record) -> Vec<String> {
     let mut problems = Vec::new();
     for cell in &record.cells {
         for (number, run) in cell.runs.iter().enumerate().filter(|(_, run)| !run.problems().is_empty()) {
-            let (mode, streams) = (cell.cell.mode_word(), cell.cell.streams);
+            let (mode, streams) = (word(cell.cell.mode), cell.cell.streams);
             let said = run.problems().join("; ");
             let guest = cell.cell.guest.describe();
             problems

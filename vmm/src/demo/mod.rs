@@ -119,7 +119,9 @@ async fn move_once(
         eprintln!("{}", entry.line());
     }
     match outcome {
-        Outcome::Moved | Outcome::Kept => journey.settle(1).await,
+        Outcome::Moved => Ok(()),
+        // It goes on from here; but first it must.
+        Outcome::Kept => journey.settle(1).await,
         Outcome::Unknown => {
             Err(LabError::Died { said: "the guest is in doubt: the demo ends here".to_owned() })
         }

@@ -1,8 +1,8 @@
 //! What the demo has found so far, and how it is told.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use migrate::cli::words::mode as word;
 use migrate::options::Mode;
 use migrate::report::Report;
 use serde::Serialize;
@@ -14,9 +14,9 @@ use crate::lab::stats::Spread;
 use crate::lab::table::{Table, ms, or_dash};
 
 const NOTE: &str = "\
-Figures: medians of the moves without comparison. Downtime (guest): the longest time the guest itself stood still\n\
-during the whole migration, faults of post-copy included; (host): from the pause until the destination ran.\n\
-Compared: pages of RAM compared on both sides in a second move, where the comparison is part of the pause.";
+Medians of the moves without comparison. Guest downtime: the longest time the guest itself stood still during the whole\n\
+migration, faults of post-copy included, by its own clock. Host downtime: from the pause until the destination ran.\n\
+Compared: pages of RAM compared on both sides in a second move, where the comparison can be part of the pause.";
 
 /// What a move is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -107,11 +107,11 @@ impl Tally {
 
     /// For programs.
     pub(super) fn json(&self) -> String {
-        let downtimes = self.modes().into_iter().map(|mode| (word(mode), self.downtime(mode)));
+        let downtime = |mode| serde_json::json!({ "mode": mode, "us": self.downtime(mode) });
         let document = serde_json::json!({
             "schema": "demo/1",
             "good": self.is_good(),
-            "downtime_us": downtimes.collect::<BTreeMap<_, _>>(),
+            "downtimes": self.modes().into_iter().map(downtime).collect::<Vec<_>>(),
             "demo": self,
         });
         format!("{document:#}")
@@ -121,8 +121,8 @@ impl Tally {
         let head = [
             "mode",
             "total ms",
-            "downtime ms (guest)",
-            "(host)",
+            "guest downtime ms",
+            "host downtime ms",
             "pages sent",
             "faults",
             "fault p50 µs",
@@ -216,7 +216,7 @@ impl Entry {
     /// In one line.
     pub(super) fn line(&self) -> String {
         let report = &self.hop.report;
-        let head = format!("{:<9} to {}", word(report.mode), report.destination);
+        let head = format!("{:<13} to {}", word(report.mode), report.destination);
         if !self.is_good() {
             return format!("{head}: BAD (round {}): {}", self.round, self.hop.problems.join("; "));
         }
@@ -231,12 +231,74 @@ impl Entry {
     }
 }
 
-/// The mode as it is written on the command line.
-fn word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Precopy => "precopy",
-        Mode::Stopcopy => "stopcopy",
-        Mode::Postcopy => "postcopy",
-        Mode::Hybrid => "hybrid",
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::guest::{Content, Load};
+    use crate::lab::verdict;
+    use crate::lab::watch::Usage;
+
+    fn tally(rounds: u32) -> Tally {
+        let guest = GuestPlan {
+            memory: "512M".parse().unwrap(),
+            cpus: "1".parse().unwrap(),
+            fill_mib: 256,
+            content: Content::Random,
+            working_set_mib: 64,
+            load: Load::Rate(5000),
+        };
+        Tally::new(guest, rounds)
+    }
+
+    fn hop(downtime_us: f64, problems: &[&str]) -> Hop {
+        let mut report = verdict::tests::good();
+        report.guest_measured.as_mut().unwrap().downtime_us = downtime_us;
+        Hop { report, usage: Usage::default(), problems: problems.iter().map(ToString::to_string).collect() }
+    }
+
+    fn sound() -> Ending {
+        Ending { console_lines: 9, problems: Vec::new() }
+    }
+
+    #[test]
+    fn comparisons_do_not_spoil_the_figures() {
+        let mut tally = tally(2);
+        for (round, downtime_us) in [(1, 3000.0), (2, 5000.0)] {
+            tally.add(round, Purpose::Figures, hop(downtime_us, &[]));
+            tally.add(round, Purpose::Comparison, hop(90_000.0, &[]));
+        }
+        tally.end(sound());
+        assert!(tally.is_good());
+        assert_eq!(tally.downtime(Mode::Postcopy).unwrap().max, 5000.0);
+        let words = tally.words();
+        let row: Vec<&str> = words.lines().nth(2).unwrap().split_whitespace().collect();
+        assert_eq!(row[..3], ["post-copy", "400", "4.00"]);
+        assert_eq!(row[row.len() - 3..], ["18", "0", "good"]);
+        assert!(words.ends_with("Good: 4 moves; the guest's oracle found nothing wrong, and its console has all 9 lines in order.\n"));
+        assert_eq!(tally.summary(2), "round 2 of 2: 4 moves, 0 bad; downtime ms: post-copy 4.00 (max 5.00)");
+    }
+
+    #[test]
+    fn one_bad_move_is_enough() {
+        let mut tally = tally(1);
+        tally.add(1, Purpose::Figures, hop(1000.0, &["2 pages differ"]));
+        tally.end(sound());
+        assert!(!tally.is_good());
+        assert!(
+            tally.words().contains(
+                "BAD, after 1 moves:\n  post-copy     to 127.0.0.1:1: BAD (round 1): 2 pages differ"
+            )
+        );
+        let json: serde_json::Value = serde_json::from_str(&tally.json()).unwrap();
+        assert_eq!((&json["good"], &json["demo"]["moves"][0]["purpose"]), (&false.into(), &"figures".into()));
+    }
+
+    #[test]
+    fn a_guest_that_did_not_get_to_the_end_is_not_good() {
+        let mut tally = tally(1);
+        tally.add(1, Purpose::Figures, hop(1000.0, &[]));
+        tally.stop(Some("interrupted".to_owned()));
+        assert!(!tally.is_good());
+        assert!(tally.words().contains("ended early: interrupted"));
     }
 }

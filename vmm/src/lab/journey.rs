@@ -81,8 +81,8 @@ impl<'a> Journey<'a> {
         self.host.said(&what, limit, |console| reports(console) >= due).await
     }
 
-    /// Moves the guest to a new host. A move that fails is a result; unless it kept the guest here, the journey is over
-    /// with it.
+    /// Moves the guest to a new host, and hears it speak from there. A move that fails is a result; unless it kept the
+    /// guest here, the journey is over with it.
     ///
     /// # Errors
     /// When the move cannot be tried, or it cannot be known how it ended: the journey is over.
@@ -96,10 +96,11 @@ impl<'a> Journey<'a> {
         let mut hop =
             Hop { problems: verdict::of_report(&report, order.verify), usage: watch.usage(), report };
         if hop.report.outcome == Outcome::Moved {
-            hop.problems.extend(verdict::of_info(&destination.info().await?));
             let mut source = std::mem::replace(&mut self.host, destination);
             self.transcript.read(&source.ended().await?);
             hop.usage = watch.usage();
+            self.settle(1).await?;
+            hop.problems.extend(verdict::of_info(&self.host.info().await?));
         }
         Ok(hop)
     }
