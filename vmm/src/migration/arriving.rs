@@ -124,7 +124,7 @@ impl Arriving for Resident {
     }
 
     fn start_dirty_log(&self) -> Result<()> {
-        self.start_dirty_log()
+        self.start_clean_dirty_log()
     }
 
     fn harvest(&self) -> Result<PageSet> {

@@ -164,6 +164,14 @@ impl Resident {
         self.with_log(|log| log.start().map_err(refused))
     }
 
+    /// Starts dirty logging with no page in the log: only what is written from here on will be.
+    pub(super) fn start_clean_dirty_log(&self) -> Result<()> {
+        self.start_dirty_log()?;
+        // A log begins with every page in it.
+        let all = self.harvest()?;
+        self.description.ram.iter().try_for_each(|region| self.protect(&all, *region))
+    }
+
     /// Pages written since they were last protected.
     pub(super) fn harvest(&self) -> Result<PageSet> {
         let mut set = PageSet::new(self.description.gfn_limit());
