@@ -81,7 +81,10 @@ impl Alarm {
 
     /// Something went wrong. The first cause is kept; everyone wakes.
     pub(crate) fn trip(&self, cause: Failure) {
-        let mut state = self.lock();
+        self.ring(&mut self.lock(), cause);
+    }
+
+    fn ring(&self, state: &mut State, cause: Failure) {
         state.cause.get_or_insert(cause);
         for (link, how) in &state.links {
             link.shut(*how);
@@ -89,16 +92,15 @@ impl Alarm {
         self.changed.notify_all();
     }
 
-    /// Trips unless sealed or over; says whether it did.
+    /// Trips unless sealed or over; says whether it did. Seen and done under one lock: a seal in between
+    /// would have its guest called back after all.
     pub(crate) fn recall(&self, cause: Failure) -> bool {
-        {
-            let state = self.lock();
-            if state.sealed || state.over {
-                return false;
-            }
+        let mut state = self.lock();
+        let possible = !state.sealed && !state.over;
+        if possible {
+            self.ring(&mut state, cause);
         }
-        self.trip(cause);
-        true
+        possible
     }
 
     /// The point of no return.

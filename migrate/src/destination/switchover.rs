@@ -3,7 +3,6 @@
 use std::thread::Scope;
 use std::time::Instant;
 
-use super::context::Context;
 use super::fault::Placing;
 use super::session::{Cargo, Session};
 use crate::alarm::Woken;
@@ -39,24 +38,44 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Puts the state in place, waits for the last pages, compares if asked to, and says ready.
+    /// Puts the state in place when the last pages are, and says ready. What is compared is compared before:
+    /// the kernel writes guest memory while it restores.
     pub(super) fn restore(&mut self, cargo: &Cargo) -> Result<(), Failure> {
         let context = self.context;
+        if context.preflight.verify {
+            self.wait_last_round(cargo)?;
+            self.verify_paused()?;
+        }
         let since = Instant::now();
         context.guest.restore(&cargo.blob).map_err(Failure::guest("restore the guest's state"))?;
         self.report.restore_us = since.elapsed().as_micros() as u64;
         self.report.state_bytes = cargo.blob.len() as u64;
-        if cargo.after_round.is_some() {
-            wait_last_round(context)?;
-        }
-        if context.preflight.verify {
-            self.verify_paused()?;
-        }
+        self.wait_last_round(cargo)?;
         if let Some(cause) = context.alarm.cause() {
             return Err(cause);
         }
         self.custody.on(DestinationEvent::Restored)?;
         context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))
+    }
+
+    /// Waits for the last round, if it comes on the data connections, as long as bytes come.
+    fn wait_last_round(&self, cargo: &Cargo) -> Result<(), Failure> {
+        let context = self.context;
+        let idle = context.deadlines.idle;
+        let mut before = None;
+        while cargo.after_round.is_some() {
+            let bytes = context.landing.traffic().bytes;
+            let silent = Failure::Silent { peer: context.control.peer().to_owned(), after: idle };
+            if before.replace(bytes) == Some(bytes) {
+                return Err(silent);
+            }
+            match context.alarm.wait_until(idle, || context.landing.last_round_over()) {
+                Woken::Done => break,
+                Woken::Stopped => return Err(context.alarm.cause().unwrap_or(silent)),
+                Woken::TimeUp => {}
+            }
+        }
+        Ok(())
     }
 
     /// With all pages here they are compared now; in post-copy what the guest writes from now on is noted, for later.
@@ -125,23 +144,5 @@ impl<'a> Session<'a> {
         let reason = tame(&failure.to_string());
         // Without this word the source stays in doubt: safe, and all that can be done.
         let _ = self.context.control.tell(&Message::NotRunning(Reason { reason }));
-    }
-}
-
-/// Waits for the last round on the data connections, as long as bytes come.
-fn wait_last_round(context: &Context<'_>) -> Result<(), Failure> {
-    let idle = context.deadlines.idle;
-    let mut before = None;
-    loop {
-        let bytes = context.landing.traffic().bytes;
-        let silent = Failure::Silent { peer: context.control.peer().to_owned(), after: idle };
-        if before.replace(bytes) == Some(bytes) {
-            return Err(silent);
-        }
-        match context.alarm.wait_until(idle, || context.landing.last_round_over()) {
-            Woken::Done => return Ok(()),
-            Woken::Stopped => return Err(context.alarm.cause().unwrap_or(silent)),
-            Woken::TimeUp => {}
-        }
     }
 }

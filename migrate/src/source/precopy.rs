@@ -76,18 +76,21 @@ impl Journey<'_> {
         Left { pages: PageSet::new(limit), estimate: Duration::ZERO, round: 0 }
     }
 
-    /// Watches all of RAM, then asks what is populated.
+    /// What is populated, with everything else watched: what is first touched from here on shows in the harvest.
+    ///
+    /// Populated pages stay in the log as it begins, with every page in it, until they are read; watching them
+    /// now would only cost the guest a fault each. A page first touched in between is in the second answer.
     fn survey(&self) -> Result<PageSet, Failure> {
         let context = self.context;
         context.start_log()?;
-        let ram = &context.description.ram;
-        let all = PageSet::of_runs(context.description.gfn_limit(), ram);
-        for region in ram {
+        let mut untouched = PageSet::of_runs(context.description.gfn_limit(), &context.description.ram);
+        untouched.subtract(&self.everything()?);
+        for region in &context.description.ram {
             let first = region.first / 64 * 64;
             let window = PageRun { first, count: region.end().next_multiple_of(64) - first };
-            context.guest.protect(&all, window).map_err(Failure::guest("watch pages for writes"))?;
+            context.guest.protect(&untouched, window).map_err(Failure::guest("watch pages for writes"))?;
         }
-        context.ram.populated().map_err(Failure::guest("find populated pages"))
+        self.everything()
     }
 
     /// Tells the destination what round 0 will bring.
@@ -134,7 +137,7 @@ impl Journey<'_> {
         }
     }
 
-    /// Stop-and-copy, in the pause: the one round, of all that is populated.
+    /// All that is populated.
     pub(super) fn everything(&self) -> Result<PageSet, Failure> {
         self.context.ram.populated().map_err(Failure::guest("find populated pages"))
     }
