@@ -159,6 +159,9 @@ pub fn place(progress: &Progress) -> String {
 /// [`figures`] beside a bar, in what is left of 80 columns.
 #[must_use]
 pub fn brief(progress: &Progress) -> String {
+    if progress.pages_total == 0 {
+        return figures(progress);
+    }
     let mut words = format!("{} pages left, {}/s", count(progress.pages_left), bytes(progress.bytes_per_s));
     if matches!(progress.phase, Phase::Precopy) {
         words += &format!(", {}/s dirtied", count(progress.dirty_rate as u64));
@@ -169,16 +172,15 @@ pub fn brief(progress: &Progress) -> String {
     words
 }
 
-/// How fast it goes, and how long it will take.
+/// How fast it goes, and how long it will take. Without pages to count, only what was sent.
 #[must_use]
 pub fn figures(progress: &Progress) -> String {
-    let mut words = format!(
-        "{} of {} pages left, {} sent, {}/s",
-        count(progress.pages_left),
-        count(progress.pages_total),
-        bytes(progress.bytes as f64),
-        bytes(progress.bytes_per_s),
-    );
+    let sent = format!("{} sent", bytes(progress.bytes as f64));
+    if progress.pages_total == 0 {
+        return sent;
+    }
+    let (left, total) = (count(progress.pages_left), count(progress.pages_total));
+    let mut words = format!("{left} of {total} pages left, {sent}, {}/s", bytes(progress.bytes_per_s));
     if matches!(progress.phase, Phase::Precopy) {
         words += &format!(", {} pages/s dirtied", count(progress.dirty_rate as u64));
     }
@@ -200,6 +202,8 @@ mod tests {
         assert_eq!(brief(&now), "12,345 pages left, 1.10 GiB/s, 30,000/s dirtied, 44.0 ms");
         (now.phase, now.eta_ms) = (Phase::Postcopy, None);
         assert_eq!(progress(&now), "post-copy: 12,345 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s");
+        (now.phase, now.pages_total) = (Phase::Finish, 0);
+        assert_eq!((progress(&now), brief(&now)), ("finish: 256.0 MiB sent".into(), "256.0 MiB sent".into()));
     }
 
     #[test]
