@@ -186,7 +186,8 @@ impl Placing {
         while !self.told.load(Ordering::Acquire) && !context.alarm.is_stopped() {
             touched.clear();
             let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
-            if let Err(failure) = seen.and_then(|()| self.request(&touched, urgent)) {
+            let asked = seen.and_then(|()| self.request(&touched, urgent));
+            if let Err(failure) = asked.and_then(|()| self.check_patience(context)) {
                 context.alarm.trip(failure);
             }
         }
@@ -216,6 +217,16 @@ impl Placing {
         wanted
             .chunks(REQUESTS_PER_FRAME)
             .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+    }
+
+    /// A page that was asked for must come in time: a restore that waits for one hears nothing else.
+    fn check_patience(&self, context: &Context<'_>) -> Result<(), Failure> {
+        let open = *self.fate() == Fate::Open;
+        let after = if open { context.deadlines.pause } else { context.deadlines.idle };
+        if self.waits().since.values().any(|since| since.elapsed() >= after) {
+            return Err(Failure::Silent { peer: context.control.peer().to_owned(), after });
+        }
+        Ok(())
     }
 
     fn fate(&self) -> MutexGuard<'_, Fate> {

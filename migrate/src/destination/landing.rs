@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::context::Context;
 use super::prepare::Prepare;
@@ -16,6 +17,9 @@ use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
 use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap};
+
+/// How long the control connection may take to say why a data connection ended.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Where pages land before the guest runs.
 #[derive(Debug)]
@@ -153,7 +157,13 @@ impl Context<'_> {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
                 Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}
                 Ok(()) => return,
-                Err(failure) => return self.alarm.trip(failure),
+                Err(failure) => {
+                    if failure.is_bare() {
+                        // A source that gives up closes all its connections; this waits for it to say why.
+                        self.alarm.rest(GRACE);
+                    }
+                    return self.alarm.trip(failure);
+                }
             }
         }
     }

@@ -210,9 +210,10 @@ impl<'a> Session<'a> {
                 let _ = context.control.tell(&Message::Alive);
             });
         });
-        let result = self.score(scope, lines).map_err(|failure| context.alarm.explain(failure));
-        if let Err(failure) = &result {
+        let mut result = self.score(scope, lines).map_err(|failure| context.alarm.explain(failure));
+        if let Err(failure) = &mut result {
             self.decide_fate();
+            *failure = context.last_word(failure.clone());
             if self.custody.state() == Destination::Discarded {
                 context.control.abort(failure);
             }
@@ -301,6 +302,18 @@ impl<'a> Session<'a> {
 }
 
 impl Context<'_> {
+    /// A source that gave up has said why, perhaps while nobody listened. Tripping the alarm has ended the control
+    /// connection's reading, so this waits for nothing.
+    fn last_word(&self, failure: Failure) -> Failure {
+        if !failure.is_bare() || self.alarm.cause().is_none() {
+            return failure;
+        }
+        match self.control.hear() {
+            Err(aborted @ Failure::Aborted { .. }) => aborted,
+            _ => failure,
+        }
+    }
+
     fn blank_report(&self) -> ArrivalReport {
         ArrivalReport {
             guest: tame(&self.preflight.description.name),

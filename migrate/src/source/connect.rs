@@ -42,7 +42,7 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     begun(&control);
     let _ = context.control.set(control.clone());
     let asked = Instant::now();
-    greet(&control)?;
+    greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
     let round_trip = asked.elapsed();
     control.set_limit(context.route.deadlines.idle)?;
     let rehearsal = preflight(context, &control)?;
@@ -93,7 +93,9 @@ fn greet(control: &Line) -> Result<(), Failure> {
 /// Whoever closes or is silent before any word of ours is hardly a destination.
 fn not_ours(control: &Line, failure: Failure) -> Failure {
     let why = match failure {
-        Failure::Closed { .. } => "it closed the connection without a word".to_owned(),
+        Failure::Closed { .. } | Failure::Broken { .. } => {
+            "it closed the connection without a word".to_owned()
+        }
         Failure::Silent { .. } => "it does not answer".to_owned(),
         Failure::Protocol { error, .. } => error.to_string(),
         other => return other,

@@ -233,7 +233,7 @@ impl Sim {
             mind.corruptions.push(format!("page {gfn}: {read:x?} instead of {expected:#x}"));
         }
         mind.steps += 1;
-        let value = if mind.steps % 11 == 0 { 0 } else { gfn << 32 | mind.steps };
+        let value = if mind.steps.is_multiple_of(11) { 0 } else { gfn << 32 | mind.steps };
         mind.written[gfn as usize] = value;
         self.ram.write(gfn, value);
         true

@@ -1,0 +1,362 @@
+//! What can go wrong does: links cut or silent at every message, cancels, strangers, wrong ports, time limits.
+//!
+//! After each the same must hold: the guest runs on exactly one side or, where the source says `Unknown`, the
+//! source's is paused; never on both (the sims watch that all the time); and it finds its memory as it left it.
+
+mod sim;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use migrate::channel::memory::Place;
+use migrate::channel::tcp::{TcpDial, TcpListen};
+use migrate::channel::{Deadlines, Dial, Listen};
+use migrate::options::{Mode, Options};
+use migrate::progress::{Event, Observer, Silent};
+use migrate::report::{Outcome, Phase, Report};
+use migrate::source::{Route, migrate_over};
+use migrate::{Arrival, Cancel, Receiver, TooLate};
+use sim::link::{Blow, Fuse, Fusing};
+use sim::{Habit, Runners, Sim, SimHost};
+
+const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
+
+/// More operations than any of these migrations has.
+const MANY: i64 = 2000;
+
+fn options(mode: Mode) -> Options {
+    Options {
+        to: String::new(),
+        mode,
+        streams: 2,
+        max_downtime: Duration::from_millis(300),
+        timeout: Duration::from_secs(20),
+        bandwidth: None,
+        verify: false,
+    }
+}
+
+fn short(silence: Duration) -> Deadlines {
+    Deadlines {
+        connect: silence,
+        idle: silence,
+        pause: silence,
+        beat: silence / 4,
+        settle: Duration::from_millis(1),
+    }
+}
+
+/// One attempt, with everything that took part.
+struct Attempt {
+    report: Report,
+    arrival: Arrival,
+    runners: Runners,
+    guest: std::sync::Arc<Sim>,
+    host: SimHost,
+}
+
+fn attempt(options: &Options, deadlines: Deadlines, dial: &dyn Dial, listen: Box<dyn Listen>) -> Attempt {
+    attempt_with(options, deadlines, dial, listen, &Cancel::new(), &Silent)
+}
+
+fn attempt_with(
+    options: &Options,
+    deadlines: Deadlines,
+    dial: &dyn Dial,
+    listen: Box<dyn Listen>,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Attempt {
+    let (runners, habit) = (Runners::default(), Habit::default());
+    let guest = Sim::booted(habit, runners.clone());
+    let host = SimHost::new(habit, &runners);
+    let receiver = Receiver::over(listen, deadlines);
+    let (report, arrival) = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+        let report = migrate_over(&*guest, options, Route { dial, deadlines }, cancel, observer);
+        // A source that never came through leaves the destination waiting.
+        receiver.stop();
+        (report, receiving.join().expect("no panic"))
+    });
+    Attempt { report, arrival, runners, guest, host }
+}
+
+impl Attempt {
+    /// The promises, whatever happened.
+    fn check(&self, what: &str) {
+        let (here, there) = (self.guest.is_running(), self.host.guest().is_some_and(|sim| sim.is_running()));
+        let Self { report, arrival, .. } = self;
+        let account = format!("{what}: {:?} ({:?}); {arrival:?}", report.outcome, report.reason);
+        match report.outcome {
+            Outcome::Kept => assert!(here && !there, "{account}"),
+            Outcome::Moved => assert!(!here && there && self.guest.is_released(), "{account}"),
+            Outcome::Unknown => assert!(!here, "{account}"),
+        }
+        assert_eq!(there, matches!(arrival, Arrival::Arrived { .. }), "{account}");
+        assert_eq!(report.reason.is_some(), report.outcome != Outcome::Moved, "{account}");
+        assert!(report.outcome == Outcome::Moved || !self.guest.ram.is_logging(), "{account}");
+        for sim in [Some(self.guest.clone()), self.host.guest()].into_iter().flatten() {
+            if sim.is_running() {
+                sim.wait_steps(20);
+                sim.check_all();
+            }
+            assert_eq!(sim.corruptions(), Vec::<String>::new(), "{account}");
+            sim.shut_down();
+        }
+        assert_eq!(self.runners.count(), 0);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+/// Migrates again and again with a fuse one operation longer, until it does not burn through.
+/// Returns how often it ended how.
+fn burn(mode: Mode, side: Side, blow: Blow, deadlines: Deadlines, step: usize) -> [u32; 3] {
+    let mut ends = [0; 3];
+    for operations in (0..MANY).step_by(step) {
+        let (place, fuse) = (Place::new(), Fuse::new(operations, blow));
+        let fused = Fusing { inner: place.clone(), fuse: fuse.clone() };
+        let plain = place;
+        let attempt = match side {
+            Side::Source => attempt(&options(mode), deadlines, &fused, Box::new(plain)),
+            Side::Destination => attempt(&options(mode), deadlines, &plain, Box::new(fused)),
+        };
+        attempt.check(&format!("{mode:?}, {blow:?} after {operations} operations of the {side:?}"));
+        ends[attempt.report.outcome as usize] += 1;
+        if !fuse.has_blown() {
+            return ends;
+        }
+    }
+    panic!("{mode:?} still not over after {MANY} operations");
+}
+
+#[test]
+fn cut_at_every_message_of_the_source() {
+    for mode in MODES {
+        let [moved, kept, unknown] =
+            burn(mode, Side::Source, Blow::Cut, short(Duration::from_millis(500)), 1);
+        assert!(moved > 0 && kept > 10 && unknown > 0, "{mode:?}: {moved} {kept} {unknown}");
+    }
+}
+
+#[test]
+fn cut_at_every_message_of_the_destination() {
+    for mode in MODES {
+        let [moved, kept, unknown] =
+            burn(mode, Side::Destination, Blow::Cut, short(Duration::from_millis(500)), 1);
+        assert!(moved > 0 && kept > 10 && unknown > 0, "{mode:?}: {moved} {kept} {unknown}");
+    }
+}
+
+#[test]
+fn silence_on_either_side_is_noticed_in_every_phase() {
+    for (mode, side) in [
+        (Mode::Precopy, Side::Source),
+        (Mode::Precopy, Side::Destination),
+        (Mode::Postcopy, Side::Source),
+        (Mode::Hybrid, Side::Destination),
+    ] {
+        burn(mode, side, Blow::Silence, short(Duration::from_millis(60)), 3);
+    }
+}
+
+/// Cancels when an event is told.
+struct CancelAt {
+    when: fn(&Event) -> bool,
+    cancel: Cancel,
+    said: std::sync::Mutex<Option<(Result<(), TooLate>, Instant)>>,
+}
+
+impl Observer for CancelAt {
+    fn tell(&self, event: Event) {
+        let mut said = self.said.lock().expect("no panic");
+        if said.is_none() && (self.when)(&event) {
+            *said = Some((self.cancel.cancel("the operator asked"), Instant::now()));
+        }
+    }
+}
+
+#[test]
+fn a_cancel_acts_at_once_before_commit_and_is_refused_after_it() {
+    let phases: [(fn(&Event) -> bool, Result<(), TooLate>); 4] = [
+        (|event| matches!(event, Event::Phase { phase: Phase::Connect }), Ok(())),
+        (|event| matches!(event, Event::Phase { phase: Phase::Precopy }), Ok(())),
+        (|event| matches!(event, Event::Round { .. }), Ok(())),
+        (|event| matches!(event, Event::Switched { .. }), Err(TooLate)),
+    ];
+    for mode in [Mode::Precopy, Mode::Hybrid] {
+        for (when, expected) in phases {
+            let cancel = Cancel::new();
+            let observer = CancelAt { when, cancel: cancel.clone(), said: std::sync::Mutex::default() };
+            let place = Place::new();
+            let deadlines = short(Duration::from_millis(500));
+            let attempt =
+                attempt_with(&options(mode), deadlines, &place.clone(), Box::new(place), &cancel, &observer);
+            attempt.check("cancelled");
+            let said = observer.said.lock().expect("no panic").take();
+            assert_eq!(said.map(|(answer, _)| answer), Some(expected));
+            assert_eq!(attempt.report.outcome == Outcome::Kept, expected.is_ok());
+            if let Some(reason) = &attempt.report.reason {
+                assert!(reason.contains("cancelled: the operator asked"), "{reason}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cancel_reaches_a_paused_guest_whose_destination_is_silent() {
+    // Stop-and-copy at 1 MiB/s would pause the guest for half a second; the cancel ends that at once.
+    let (place, cancel) = (Place::new(), Cancel::new());
+    let slow = Options { bandwidth: Some(1 << 20), ..options(Mode::Stopcopy) };
+    let (runners, habit) = (Runners::default(), Habit::default());
+    let guest = Sim::booted(habit, runners.clone());
+    let host = SimHost::new(habit, &runners);
+    let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
+    let route = Route { dial: &place, deadlines: Deadlines::default() };
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+        let migrating = scope.spawn(|| migrate_over(&*guest, &slow, route, &cancel, &Silent));
+        while guest.is_running() {
+            std::thread::yield_now();
+        }
+        let asked = Instant::now();
+        cancel.cancel("enough").expect("before commit");
+        let report = migrating.join().expect("no panic");
+        assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+        assert_eq!(report.outcome, Outcome::Kept);
+        let arrival = receiving.join().expect("no panic");
+        let Arrival::Failed { reason } = arrival else { panic!("{arrival:?}") };
+        assert!(reason.contains("cancelled: enough"), "{reason}");
+    });
+    assert!(guest.is_running());
+    guest.shut_down();
+    host.shut_down();
+}
+
+#[test]
+fn the_time_limit_keeps_the_guest() {
+    let place = Place::new();
+    let slow =
+        Options { timeout: Duration::from_millis(80), bandwidth: Some(1 << 20), ..options(Mode::Precopy) };
+    let attempt = attempt(&slow, Deadlines::default(), &place.clone(), Box::new(place));
+    attempt.check("timed out");
+    let reason = attempt.report.reason.expect("a reason");
+    assert!(reason.contains("not done within 0.1 s"), "{reason}");
+}
+
+fn try_port(to: SocketAddr, deadlines: Deadlines) -> Report {
+    let guest = Sim::booted(Habit::default(), Runners::default());
+    let dial = TcpDial::new(&to.to_string());
+    let route = Route { dial: &dial, deadlines };
+    let report = migrate_over(&*guest, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+    assert!(report.outcome == Outcome::Kept && guest.is_running());
+    guest.shut_down();
+    report
+}
+
+#[test]
+fn a_port_where_nobody_waits_is_named() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let to = free.local_addr().expect("bound");
+    drop(free);
+    let reason = try_port(to, Deadlines::default()).reason.expect("a reason");
+    let expected =
+        format!("connecting: cannot connect to {to}: connection refused; is `vmm receive` waiting there?");
+    assert_eq!(reason, expected);
+}
+
+#[test]
+fn a_port_of_something_else_is_named() {
+    for answer in [&b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n"[..], b""] {
+        let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let to = other.local_addr().expect("bound");
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = other.accept().expect("the source dials");
+            let mut hello = [0; 16];
+            let _ = stream.read_exact(&mut hello);
+            let _ = stream.write_all(answer);
+        });
+        let reason = try_port(to, short(Duration::from_millis(300))).reason.expect("a reason");
+        assert!(reason.contains(&format!("cannot connect to {to}: ")), "{reason}");
+        answering.join().expect("no panic");
+    }
+}
+
+#[test]
+fn strangers_on_the_port_disturb_nobody() {
+    let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+    let to = listen.address().expect("bound");
+    // Silent ones, talking ones, and one that speaks our frames but belongs to no session.
+    let mut strangers: Vec<_> = (0..5).map(|_| TcpStream::connect(to).expect("it listens")).collect();
+    strangers[0].write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("open");
+    strangers[1].write_all(&[0xff; 4096]).expect("open");
+    strangers[2].write_all(&[0x56, 0x4d, 1, 1, 0xff, 0xff, 0xff, 0xff]).expect("open");
+    let session = "00000000-0000-0000-0000-000000000001";
+    let hello =
+        format!(r#"{{"versions":{{"min":1,"max":1}},"role":"data","session":"{session}","index":0}}"#);
+    let mut frame = vec![0x56, 0x4d, 1, 1];
+    frame.extend_from_slice(&(hello.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&[0; 8]);
+    frame.extend_from_slice(hello.as_bytes());
+    strangers[3].write_all(&frame).expect("open");
+    let dial = TcpDial::new(&to.to_string());
+    let attempt = attempt(&options(Mode::Hybrid), Deadlines::default(), &dial, Box::new(listen));
+    attempt.check("with strangers");
+    assert_eq!(attempt.report.outcome, Outcome::Moved, "{:?}", attempt.report.reason);
+}
+
+#[test]
+fn a_second_guest_is_refused_while_one_arrives_and_a_failed_attempt_does_not_close_the_port() {
+    let place = Place::new();
+    let (runners, habit) = (Runners::default(), Habit::default());
+    let host = SimHost::new(habit, &runners);
+    let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
+    let route = Route { dial: &place, deadlines: Deadlines::default() };
+    let (first, second) = (Sim::booted(habit, runners.clone()), Sim::booted(habit, Runners::default()));
+    let (cancel, slow) = (Cancel::new(), Options { bandwidth: Some(1 << 20), ..options(Mode::Precopy) });
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+        let (observer, begun) = Begun::new();
+        let (guest, slow, cancelled) = (&first, &slow, &cancel);
+        let migrating = scope.spawn(move || migrate_over(&**guest, slow, route, cancelled, &observer));
+        begun.recv().expect("pre-copy begins");
+        let refused = migrate_over(&*second, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+        let reason = refused.reason.expect("a reason");
+        assert!(reason.contains("another guest is arriving here"), "{reason}");
+        cancel.cancel("make room").expect("before commit");
+        assert_eq!(migrating.join().expect("no panic").outcome, Outcome::Kept);
+        assert!(matches!(receiving.join().expect("no panic"), Arrival::Failed { .. }));
+        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+        let report = migrate_over(&*first, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+        assert_eq!(report.outcome, Outcome::Moved, "{:?}", report.reason);
+        assert!(matches!(receiving.join().expect("no panic"), Arrival::Arrived { .. }));
+    });
+    host.guest().expect("built").check_all();
+    for sim in [Some(first), Some(second), host.guest()].into_iter().flatten() {
+        sim.shut_down();
+    }
+}
+
+/// Says once that pre-copy has begun.
+struct Begun(mpsc::Sender<()>);
+
+impl Begun {
+    fn new() -> (Self, mpsc::Receiver<()>) {
+        let (sender, receiver) = mpsc::channel();
+        (Self(sender), receiver)
+    }
+}
+
+impl Observer for Begun {
+    fn tell(&self, event: Event) {
+        if matches!(event, Event::Phase { phase: Phase::Precopy }) {
+            let _ = self.0.send(());
+        }
+    }
+}
