@@ -29,7 +29,8 @@ use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::journey::{Ending, Journey, Order};
 use crate::lab::{Lab, LabError, unless_interrupted};
 
-/// Reports of the guest (one a second) before each move: its pace before is measured in this time.
+/// Reports of the guest (one a second) before each move: its pace before is measured in this time, and in the last one
+/// how long it stands still without a move.
 const REPORTS_BETWEEN: usize = 2;
 
 /// Arguments of `vmm bench`.
@@ -78,6 +79,7 @@ pub struct BenchArgs {
 pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
     let file = args.json.as_deref().map(Document::create).transpose()?;
     let mut record = Record::default();
+    record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
     let measured = unless_interrupted(measure(args, &Grid::of(args)?, &mut record)).await;
     record.stopped = measured.as_ref().err().map(ToString::to_string);
     if !record.is_empty() {
@@ -146,11 +148,11 @@ impl TestBed<'_> {
             None => Journey::begin(self.lab, &self.guest).await?,
         };
         self.was_up = true;
-        journey.settle(REPORTS_BETWEEN).await?;
+        let quiet_gap_us = journey.settle(REPORTS_BETWEEN).await?;
         let hop = journey.hop(order).await?;
         // A guest in doubt is no guest to go on with.
         self.journey = (hop.report.outcome != Outcome::Unknown).then_some(journey);
-        Ok(Run::of(hop))
+        Ok(Run::of(hop, quiet_gap_us))
     }
 
     async fn end(self) -> Option<Ending> {

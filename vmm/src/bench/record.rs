@@ -41,6 +41,8 @@ pub(super) struct CellRecord {
 pub(super) struct Run {
     /// Why it did not come to an end.
     failure: Option<String>,
+    /// The longest time the guest stood still in the second before, µs: what the host's own noise is worth.
+    quiet_gap_us: Option<f64>,
     /// What was measured, if it did.
     hop: Option<Hop>,
 }
@@ -98,6 +100,11 @@ impl CellRecord {
         Spread::of(self.good().filter_map(of))
     }
 
+    /// How long the guest stood still in the seconds before its moves, µs.
+    pub(super) fn quiet_gaps_us(&self) -> impl Iterator<Item = f64> {
+        self.runs.iter().filter_map(|run| run.quiet_gap_us)
+    }
+
     fn good(&self) -> impl Iterator<Item = &Hop> {
         self.runs.iter().filter(|run| run.is_good()).filter_map(|run| run.hop.as_ref())
     }
@@ -127,13 +134,13 @@ impl Serialize for CellRecord {
 
 impl Run {
     /// It came to an end, be it good or bad.
-    pub(super) fn of(hop: Hop) -> Self {
-        Self { failure: None, hop: Some(hop) }
+    pub(super) fn of(hop: Hop, quiet_gap_us: Option<f64>) -> Self {
+        Self { failure: None, quiet_gap_us, hop: Some(hop) }
     }
 
     /// It did not.
     pub(super) fn failed(error: &LabError) -> Self {
-        Self { failure: Some(error.to_string()), hop: None }
+        Self { failure: Some(error.to_string()), quiet_gap_us: None, hop: None }
     }
 
     fn is_good(&self) -> bool {
@@ -171,7 +178,7 @@ mod tests {
     fn run(total_us: u64, problems: Vec<String>) -> Run {
         let mut report = verdict::tests::good();
         report.total_us = total_us;
-        Run::of(Hop { report, usage: Usage::default(), problems })
+        Run::of(Hop { report, usage: Usage::default(), problems }, Some(40.0))
     }
 
     #[test]

@@ -46,6 +46,9 @@ fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
             let _ = writeln!(text, "raw TCP: {}", raw.line());
         }
     }
+    let quiet = Spread::of(cells.iter().flat_map(CellRecord::quiet_gaps_us));
+    let quiet = or_dash(quiet, range);
+    let _ = writeln!(text, "without a move the guest stands still for {quiet} ms at most in a second");
     let head = [
         "mode",
         "streams",
@@ -113,6 +116,7 @@ fn problems(record: &Record) -> Vec<String> {
     problems.extend(
         record.endings.iter().flat_map(|ending| ending.problems.iter().map(|it| format!("BAD: {it}"))),
     );
+    problems.extend(record.setting.warning());
     problems.extend(record.stopped.iter().map(|reason| format!("ended early: {reason}")));
     problems
 }

@@ -121,7 +121,7 @@ async fn move_once(
     match outcome {
         Outcome::Moved => Ok(()),
         // It goes on from here; but first it must.
-        Outcome::Kept => journey.settle(1).await,
+        Outcome::Kept => journey.settle(1).await.map(drop),
         Outcome::Unknown => {
             Err(LabError::Died { said: "the guest is in doubt: the demo ends here".to_owned() })
         }

@@ -264,7 +264,9 @@ mod tests {
     fn comparisons_do_not_spoil_the_figures() {
         let mut tally = tally(2);
         for (round, downtime_us) in [(1, 3000.0), (2, 5000.0)] {
-            tally.add(round, Purpose::Figures, hop(downtime_us, &[]));
+            let mut plain = hop(downtime_us, &[]);
+            plain.report.verification = None;
+            tally.add(round, Purpose::Figures, plain);
             tally.add(round, Purpose::Comparison, hop(90_000.0, &[]));
         }
         tally.end(sound());

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::guest::GuestPlan;
 use super::host::Host;
-use super::transcript::{Transcript, reports};
+use super::transcript::{Transcript, last_gap_us, reports};
 use super::watch::{Usage, Watch};
 use super::{Lab, LabError, verdict, within};
 
@@ -67,13 +67,15 @@ impl<'a> Journey<'a> {
         Ok(journey)
     }
 
-    /// Waits until the guest has reported `times` more from where it is now.
+    /// Waits until the guest has reported `times` more from where it is now, and says how long it stood still at most
+    /// in the time of the last report, µs.
     ///
     /// # Errors
     /// When it does not: it stands still.
-    pub async fn settle(&mut self, times: usize) -> Result<(), LabError> {
+    pub async fn settle(&mut self, times: usize) -> Result<Option<f64>, LabError> {
         let due = reports(&self.host.console()) + times;
-        self.hear(due, "the guest reports from its work", REPORT_DEADLINE * times as u32).await
+        self.hear(due, "the guest reports from its work", REPORT_DEADLINE * times as u32).await?;
+        Ok(last_gap_us(&self.host.console()))
     }
 
     async fn hear(&mut self, due: usize, what: &str, limit: Duration) -> Result<(), LabError> {

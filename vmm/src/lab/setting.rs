@@ -5,8 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+/// Beyond this load average for each core, others are at work.
+const QUIET_LOAD_PER_CORE: f64 = 0.5;
+
 /// The circumstances.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Setting {
     /// Version of this program.
     pub version: &'static str,
@@ -20,6 +23,8 @@ pub struct Setting {
     pub cores: usize,
     /// Host memory, bytes.
     pub memory: Option<u64>,
+    /// Load average of the last minute, before anything was started.
+    pub load: Option<f64>,
     /// The host's kernel.
     pub kernel: String,
     /// The kernel modules that can be behind `/dev/kvm`, as far as they are loaded or built in.
@@ -33,6 +38,7 @@ impl Setting {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -41,6 +47,7 @@ impl Setting {
             cpu: field(&cpuinfo, "model name").unwrap_or("unknown").to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory: field(&meminfo, "MemTotal").and_then(kilobytes),
+            load: load.split(' ').next().and_then(|load| load.parse().ok()),
             kernel: kernel.trim().to_owned(),
             kvm: kvm_modules(),
         }
@@ -51,6 +58,15 @@ impl Setting {
     pub fn line(&self) -> String {
         let kvm = if self.kvm.is_empty() { String::new() } else { format!(", {}", self.kvm.join(" ")) };
         format!("{}, {} cores, Linux {}{kvm}", self.cpu, self.cores, self.kernel)
+    }
+
+    /// What spoils figures, if anything does: others at work on this host.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let load = self.load.filter(|load| *load > QUIET_LOAD_PER_CORE * self.cores as f64)?;
+        Some(format!(
+            "warning: this host was busy with something else (load average {load}): figures will be worse"
+        ))
     }
 }
 

@@ -69,6 +69,17 @@ pub fn reports(console: &[u8]) -> usize {
     lines.filter(|line| String::from_utf8_lossy(line).contains("] t=")).count()
 }
 
+/// The longest time the guest stood still in the time of its last report, µs, as it says there.
+#[must_use]
+pub fn last_gap_us(console: &[u8]) -> Option<f64> {
+    let text = String::from_utf8_lossy(console);
+    // The last line may still be on its way.
+    let whole = text.rsplit_once('\n')?.0;
+    let report = whole.lines().rfind(|line| line.contains("] t="))?;
+    let gap = report.split(' ').find_map(|word| word.strip_prefix("gap="))?;
+    gap.strip_suffix("us")?.parse().ok()
+}
+
 fn numbered(line: &str) -> Option<(u64, &str)> {
     let (number, text) = line.strip_prefix('[')?.split_once("] ")?;
     Some((number.parse().ok()?, text))
@@ -114,6 +125,16 @@ mod tests {
     #[test]
     fn work_begins_with_the_first_report() {
         assert_eq!(reports(b"[000001] demo guest, command line: t=5\r\n"), 0);
-        assert_eq!(reports(b"[000002] t=0.5s filling\r\n[000004] t=1.5s work=1/s\r\n"), 2);
+        assert_eq!(reports(b"[000002] t=0.5s work=0/s\r\n[000004] t=1.5s work=1/s\r\n"), 2);
+    }
+
+    #[test]
+    fn how_long_it_stood_still_of_late() {
+        let line = |gap| {
+            format!("[000012] t=3.0s work=10000/s gap={gap}us tick-gap=10.1ms verified=9800 corrupt=0\r\n")
+        };
+        assert_eq!(last_gap_us((line(35) + &line(70)).as_bytes()), Some(70.0));
+        assert_eq!(last_gap_us((line(35) + "[000013] t=4.0s work=1/s gap=9").as_bytes()), Some(35.0));
+        assert_eq!(last_gap_us(b"[000001] demo guest\r\n"), None);
     }
 }
