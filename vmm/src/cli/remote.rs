@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use migrate::client::types::VmInfo;
-use migrate::client::{Client, RuntimeDir};
+use migrate::client::{Client, ClientError, RuntimeDir};
 
-use super::args::Command;
+use super::args::{Command, Which};
 use super::hosting::Signals;
 use super::keyboard::{self, Typed};
 use super::terminal::RawTerminal;
@@ -25,7 +25,8 @@ pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::R
         Command::Console(which) => console(&choose(which.name).await?).await,
         Command::Pause(which) => Ok(choose(which.name).await?.pause().await?),
         Command::Resume(which) => Ok(choose(which.name).await?.resume().await?),
-        Command::Stop(which) => stop(&choose(which.name).await?).await,
+        Command::Stop(Which { name: Some(name) }) => stop(&Client::named_in(runtime, &name)?).await,
+        Command::Stop(Which { name: None }) => stop(&alone(runtime)?).await,
         Command::Run(_)
         | Command::Receive(_)
         | Command::Demo(_)
@@ -33,6 +34,18 @@ pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::R
         | Command::Tethered(_)
         | Command::GuestImage => {
             bail!("not a command to a running VMM")
+        }
+    }
+}
+
+/// The only VM, counting those that wait too: what cannot be undone is not guessed.
+fn alone(runtime: &RuntimeDir) -> anyhow::Result<Client> {
+    let mut running = Client::list_in(runtime)?;
+    match running.len() {
+        0 => Err(ClientError::NoneRunning(runtime.path().to_owned()).into()),
+        1 => Ok(running.remove(0)),
+        _ => {
+            Err(ClientError::Several(running.iter().map(|client| client.name().to_owned()).collect()).into())
         }
     }
 }
