@@ -12,7 +12,10 @@ use crate::wire::{Kind, Message};
 
 impl Journey<'_> {
     /// Comparison, figures, goodbye.
-    pub(super) fn last_words(&mut self, lines: &Lines) {
+    ///
+    /// # Errors
+    /// When RAM differs: the guest has moved, but somebody should know.
+    pub(super) fn last_words(&mut self, lines: &Lines) -> Result<(), Failure> {
         self.journal.enter(Phase::Finish);
         self.journal.stop_clock();
         // The guest has moved: what cannot be heard any more stays absent from the report.
@@ -20,6 +23,8 @@ impl Journey<'_> {
             let before = self.journal.before.take();
             self.journal.report.guest_measured = measured(before, end, settled);
         }
+        let differs = self.journal.report.verification.clone().filter(|found| found.mismatched > 0);
+        differs.map_or(Ok(()), |found| Err(Failure::Mismatch(found)))
     }
 
     fn hear_figures(&mut self, lines: &Lines) -> Result<(Option<Telemetry>, Option<Telemetry>), Failure> {

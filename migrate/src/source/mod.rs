@@ -126,8 +126,7 @@ impl<'a> Journey<'a> {
         self.switch_over(&lines, &crew, left)?;
         self.serve_pages(&lines, &crew)?;
         self.custody.on(SourceEvent::Complete)?;
-        self.last_words(&lines);
-        Ok(())
+        self.last_words(&lines)
     }
 
     /// All threads are gone: nothing may linger, and the report says what happened.
