@@ -69,6 +69,7 @@ impl DemoArgs {
 /// When the guest cannot be started, or was lost on the way: what was found until then has been printed.
 pub async fn run(args: &DemoArgs) -> Result<ExitCode, LabError> {
     let mut tally = Tally::new(args.plan(), args.rounds);
+    tally.warning().iter().for_each(|warning| eprintln!("{warning}"));
     let toured = unless_interrupted(tour(args, &mut tally)).await;
     if !tally.is_empty() {
         tally.stop(toured.as_ref().err().map(ToString::to_string));

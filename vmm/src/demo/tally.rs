@@ -14,7 +14,7 @@ use crate::lab::stats::Spread;
 use crate::lab::table::{Table, ms, or_dash};
 
 const NOTE: &str = "\
-Medians of the moves without comparison. Guest downtime: the longest time the guest itself stood still during the whole\n\
+Medians of the good moves without comparison. Guest downtime: the longest time the guest itself stood still during the whole\n\
 migration, faults of post-copy included, by its own clock. Host downtime: from the pause until the destination ran.\n\
 Compared: pages of RAM compared on both sides in a second move, where the comparison can be part of the pause.";
 
@@ -67,6 +67,10 @@ impl Tally {
     /// It did not, if there is a reason.
     pub(super) fn stop(&mut self, reason: Option<String>) {
         self.stopped = reason;
+    }
+
+    pub(super) fn warning(&self) -> Option<String> {
+        self.setting.warning()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -190,9 +194,8 @@ impl Tally {
     }
 
     fn figures(&self, mode: Mode, figure: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
-        let reports =
-            self.of(mode).filter(|entry| entry.purpose == Purpose::Figures).map(|entry| &entry.hop.report);
-        Spread::of(reports.filter_map(figure))
+        let counts = |entry: &&Entry| entry.purpose == Purpose::Figures && entry.is_good();
+        Spread::of(self.of(mode).filter(counts).filter_map(|entry| figure(&entry.hop.report)))
     }
 
     fn figure(&self, mode: Mode, figure: impl Fn(&Report) -> Option<f64>) -> Option<f64> {

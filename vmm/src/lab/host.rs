@@ -8,7 +8,8 @@ use std::time::Duration;
 use migrate::client::types::{Life, VmInfo};
 use migrate::client::{Client, RuntimeDir};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
 use tokio::process::{Child, Command};
 
 use super::output::{Output, last_line};
@@ -47,10 +48,11 @@ impl Host {
             .map_err(LabError::host("start a VMM"))?;
         let console = Output::of(child.stdout.take().expect("was asked for"));
         let mut errors = Output::of(child.stderr.take().expect("was asked for"));
-        let up =
-            within(PROCESS_DEADLINE, || format!("VMM {name} starts"), answers(runtime, name, &mut errors));
-        let client = up.await??;
         let pid = child.id().expect("was not waited for");
+        let answers = answers(runtime, name, &mut errors);
+        let Some(client) = within(PROCESS_DEADLINE, || format!("VMM {name} starts"), answers).await? else {
+            return Err(last_words(name, pid, &mut errors).await);
+        };
         Ok(Self { name: name.to_owned(), pid, client, console, errors, _child: child })
     }
 
@@ -89,7 +91,7 @@ impl Host {
         enough: impl FnMut(&Vec<u8>) -> bool,
     ) -> Result<(), LabError> {
         let said = within(limit, || what.to_owned(), self.console.reaches(enough)).await?;
-        if said { Ok(()) } else { Err(last_words(&self.name, &mut self.errors).await) }
+        if said { Ok(()) } else { Err(last_words(&self.name, self.pid, &mut self.errors).await) }
     }
 
     /// Waits until the process has ended by itself, and has all the guest said on this host.
@@ -127,36 +129,57 @@ impl Host {
 }
 
 /// Waits until the VMM answers on its control socket and has come to rest in its life. It says something on standard
-/// error when that is so, therefore it is asked again whenever it has said something.
-async fn answers(runtime: &RuntimeDir, name: &str, errors: &mut Output) -> Result<Client, LabError> {
+/// error when that is so, therefore it is asked again whenever it has said something. Nothing when it has ended.
+async fn answers(runtime: &RuntimeDir, name: &str, errors: &mut Output) -> Option<Client> {
     let mut heard = 0;
     loop {
         if let Ok(client) = Client::named_in(runtime, name)
             && let Ok(info) = client.info().await
             && matches!(info.life, Life::Running | Life::Waiting)
         {
-            return Ok(client);
+            return Some(client);
         }
         if !errors.reaches(|all| all.len() > heard).await {
-            return Err(last_words(name, errors).await);
+            return None;
         }
         heard = errors.so_far().len();
     }
 }
 
-/// Why a VMM ended.
-async fn last_words(name: &str, errors: &mut Output) -> LabError {
-    let all = within(PROCESS_DEADLINE, String::new, errors.to_end()).await.unwrap_or_default();
-    let said = last_line(&all).unwrap_or_else(|| format!("VMM {name} ended and said nothing"));
-    // This program will say so too.
-    LabError::Died { said: said.strip_prefix("vmm: ").map(str::to_owned).unwrap_or(said) }
+/// Why a VMM ended: what it said itself, else how.
+async fn last_words(name: &str, pid: u32, errors: &mut Output) -> LabError {
+    let said = within(PROCESS_DEADLINE, String::new, errors.to_end()).await.unwrap_or_default();
+    let error = last_line(&said).and_then(|line| line.strip_prefix("vmm: ").map(str::to_owned));
+    let Some(said) = error else {
+        let ended = tokio::task::spawn_blocking(move || how_it_ended(pid)).await;
+        return LabError::Died { said: format!("VMM {name} {}", ended.unwrap_or_default()) };
+    };
+    LabError::Died { said }
+}
+
+fn how_it_ended(pid: u32) -> String {
+    // Its output ended; it has or is about to.
+    let _ = exited(pid, PROCESS_DEADLINE);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+    let status = process(pid).ok().and_then(|pid| waitid(WaitId::Pid(pid), options).ok().flatten());
+    let signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
+    let code = status.as_ref().and_then(WaitIdStatus::exit_status);
+    match (signal, code) {
+        (Some(signal), _) => format!("was killed by signal {signal}"),
+        (_, Some(code)) => format!("ended with status {code} before it should"),
+        _ => "fell silent".to_owned(),
+    }
 }
 
 /// Waits until a process has exited, without taking its last word from whoever asks for it later.
 fn exited(pid: u32, limit: Duration) -> io::Result<bool> {
-    let pid = Pid::from_raw(pid.cast_signed()).ok_or(ErrorKind::NotFound)?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
-    // Readable means exited: pidfd_open(2).
+    let process = pidfd_open(process(pid)?, PidfdFlags::empty())?;
     let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
-    Ok(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit))? > 0)
+    // Readable means exited: pidfd_open(2).
+    let mut events = [PollFd::new(&process, PollFlags::IN)];
+    Ok(retry_on_intr(|| poll(&mut events, Some(&limit)))? > 0)
+}
+
+fn process(pid: u32) -> io::Result<Pid> {
+    Pid::from_raw(pid.cast_signed()).ok_or_else(|| ErrorKind::NotFound.into())
 }
