@@ -141,7 +141,13 @@ impl Link {
         destination.set_nodelay(true)?;
         let ends = [source.try_clone()?, destination.try_clone()?];
         let back = (destination.try_clone()?, source.try_clone()?);
-        self.now.lock().expect("no panic").ends.extend(ends);
+        {
+            let mut now = self.now.lock().expect("no panic");
+            if now.flow == Flow::Broken {
+                return Ok(());
+            }
+            now.ends.extend(ends);
+        }
         for ((from, to), way) in [((source, destination), Way::ToDestination), (back, Way::ToSource)] {
             let link = Arc::clone(self);
             thread::spawn(move || {
