@@ -27,7 +27,7 @@ use self::record::{Record, Run};
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::journey::{Ending, Journey, Order};
-use crate::lab::{Lab, LabError, unless_interrupted};
+use crate::lab::{self, Lab, LabError, unless_interrupted};
 
 /// Reports of the guest (one a second) before each move: its pace before is measured in this time, and in the last one
 /// how long it stands still without a move.
@@ -82,12 +82,11 @@ pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
     record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
     let measured = unless_interrupted(measure(args, &Grid::of(args)?, &mut record)).await;
     record.stopped = measured.as_ref().err().map(ToString::to_string);
+    let written = file.map_or(Ok(()), |file| file.write(&record));
     if !record.is_empty() {
-        println!("{}", show::words(&record).trim_end());
+        lab::show(&show::words(&record));
     }
-    if let Some(file) = file {
-        file.write(&record)?;
-    }
+    written?;
     measured?;
     Ok(if record.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -101,10 +100,10 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
         for streams in &grid.streams {
             let raw = RawTcp::measure(*streams, guest).await?;
             eprintln!("  raw TCP: {}", raw.line());
-            record.raw.push(raw);
             for mode in &grid.modes {
                 let order = order(args, *mode, *streams);
-                let cell = record.begin(Cell { guest: *guest, mode: *mode, streams: *streams });
+                let cell = Cell { guest: *guest, mode: *mode, streams: *streams };
+                let cell = record.begin(cell, raw.clone());
                 for _ in 0..grid.runs {
                     let run = bed.run(&order).await?;
                     eprintln!("  {}", cell.add(run));

@@ -21,7 +21,6 @@ pub(super) struct Record {
     pub(super) setting: Setting,
     /// Why it ended early.
     pub(super) stopped: Option<String>,
-    pub(super) raw: Vec<RawTcp>,
     pub(super) cells: Vec<CellRecord>,
     /// What each guest found on its whole way.
     pub(super) endings: Vec<Ending>,
@@ -32,7 +31,7 @@ pub(super) struct Record {
 pub(super) struct CellRecord {
     pub(super) cell: Cell,
     /// What plain TCP did, measured right before.
-    pub(super) raw: Option<RawTcp>,
+    pub(super) raw: RawTcp,
     pub(super) runs: Vec<Run>,
 }
 
@@ -53,7 +52,6 @@ impl Default for Record {
             schema: "bench/1",
             setting: Setting::here(),
             stopped: None,
-            raw: Vec::new(),
             cells: Vec::new(),
             endings: Vec::new(),
         }
@@ -61,9 +59,8 @@ impl Default for Record {
 }
 
 impl Record {
-    /// Begins a cell, which was measured under the plain TCP that was measured last.
-    pub(super) fn begin(&mut self, cell: Cell) -> &mut CellRecord {
-        let raw = self.raw.last().cloned();
+    /// Begins a cell.
+    pub(super) fn begin(&mut self, cell: Cell, raw: RawTcp) -> &mut CellRecord {
         self.cells.push(CellRecord { cell, raw, runs: Vec::new() });
         self.cells.last_mut().expect("was just put there")
     }
@@ -122,7 +119,7 @@ impl Serialize for CellRecord {
             #[serde(flatten)]
             cell: &'a Cell,
             good_runs: usize,
-            raw_tcp: &'a Option<RawTcp>,
+            raw_tcp: &'a RawTcp,
             figures: BTreeMap<&'static str, Option<Spread>>,
             runs: &'a [Run],
         }
@@ -185,7 +182,15 @@ mod tests {
     fn a_failed_run_is_kept_but_has_no_part_in_medians() {
         let mut record = Record::default();
         assert!(record.is_empty());
-        let cell = record.begin(cell());
+        let still = Spread::of([1e9]).unwrap();
+        let raw = RawTcp {
+            streams: 2,
+            bytes: 1,
+            cold_bytes_per_s: still,
+            warm_bytes_per_s: still,
+            round_trip_us: 15.0,
+        };
+        let cell = record.begin(cell(), raw);
         assert_eq!(cell.add(run(100_000, Vec::new())), "post-copy 1: 100 ms, downtime 5.00 ms");
         assert!(cell.add(run(900_000, vec!["2 pages differ".into()])).ends_with("FAILED: 2 pages differ"));
         assert!(cell.add(Run::failed(&LabError::Interrupted)).contains("FAILED: interrupted"));

@@ -40,7 +40,7 @@ pub(super) fn words(record: &Record) -> String {
 fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
     let mut text = format!("\n{}\n", guest.describe());
     let mut seen = 0;
-    for raw in cells.iter().filter_map(|cell| cell.raw.as_ref()) {
+    for raw in cells.iter().map(|cell| &cell.raw) {
         if raw.streams != seen {
             seen = raw.streams;
             let _ = writeln!(text, "raw TCP: {}", raw.line());
@@ -88,7 +88,7 @@ fn row(cell: &CellRecord) -> Vec<String> {
         or_dash(median(WORK_LOST), |ms| format!("{ms:.0}")),
         number(ENGINE_CPU, 2),
         or_dash(median(BYTES_PER_S), |rate| format!("{:.2}", rate / 1e9)),
-        or_dash(median(BYTES_PER_S).zip(cell.raw.as_ref()), |(rate, raw)| shares(rate, raw)),
+        or_dash(median(BYTES_PER_S), |rate| shares(rate, &cell.raw)),
     ]
 }
 

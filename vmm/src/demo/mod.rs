@@ -17,7 +17,7 @@ use self::tally::{Purpose, Tally};
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::journey::{Journey, Order};
-use crate::lab::{Lab, LabError, unless_interrupted};
+use crate::lab::{self, Lab, LabError, unless_interrupted};
 
 /// A soak test says how far it is after so many rounds.
 const ROUNDS_A_SUMMARY: u32 = 10;
@@ -74,7 +74,7 @@ pub async fn run(args: &DemoArgs) -> Result<ExitCode, LabError> {
     if !tally.is_empty() {
         tally.stop(toured.as_ref().err().map(ToString::to_string));
         let output = if args.json { tally.json() } else { tally.words() };
-        println!("{}", output.trim_end());
+        lab::show(&output);
     }
     toured?;
     Ok(if tally.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

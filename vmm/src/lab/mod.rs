@@ -26,6 +26,7 @@ pub mod verdict;
 pub mod watch;
 
 use std::cell::Cell;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,6 +107,12 @@ pub async fn unless_interrupted<T>(work: impl Future<Output = Result<T, LabError
         _ = terminate.recv() => Err(LabError::Interrupted),
         _ = hangup.recv() => Err(LabError::Interrupted),
     }
+}
+
+/// Prints a result. Whoever reads it may have had enough (`| head`): that is no failure.
+pub(crate) fn show(result: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", result.trim_end()).and_then(|()| out.flush());
 }
 
 /// Waits for `event`, but not for ever.
