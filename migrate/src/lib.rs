@@ -30,6 +30,7 @@ pub mod guest;
 pub mod handover;
 pub mod options;
 pub mod pages;
+mod priority;
 pub mod progress;
 mod pulse;
 pub mod report;

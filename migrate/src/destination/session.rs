@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::guest::{Arriving, Host};
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
+use crate::priority::give_way;
 use crate::progress::Observer;
 use crate::pulse;
 use crate::report::Phase;
@@ -199,11 +200,21 @@ impl<'a> Session<'a> {
         let context = self.context;
         context.alarm.watch(context.control.link(), Shutdown::Read);
         for line in lines.data.iter().chain(&lines.urgent) {
-            let line = line.clone();
             context.alarm.watch(line.link(), Shutdown::Both);
+        }
+        for line in lines.data.iter().cloned() {
+            scope.spawn(move || {
+                give_way();
+                context.receive_stream(&line);
+            });
+        }
+        for line in lines.urgent.iter().cloned() {
             scope.spawn(move || context.receive_stream(&line));
         }
-        scope.spawn(move || run_ahead(&context.landing, &context.ram, &context.alarm));
+        scope.spawn(move || {
+            give_way();
+            run_ahead(&context.landing, &context.ram, &context.alarm);
+        });
         scope.spawn(move || {
             pulse::beat(&context.alarm, context.deadlines.beat, || {
                 // Who hears the control connection learns of its end.

@@ -14,6 +14,7 @@ use super::courier::{Courier, Manner};
 use super::page_server::{self, Unsent};
 use crate::failure::Failure;
 use crate::pages::{PageRun, PageSet};
+use crate::priority::give_way;
 use crate::wire::Message;
 
 /// Pages of a window: 2 MiB of guest, one word boundary to another.
@@ -80,6 +81,7 @@ impl Crew {
             let (sender, tasks) = channel();
             let courier = Courier::new(context, link, Manner::Land);
             scope.spawn(move || {
+                give_way();
                 if let Err(failure) = work(context, courier, &tasks) {
                     context.alarm.trip(failure);
                 }
