@@ -128,14 +128,14 @@ pub(crate) fn destination(to: &str) -> Result<String, OptionsError> {
     }
 }
 
-/// `GET /migration`: the one under way, or the last one (outgoing or incoming).
+/// `GET /migration`: the one under way, leaving or arriving, or the last one that was to leave from here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationStatus {
     /// Whether one is under way.
     pub active: bool,
     /// Where it is.
     pub progress: Option<Progress>,
-    /// The report of the last one.
+    /// The report of the last one that was to leave from here: only the source writes one.
     pub report: Option<Report>,
 }
 

@@ -70,11 +70,14 @@ impl Host for Arrivals {
 
 /// The machine's own description, which the engine carries without looking.
 fn shape_of(guest: &Description) -> Result<MachineDescription> {
-    let shape: MachineDescription = serde_json::from_value(guest.machine.clone())
-        .map_err(|error| refused(format!("the source's description of its machine cannot be read: {error}")))?;
+    let shape: MachineDescription = serde_json::from_value(guest.machine.clone()).map_err(|error| {
+        refused(format!("the source's description of its machine cannot be read: {error}"))
+    })?;
     let layout = Layout::for_bytes(shape.memory).map_err(refused)?;
     if shape.vcpus != guest.vcpus || runs_of(&layout) != guest.ram {
-        return Err(refused("the source's description contradicts itself: vCPUs or RAM differ in its two parts"));
+        return Err(refused(
+            "the source's description contradicts itself: vCPUs or RAM differ in its two parts",
+        ));
     }
     Ok(shape)
 }

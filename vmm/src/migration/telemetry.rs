@@ -42,7 +42,10 @@ pub(crate) fn read_record(ram: &GuestRam) -> Option<guest::Telemetry> {
             bytes
         })
     };
-    guest::Telemetry::parse(&page(TELEMETRY_GPA)?, |vcpu| page(VCPU_PAGES_GPA + vcpu as u64 * VCPU_PAGE_STRIDE)).ok()
+    guest::Telemetry::parse(&page(TELEMETRY_GPA)?, |vcpu| {
+        page(VCPU_PAGES_GPA + vcpu as u64 * VCPU_PAGE_STRIDE)
+    })
+    .ok()
 }
 
 /// Opens a new window and waits at most `wait` for every vCPU to acknowledge it.

@@ -1,6 +1,5 @@
 //! What the control API asks, answered from the guest's stage.
 
-
 use migrate::client::types::{Life, MigrationStatus, Resolution, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
@@ -71,7 +70,9 @@ impl Vm for VmHandle {
     }
 
     fn migration(&self) -> MigrationStatus {
-        self.inner.lock().migration.clone()
+        let life = self.inner.lock();
+        let active = matches!(life.stage, Stage::Leaving(_) | Stage::Arriving(_));
+        MigrationStatus { active, ..life.migration.clone() }
     }
 
     fn cancel_migration(&self) -> Result<(), Refusal> {
@@ -87,7 +88,8 @@ impl Vm for VmHandle {
         };
         match resolution {
             Resolution::RunHere if doubt.missing.is_some() => Err(Refusal::Conflict(
-                "cannot run the guest here: part of its memory never arrived; --discard is all that is left".into(),
+                "cannot run the guest here: part of its memory never arrived; --discard is all that is left"
+                    .into(),
             )),
             Resolution::RunHere => {
                 let guest = doubt.guest.clone();

@@ -71,6 +71,8 @@ struct LifeOf {
     stage: Stage,
     migration: MigrationStatus,
     cancel: Option<Cancel>,
+    /// How the guest has ended by itself. Becomes the ending when no migration is under way any more.
+    stopped_itself: Option<Ending>,
     /// Set once all events about the end have been told.
     ending: Option<Ending>,
 }
@@ -108,6 +110,7 @@ impl VmHandle {
             stage,
             migration: MigrationStatus { active: false, progress: None, report: None },
             cancel: None,
+            stopped_itself: None,
             ending: None,
         };
         let inner = Inner {
@@ -133,13 +136,25 @@ impl VmHandle {
     }
 }
 
+impl LifeOf {
+    /// Makes a guest's own end the ending, unless a migration still has something to tell.
+    fn end_if_stopped(&mut self) {
+        if matches!(self.stage, Stage::Here(_)) && self.ending.is_none() {
+            self.ending = self.stopped_itself.take();
+        }
+    }
+}
+
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, LifeOf> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(&self, stage: Stage) {
-        self.lock().stage = stage;
+        let mut life = self.lock();
+        life.stage = stage;
+        life.end_if_stopped();
+        self.ended.notify_all();
     }
 
     /// Records the end, and frees what is left of the guest.
@@ -152,18 +167,19 @@ impl Inner {
         drop(last);
     }
 
+    /// On a vCPU's thread: the machine must not be waited for, so it is left to whoever hears of the end.
     fn guest_ended(&self, end: &GuestEnd) {
         let ending = match end.end {
             End::Shutdown | End::Reset => Ending::Stopped,
             End::TripleFault | End::Failed(_) => Ending::Crashed(end.to_string()),
         };
         let mut life = self.lock();
+        life.stopped_itself = Some(ending);
         if let Some(cancel) = &life.cancel {
             // Too late means that the guest has left: its copy here has not run and cannot have ended.
             let _ = cancel.cancel(&end.to_string());
         }
-        life.ending.get_or_insert(ending);
-        drop(life);
+        life.end_if_stopped();
         self.ended.notify_all();
     }
 

@@ -25,7 +25,9 @@ pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Resul
         let mut life = inner.lock();
         let guest = Arc::clone(life.stage.at_hand("move the guest")?);
         if !guest.is_running() {
-            return Err(Refusal::Conflict("cannot move the guest: it is paused; `vmm resume` it first".into()));
+            return Err(Refusal::Conflict(
+                "cannot move the guest: it is paused; `vmm resume` it first".into(),
+            ));
         }
         life.stage = Stage::Leaving(Arc::clone(&guest));
         life.migration = MigrationStatus { active: true, progress: None, report: None };
@@ -69,7 +71,10 @@ pub(super) fn receive_in_background(handle: &VmHandle, kvm: KvmHost, receiver: R
         }
     };
     let arrivals = Arrivals::new(kvm, handle.hooks(), built);
-    thread::Builder::new().name("receive".into()).spawn(move || receive(&inner, &arrivals, &receiver)).map(drop)
+    thread::Builder::new()
+        .name("receive".into())
+        .spawn(move || receive(&inner, &arrivals, &receiver))
+        .map(drop)
 }
 
 fn receive(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver) {
@@ -115,5 +120,7 @@ impl Inner {
         life.migration = MigrationStatus { active: false, progress: None, report: Some(report.clone()) };
         drop(life);
         let _ = self.events.send(Event::Ended { report: Box::new(report) });
+        self.lock().end_if_stopped();
+        self.ended.notify_all();
     }
 }
