@@ -2,7 +2,7 @@
 
 use migrate::report::Report;
 
-use crate::{Ending, Guest, Transcript, Vm, World};
+use crate::{Ending, Guest, Transcript, Vm, World, until};
 
 /// A guest and the VMMs it has been on, the last being where it is.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ impl<'a> Journey<'a> {
     #[track_caller]
     pub fn begin(world: &'a World, guest: Guest) -> Self {
         let journey = Self { world, stations: vec![world.run("vm0", guest)] };
-        let _ = journey.here().works_on();
+        until("the guest to work", || (!journey.here().transcript().work().is_empty()).then_some(()));
         journey
     }
 

@@ -88,6 +88,11 @@ impl Vm {
         std::fs::read(&self.console).unwrap_or_default()
     }
 
+    /// What its guest has said here.
+    pub fn transcript(&self) -> Transcript {
+        Transcript::of([self.console()])
+    }
+
     /// Waits until the guest has worked here for a whole second from now, and returns its report of that second.
     ///
     /// # Panics
@@ -95,7 +100,7 @@ impl Vm {
     #[track_caller]
     pub fn works_on(&self) -> SecondOfWork {
         // The first report may be of a second that began before.
-        let reports = || Transcript::of([self.console()]).work();
+        let reports = || self.transcript().work();
         let before = reports().len();
         until(&format!("the guest of {} to work", self.name), || reports().get(before + 1).copied())
     }

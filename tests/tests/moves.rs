@@ -5,10 +5,11 @@
 
 use migrate::options::Mode;
 use migrate::report::{Phase, Report};
-use tests::{Guest, Journey, Transcript, World, kvm_or_skip, until};
+use tests::{Guest, Journey, World, kvm_or_skip, until};
 
-/// No guest may stand still for longer on any machine these tests run on: two seconds, in µs.
-const TOO_LONG: f64 = 2e6;
+/// No guest may stand still for longer on any machine these tests run on, in µs. Programs that are not optimized take
+/// seconds to compare memory during the pause.
+const TOO_LONG: f64 = if cfg!(debug_assertions) { 10e6 } else { 2e6 };
 
 fn name(mode: Mode) -> &'static str {
     match mode {
@@ -181,7 +182,7 @@ fn the_witness_is_not_blind() {
         world.run(way, Guest { words: words.leak(), memory: "64M", cpus: 1 })
     });
     for guest in guests {
-        let told = until("the damage to be told", || Transcript::of([guest.console()]).check().err());
+        let told = until("the damage to be told", || guest.transcript().check().err());
         assert!(told.contains("damage"), "{}: {told}", guest.name());
     }
 }

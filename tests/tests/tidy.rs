@@ -70,7 +70,9 @@ fn the_machine_knows_nothing_of_migration() {
         .filter(|room| root().join("vmm/src").join(room).is_dir())
         .flat_map(|room| files(&format!("vmm/src/{room}"), ".rs"))
         .flat_map(|(path, text)| {
-            lines_with(&path, &text, "migrate::").chain(lines_with(&path, &text, "crate::migration")).collect::<Vec<_>>()
+            lines_with(&path, &text, "migrate::")
+                .chain(lines_with(&path, &text, "crate::migration"))
+                .collect::<Vec<_>>()
         })
         .collect();
     none(offences, "rooms below the adapter must not use the engine:");
@@ -110,10 +112,17 @@ fn unsafe_code_says_why_at_the_top_of_its_file() {
 
 #[test]
 fn nothing_is_left_half_done() {
-    let words = ["to".to_owned() + "do!(", "unimple".to_owned() + "mented!(", "FIX".to_owned() + "ME", "dbg".to_owned() + "!("];
+    let words = [
+        "to".to_owned() + "do!(",
+        "unimple".to_owned() + "mented!(",
+        "FIX".to_owned() + "ME",
+        "dbg".to_owned() + "!(",
+    ];
     let offences = rust()
         .iter()
-        .flat_map(|(path, text)| words.iter().flat_map(|word| lines_with(path, text, word)).collect::<Vec<_>>())
+        .flat_map(|(path, text)| {
+            words.iter().flat_map(|word| lines_with(path, text, word)).collect::<Vec<_>>()
+        })
         .collect();
     none(offences, "half-done work is left:");
 }
