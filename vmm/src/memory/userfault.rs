@@ -229,11 +229,8 @@ mod tests {
     use crate::memory::layout::Layout;
 
     #[test]
+    #[cfg_attr(no_userfaultfd, ignore = "needs userfaultfd")]
     fn a_touch_of_a_missing_page_waits_for_its_content() {
-        if let Err(error) = Userfault::check() {
-            eprintln!("SKIPPED: {error}");
-            return;
-        }
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
         bulk::copy_in(&ram, 0, &[9; 3 * PAGE as usize]);
         let faults = Userfault::catch(Arc::clone(&ram), &[(PAGE, PAGE)]).unwrap();

@@ -31,10 +31,8 @@ fn hop(from: Machine<Paused>, hooks: Hooks) -> Machine<Paused> {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_guest_goes_on_in_another_machine() {
-    if !kvm_or_skip("the_guest_goes_on_in_another_machine") {
-        return;
-    }
     for cpus in [1, 2] {
         let (mut machine, _) = busy(cpus);
         for round in 0..5 {
@@ -52,10 +50,8 @@ fn the_guest_goes_on_in_another_machine() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_state_saved_again_is_the_same() {
-    if !kvm_or_skip("a_state_saved_again_is_the_same") {
-        return;
-    }
     let (machine, _) = busy(2);
     let machine = pause(machine);
     let first = hop(machine, hooks().0);
@@ -80,10 +76,8 @@ fn registers(state: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing() {
-    if !kvm_or_skip("what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing") {
-        return;
-    }
     let (machine, _) = busy(1);
     let mut machine = pause(machine);
     let state = machine.save().unwrap();
@@ -105,10 +99,8 @@ fn what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing() {
 
 /// Bytes changed under a right checksum: KVM judges them, nobody panics, and the machine still answers.
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn any_values_are_applied_or_refused() {
-    if !kvm_or_skip("any_values_are_applied_or_refused") {
-        return;
-    }
     let (machine, _) = busy(1);
     let machine = pause(machine);
     let (state, description) = (machine.save().unwrap(), machine.description());
@@ -132,10 +124,8 @@ fn any_values_are_applied_or_refused() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_description_says_every_reason_at_once() {
-    if !kvm_or_skip("a_description_says_every_reason_at_once") {
-        return;
-    }
     let kvm = KvmHost::open().unwrap();
     let machine = Machine::boot(&config(1, ""), Console::new()).unwrap();
     let mut wrong = machine.description();

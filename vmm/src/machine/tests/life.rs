@@ -6,10 +6,8 @@ use super::*;
 use crate::memory::layout::Layout;
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_demo_guest_boots_and_speaks() {
-    if !kvm_or_skip("the_demo_guest_boots_and_speaks") {
-        return;
-    }
     for cpus in [1, 2] {
         let (machine, ends) = busy(cpus);
         assert!(machine.console().wait_for("[000001]", LONG));
@@ -20,10 +18,8 @@ fn the_demo_guest_boots_and_speaks() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn dropping_a_running_machine_ends_its_threads() {
-    if !kvm_or_skip("dropping_a_running_machine_ends_its_threads") {
-        return;
-    }
     let (machine, _ends) = busy(2);
     let board = Arc::downgrade(machine.board());
     let started = Instant::now();
@@ -88,10 +84,8 @@ fn run_kernel_with(
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_that_ends_by_itself_is_named() {
-    if !kvm_or_skip("a_guest_that_ends_by_itself_is_named") {
-        return;
-    }
     // mov dx, 0x3f8; mov al, 'A'; out dx, al; then the way out.
     let hello = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'A', 0xee];
     let out = |port: u16, value: u8| {
@@ -111,10 +105,8 @@ fn a_guest_that_ends_by_itself_is_named() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn linux_entry_and_initramfs_are_where_the_boot_protocol_says() {
-    if !kvm_or_skip("linux_entry_and_initramfs_are_where_the_boot_protocol_says") {
-        return;
-    }
     let initramfs = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(initramfs.path(), "initramfs").unwrap();
     let path = || Some(initramfs.path().to_path_buf());
@@ -144,10 +136,8 @@ fn linux_entry_and_initramfs_are_where_the_boot_protocol_says() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn what_is_typed_reaches_the_guest() {
-    if !kvm_or_skip("what_is_typed_reaches_the_guest") {
-        return;
-    }
     #[rustfmt::skip]
     let echo: &[u8] = &[
         0x66, 0xba, 0xfd, 0x03, // again: mov dx, 0x3fd
@@ -165,10 +155,8 @@ fn what_is_typed_reaches_the_guest() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn kernels_that_cannot_boot_are_named_with_the_way_out() {
-    if !kvm_or_skip("kernels_that_cannot_boot_are_named_with_the_way_out") {
-        return;
-    }
     let message = |image: &[u8]| run_kernel(image).unwrap_err().to_string();
     let kernel = tiny_kernel(&[0xf4; 100]);
     assert!(message(b"").contains("is empty"));
@@ -185,6 +173,7 @@ fn kernels_that_cannot_boot_are_named_with_the_way_out() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn cut_and_random_kernels_never_panic() {
     let ram = GuestRam::new(Layout::for_bytes(64 << 20).unwrap()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -3,10 +3,8 @@
 use super::*;
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_survives_a_hundred_pauses() {
-    if !kvm_or_skip("a_guest_survives_a_hundred_pauses") {
-        return;
-    }
     let (mut machine, ends) = busy(2);
     for _ in 0..100 {
         let paused = pause(machine);
@@ -19,10 +17,8 @@ fn a_guest_survives_a_hundred_pauses() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_can_be_paused_before_it_has_run_and_while_it_boots() {
-    if !kvm_or_skip("a_guest_can_be_paused_before_it_has_run_and_while_it_boots") {
-        return;
-    }
     let (hooks, _ends) = hooks();
     let mut machine = Machine::boot(&config(2, "dirty ws=4 rate=max"), hooks).unwrap();
     for _ in 0..50 {
@@ -37,11 +33,9 @@ fn a_guest_can_be_paused_before_it_has_run_and_while_it_boots() {
 
 /// `cargo test --release -p vmm --lib -- --ignored --nocapture durations`
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 #[ignore = "prints durations, proves nothing"]
 fn durations() {
-    if !kvm_or_skip("durations") {
-        return;
-    }
     for cpus in [1, 2] {
         let (mut machine, _ends) = busy(cpus);
         let description = machine.description();
