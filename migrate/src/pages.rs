@@ -106,6 +106,16 @@ impl PageSet {
         }
     }
 
+    /// Where at least `dense` of 64 neighbouring pages are in the set, adds all of them that are in `whole`: fewer
+    /// and longer runs.
+    pub fn join_dense(&mut self, dense: u32, whole: &PageSet) {
+        for (mine, all) in self.words.iter_mut().zip(&whole.words) {
+            if mine.count_ones() >= dense {
+                *mine |= all;
+            }
+        }
+    }
+
     /// How many pages.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -307,6 +317,15 @@ mod tests {
         let set = PageSet::of_runs(256, &[PageRun { first: 10, count: 200 }]);
         let runs: Vec<_> = set.runs_within(PageRun { first: 64, count: 70 }).collect();
         assert_eq!(runs, [PageRun { first: 64, count: 70 }]);
+    }
+
+    #[test]
+    fn dense_neighbourhoods_are_joined_within_bounds() {
+        let (sparse, dense) = (PageRun { first: 3, count: 7 }, PageRun { first: 130, count: 8 });
+        let whole = PageSet::of_runs(192, &[PageRun { first: 0, count: 190 }]);
+        let mut set = PageSet::of_runs(192, &[sparse, dense]);
+        set.join_dense(8, &whole);
+        assert_eq!(set.runs().collect::<Vec<_>>(), [sparse, PageRun { first: 128, count: 62 }]);
     }
 
     #[test]

@@ -210,7 +210,12 @@ impl Placing {
             } else if self.unplaced.contains(*gfn) && !self.requested.contains(*gfn) {
                 self.waits().since.insert(*gfn, now);
                 self.requested.insert_run(page);
-                wanted.push(*gfn);
+                // Who took the page out meanwhile may have looked for waiters before this one was entered.
+                if self.unplaced.contains(*gfn) {
+                    wanted.push(*gfn);
+                } else if self.requested.claim(*gfn) {
+                    self.waits().since.remove(gfn);
+                }
             }
         }
         self.waits().requests += wanted.len() as u64;

@@ -1,14 +1,19 @@
 //! After the guest runs here: the rest of its memory (post-copy), comparison, its own figures, goodbye.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::session::Session;
 use crate::failure::Failure;
+use crate::guest::Telemetry;
 use crate::handover::DestinationEvent;
 use crate::report::Phase;
 use crate::verify::{compare, judge};
 use crate::wire::message::Figures;
 use crate::wire::{Kind, Message};
+
+/// How often, and how far apart, a guest that has just arrived is looked at for its first figures here.
+const LOOKS: u32 = 50;
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl Session<'_> {
     /// Waits until nothing is missing. The thread that places the last page says so to the source; what the source
@@ -40,7 +45,7 @@ impl Session<'_> {
     pub(super) fn last_words(&mut self) -> Result<(), Failure> {
         let context = self.context;
         context.enter(Phase::Finish);
-        let telemetry = context.guest.telemetry();
+        let telemetry = self.fresh_telemetry();
         let measures = telemetry.is_some();
         context.control.tell(&Message::Figures(Figures { telemetry }))?;
         if measures {
@@ -51,6 +56,22 @@ impl Session<'_> {
             Message::Bye => Ok(()),
             other => Err(context.control.unexpected(other.kind(), Kind::Bye.word())),
         }
+    }
+
+    /// The guest's figures once it has written some here: its last ones may be from before the pause. It cannot
+    /// tell us when, so it is looked at again and again, for a short time.
+    fn fresh_telemetry(&self) -> Option<Telemetry> {
+        let context = self.context;
+        let mut told = context.guest.telemetry()?;
+        let stale = told.tsc;
+        for _ in 0..LOOKS {
+            told = context.guest.telemetry()?;
+            if told.tsc != stale {
+                break;
+            }
+            context.alarm.rest(LOOK_AGAIN);
+        }
+        Some(told)
     }
 
     /// Compares all pages that the guest has not written here. What it wrote is asked after all are hashed, so

@@ -204,7 +204,10 @@ impl<'a> Session<'a> {
         }
         for line in lines.data.iter().cloned() {
             scope.spawn(move || {
-                give_way();
+                // In post-copy the guest waits for what this thread has received.
+                if !context.preflight.postcopy() {
+                    give_way();
+                }
                 context.receive_stream(&line);
             });
         }

@@ -13,6 +13,7 @@ use super::context::Context;
 use super::courier::{Courier, Manner};
 use super::page_server::{self, Unsent};
 use crate::failure::Failure;
+use crate::options::Mode;
 use crate::pages::{PageRun, PageSet};
 use crate::priority::give_way;
 use crate::wire::Message;
@@ -81,7 +82,10 @@ impl Crew {
             let (sender, tasks) = channel();
             let courier = Courier::new(context, link, Manner::Land);
             scope.spawn(move || {
-                give_way();
+                // In post-copy the guest waits for what these threads have claimed.
+                if context.options.mode != Mode::Postcopy {
+                    give_way();
+                }
                 if let Err(failure) = work(context, courier, &tasks) {
                     context.alarm.trip(failure);
                 }
