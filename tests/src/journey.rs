@@ -16,9 +16,16 @@ impl<'a> Journey<'a> {
     #[must_use]
     #[track_caller]
     pub fn begin(world: &'a World, guest: Guest) -> Self {
-        let journey = Self { world, stations: vec![world.run("vm0", guest)] };
+        let journey = Self::early(world, guest);
         until("the guest to work", || (!journey.here().transcript().work().is_empty()).then_some(()));
         journey
+    }
+
+    /// Starts a guest and waits for nothing more.
+    #[must_use]
+    #[track_caller]
+    pub fn early(world: &'a World, guest: Guest) -> Self {
+        Self { world, stations: vec![world.run("vm0", guest)] }
     }
 
     /// Where the guest is.

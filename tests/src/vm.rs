@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use migrate::client::types::{Life, VmInfo};
-use migrate::client::{Client, Result};
+use migrate::client::{Client, ClientError, Result};
 
 use crate::{Output, Process, SecondOfWork, Transcript, World, until};
 
@@ -56,6 +56,19 @@ impl Vm {
     #[track_caller]
     pub fn api<T>(&self, request: impl AsyncFnOnce(&Client) -> Result<T>) -> T {
         wait(request(&self.client)).unwrap_or_else(|error| panic!("VMM {}: {error}", self.name))
+    }
+
+    /// Why it refuses a request to its control API, which it must.
+    ///
+    /// # Panics
+    /// When it does not, or not as a conflict with the guest's life.
+    #[track_caller]
+    pub fn refused<T>(&self, request: impl AsyncFnOnce(&Client) -> Result<T>) -> String {
+        match wait(request(&self.client)) {
+            Err(ClientError::Refused { status: 409, reason }) => reason,
+            Err(other) => panic!("VMM {}: {other}", self.name),
+            Ok(_) => panic!("VMM {} did what it should have refused", self.name),
+        }
     }
 
     /// Where its guest is in its life; `None` when the VMM does not answer.

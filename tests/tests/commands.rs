@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use migrate::client::types::Life;
+use rustix::process::Signal;
 use tests::{Guest, Output, World, kvm_or_skip, until};
 
 /// The words that a failed command said: one line, and it failed with this status.
@@ -62,7 +63,8 @@ fn the_guest_is_an_elf_file() {
 
 #[test]
 fn a_host_without_kvm_is_told_so() {
-    let world = World::quiet();
+    // A program cannot be started while another thread's child still has it open from the copying.
+    let world = World::alone();
     let mut command = world.command("vmm", ["run", "--name", "none", "--memory", "64M"]);
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_ok() {
         let Some(unprivileged) = as_nobody(&world) else {
@@ -125,10 +127,27 @@ fn a_vm_is_listed_paused_resumed_and_stopped() {
     tell("pause alone");
     vm.wait_until(Life::Paused);
     assert!(tell("list").contains("paused") && vm.stands_still());
+    let output = world.ask("migrate", ["--vm", "alone", "--to", &address]);
+    assert!(refusal(&output, 1).contains("paused"), "{}", output.err);
     tell("resume alone");
     let _ = vm.works_on();
     tell("stop alone");
     assert_eq!(vm.end().code, Some(0));
+}
+
+#[test]
+fn a_signal_stops_a_vm_in_order() {
+    kvm_or_skip!();
+    let world = World::quiet();
+    for signal in [Signal::TERM, Signal::INT] {
+        let [mut vm, mut waiting] = [world.run("one", Guest::IDLE), world.receive("two")];
+        for vm in [&mut vm, &mut waiting] {
+            vm.process().signal(signal);
+            let output = vm.end();
+            assert_eq!(output.code, Some(0), "{}", output.err);
+        }
+        assert!(world.runtime().names().expect("a folder").is_empty());
+    }
 }
 
 #[test]

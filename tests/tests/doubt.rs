@@ -21,6 +21,8 @@ fn following(event: &Event) -> bool {
 /// The guest is paused there, the VMM says that it is in doubt, and nothing makes it run by itself.
 fn is_in_doubt(vm: &Vm) {
     vm.wait_until(Life::Unknown);
+    let refused = vm.refused(async |client| client.resume().await);
+    assert!(refused.contains("doubt"), "{refused}");
     assert!(vm.stands_still(), "{} runs a guest in doubt", vm.name());
     assert_eq!(vm.life(), Some(Life::Unknown));
 }
@@ -98,6 +100,8 @@ fn the_source_dies_in_postcopy() {
     journey.here_mut().process().kill();
     assert_eq!(migration.process().end().code, Some(3), "the command cannot know how it ended");
     is_in_doubt(&next);
+    let resolve = world.ask("migrate", ["resolve", "--run-here", "--vm", "bereft"]);
+    assert_eq!(resolve.code, Some(1), "half a guest cannot run: {}", resolve.err);
     assert!(!next.process().err().is_empty(), "the VMM says that half of its guest is lost");
 }
 

@@ -10,6 +10,7 @@ use std::thread;
 use migrate::client::types::Life;
 use migrate::progress::Event;
 use migrate::report::Phase;
+use rustix::process::Signal;
 use tests::{Cut, Guest, Journey, Kind, Proxy, World, kvm_or_skip, until};
 
 /// Slow enough that pre-copy of the busy guest takes ten seconds.
@@ -152,12 +153,32 @@ fn one_at_a_time_and_it_can_be_cancelled() {
     let second = world.ask("migrate", ["--vm", name, "--to", &other.address()]);
     assert_eq!(second.code, Some(1), "{}", second.err);
     assert!(second.err.lines().count() == 1, "one line: {}", second.err);
+    let mut watch = world.start(world.command("migrate", ["watch", "--vm", name]), "watch");
+    until("watch to watch", || watch.err().contains("round").then_some(()));
     let cancel = world.ask("migrate", ["cancel", "--vm", name]);
     assert_eq!(cancel.code, Some(0), "{}", cancel.err);
     let reason = migration.end().kept();
     assert!(reason.contains("cancel"), "{reason}");
+    for told in [watch.end(), world.ask("migrate", ["status", "--vm", name])] {
+        assert!(told.code == Some(1) && told.out.contains(&reason), "{}", told.out);
+    }
     next.wait_until(Life::Waiting);
     assert_eq!(other.life(), Some(Life::Waiting));
+    survived(journey);
+}
+
+#[test]
+fn ctrl_c_cancels() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let next = world.receive("next");
+    let mut migration = world.migrate(journey.here(), &next.address(), SLOW);
+    migration.wait_for("pages to be copied", copying);
+    migration.process().signal(Signal::INT);
+    let ending = migration.end();
+    assert!(ending.kept().contains("cancel") && ending.words.contains("cancel"), "{}", ending.words);
+    next.wait_until(Life::Waiting);
     survived(journey);
 }
 

@@ -3,7 +3,11 @@
 //! "Whole" is the guest's own word: it checks its pages, its clock and its ticks while it works, numbers what it says, and
 //! measures how long it stood still.
 
+use std::io::Write;
+use std::net::TcpStream;
+
 use migrate::options::Mode;
+use migrate::progress::Event;
 use migrate::report::{Phase, Report};
 use tests::{Guest, Journey, World, kvm_or_skip, until};
 
@@ -170,6 +174,40 @@ fn empty_and_repetitive_memory() {
         assert!(pages.contains(&report.traffic.pages), "{:?}", report.traffic);
         assert_eq!(report.verification.expect("asked for").mismatched, 0);
     }
+}
+
+#[test]
+fn guests_that_have_only_begun_to_boot() {
+    kvm_or_skip!();
+    let world = World::alone();
+    for mode in [Mode::Precopy, Mode::Postcopy] {
+        let mut journey = Journey::early(&world, Guest::BUSY.cpus(2));
+        let _ = journey.hop(&format!("--mode {}", name(mode)));
+        let _ = journey.hop("--mode hybrid --verify");
+    }
+}
+
+#[test]
+fn strangers_at_the_destination_disturb_nobody() {
+    kvm_or_skip!();
+    let world = World::alone();
+    let mut journey = Journey::begin(&world, Guest::BUSY);
+    let next = world.receive("popular");
+    let call = |words: &[u8]| {
+        let mut stranger = TcpStream::connect(next.address()).expect("it listens");
+        stranger.write_all(words).expect("it is heard");
+        stranger
+    };
+    drop(call(b""));
+    drop(call(b"GET / HTTP/1.1\r\n\r\n"));
+    let _stays = [call(b""), call(b"VM\x01\x01\xff\xff\xff\xff"), call(&[0xff; 4096])];
+    let mut migration =
+        world.migrate(journey.here(), &next.address(), "--mode hybrid --verify --bandwidth 100M");
+    migration.wait_for("the first pages", |event| matches!(event, Event::Progress(_)));
+    let _also = [call(b"VM\x01\x10"), call(b"")];
+    let report = migration.end().moved();
+    check(&report, Mode::Hybrid, true);
+    journey.arrive(next);
 }
 
 #[test]
