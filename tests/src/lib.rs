@@ -14,7 +14,6 @@
 mod binaries;
 mod guest;
 mod journey;
-mod kvm;
 mod migration;
 mod process;
 mod proxy;
@@ -28,7 +27,6 @@ mod world;
 pub use binaries::binary;
 pub use guest::Guest;
 pub use journey::Journey;
-pub use kvm::kvm_is_usable;
 pub use migration::{Ending, Migration};
 pub use process::{Output, Process};
 pub use proxy::{Cut, Proxy};

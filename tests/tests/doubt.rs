@@ -4,8 +4,8 @@
 
 use migrate::client::types::Life;
 use migrate::progress::Event;
-use migrate::report::Phase;
-use tests::{Cut, Guest, Journey, Kind, Proxy, Vm, World, kvm_or_skip, until};
+use migrate::report::{Outcome, Phase};
+use tests::{Cut, Guest, Journey, Kind, Proxy, Vm, World, until};
 
 /// Post-copy of the busy guest takes ten seconds.
 const SLOW: &str = "--mode postcopy --bandwidth 10M";
@@ -28,8 +28,8 @@ fn is_in_doubt(vm: &Vm) {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn commit_is_lost() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let next = world.receive("far");
@@ -43,13 +43,13 @@ fn commit_is_lost() {
     assert_eq!(resolve.code, Some(0), "{}", resolve.err);
     let mut journey = journey;
     journey.goes_on();
-    let _ = journey.attempt(&next.address(), "--mode hybrid --verify").moved();
+    let _ = journey.attempt(&next.address(), "--mode precopy --verify").moved();
     journey.arrive(next);
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_answer_to_commit_is_lost() {
-    kvm_or_skip!();
     let world = World::alone();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
@@ -63,8 +63,8 @@ fn the_answer_to_commit_is_lost() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_destination_dies_with_commit() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let mut next = world.receive("dies");
@@ -77,8 +77,8 @@ fn the_destination_dies_with_commit() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn the_destination_dies_in_postcopy() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let mut next = world.receive("dies");
@@ -90,8 +90,8 @@ fn the_destination_dies_in_postcopy() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn the_source_dies_in_postcopy() {
-    kvm_or_skip!();
     let world = World::alone();
     let mut journey = busy_guest(&world);
     let mut next = world.receive("bereft");
@@ -106,8 +106,8 @@ fn the_source_dies_in_postcopy() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn the_link_breaks_in_postcopy() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let next = world.receive("far");
@@ -121,8 +121,8 @@ fn the_link_breaks_in_postcopy() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn a_goodbye_that_is_lost_changes_nothing() {
-    kvm_or_skip!();
     let world = World::alone();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
@@ -130,4 +130,48 @@ fn a_goodbye_that_is_lost_changes_nothing() {
     let report = journey.attempt(proxy.address(), "--mode hybrid").moved();
     assert_eq!(report.residual_bytes, 0);
     journey.arrive(next);
+}
+
+/// How a migration ends when the link breaks there.
+fn expected(cut: Cut) -> &'static [Outcome] {
+    use Outcome::{Kept, Moved, Unknown};
+    match cut {
+        Cut::Before(Kind::Missing | Kind::State | Kind::Ready) | Cut::After(Kind::Missing | Kind::State) => {
+            &[Kept]
+        }
+        // The source may see the link break before it has anything to lose.
+        Cut::After(Kind::Ready) => &[Kept, Unknown],
+        Cut::Before(Kind::Commit | Kind::Running | Kind::Push | Kind::Complete) => &[Unknown],
+        Cut::After(Kind::Commit | Kind::Running | Kind::Push) => &[Unknown],
+        _ => &[Moved],
+    }
+}
+
+#[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
+fn whichever_message_is_the_last_the_guest_runs_once_at_most() {
+    let world = World::alone();
+    let kinds =
+        [Kind::Missing, Kind::State, Kind::Ready, Kind::Commit, Kind::Running, Kind::Push, Kind::Complete];
+    let goodbye = [Kind::Hashes, Kind::Verified, Kind::Finish, Kind::Figures, Kind::Settled, Kind::Bye];
+    let kinds = kinds.into_iter().chain(goodbye);
+    for cut in kinds.flat_map(|kind| [Cut::Before(kind), Cut::After(kind)]) {
+        let guest = Guest { words: "dirty ws=8 rate=2000 fill=16", memory: "64M", cpus: 1 };
+        let [mut source, next] = [world.run("from", guest), world.receive("to")];
+        until("the guest to work", || source.transcript().text().contains("working").then_some(()));
+        let proxy = Proxy::new(&next.address(), cut);
+        let words = "--mode hybrid --verify --max-downtime 50ms";
+        let outcome = world.migrate(&source, proxy.address(), words).end().report().outcome;
+        assert!(proxy.is_cut() && expected(cut).contains(&outcome), "{cut:?}: {outcome:?}");
+        if outcome == Outcome::Moved {
+            assert_eq!(source.end().code, Some(0), "{cut:?}");
+        }
+        let there = until("the destination to know", || next.life().filter(|life| *life != Life::Arriving));
+        match (outcome, source.life(), there) {
+            (Outcome::Kept, Some(Life::Running), Life::Waiting) => {}
+            (Outcome::Unknown, Some(Life::Unknown), Life::Waiting | Life::Running | Life::Unknown) => {}
+            (Outcome::Moved, None, Life::Running) => {}
+            (_, here, there) => panic!("{cut:?}: {outcome:?}, but {here:?} here and {there:?} there"),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use migrate::client::types::Life;
 use migrate::progress::Event;
 use migrate::report::Phase;
 use rustix::process::Signal;
-use tests::{Cut, Guest, Journey, Kind, Proxy, World, kvm_or_skip, until};
+use tests::{Cut, Guest, Journey, Kind, Proxy, World, until};
 
 /// Slow enough that pre-copy of the busy guest takes ten seconds.
 const SLOW: &str = "--mode precopy --bandwidth 10M";
@@ -40,8 +40,8 @@ fn stranger(greet: impl Fn(TcpStream) + Send + 'static) -> String {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn nobody_there_or_a_stranger() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let nobody =
@@ -62,8 +62,8 @@ fn nobody_there_or_a_stranger() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_destination_dies_in_precopy() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let mut next = world.receive("dies");
@@ -75,8 +75,8 @@ fn the_destination_dies_in_precopy() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_source_dies_in_precopy() {
-    kvm_or_skip!();
     let world = World::alone();
     let mut journey = busy_guest(&world);
     let mut next = world.receive("bereft");
@@ -92,8 +92,8 @@ fn the_source_dies_in_precopy() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_link_breaks_anywhere_before_commit() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let next = world.receive("far");
@@ -127,8 +127,8 @@ fn the_link_breaks_anywhere_before_commit() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_link_falls_silent() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let next = world.receive("far");
@@ -142,8 +142,8 @@ fn the_link_falls_silent() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn one_at_a_time_and_it_can_be_cancelled() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let [next, other] = ["next", "other"].map(|name| world.receive(name));
@@ -168,8 +168,8 @@ fn one_at_a_time_and_it_can_be_cancelled() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn ctrl_c_cancels() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = busy_guest(&world);
     let next = world.receive("next");
@@ -183,8 +183,8 @@ fn ctrl_c_cancels() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_destination_has_no_room() {
-    kvm_or_skip!();
     let world = World::alone();
     // More than any machine has; the guest touches little of it.
     let journey = Journey::begin(&world, Guest::IDLE.memory("512G"));
@@ -198,8 +198,8 @@ fn the_destination_has_no_room() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_that_writes_faster_than_the_link_stays_and_is_as_fast_as_before() {
-    kvm_or_skip!();
     let world = World::alone();
     let journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=max fill=32"));
     let before = journey.here().works_on().work_per_s;

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use migrate::options::Mode;
 use migrate::progress::Event;
 use migrate::report::{Phase, Report};
-use tests::{Guest, Journey, World, kvm_or_skip, until};
+use tests::{Guest, Journey, World, until};
 
 /// No guest may stand still for longer on any machine these tests run on, in µs. Programs that are not optimized take
 /// seconds to compare memory during the pause.
@@ -81,56 +81,56 @@ fn moves(mode: Mode, cpus: u32) {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn precopy() {
-    kvm_or_skip!();
     moves(Mode::Precopy, 1);
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn precopy_of_two_vcpus() {
-    kvm_or_skip!();
     moves(Mode::Precopy, 2);
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn stopcopy() {
-    kvm_or_skip!();
     moves(Mode::Stopcopy, 1);
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn stopcopy_of_two_vcpus() {
-    kvm_or_skip!();
     moves(Mode::Stopcopy, 2);
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn postcopy() {
-    kvm_or_skip!();
     moves(Mode::Postcopy, 1);
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn postcopy_of_two_vcpus() {
-    kvm_or_skip!();
     moves(Mode::Postcopy, 2);
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn hybrid() {
-    kvm_or_skip!();
     moves(Mode::Hybrid, 1);
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn hybrid_of_two_vcpus() {
-    kvm_or_skip!();
     moves(Mode::Hybrid, 2);
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn there_and_back_three_times_in_all_modes() {
-    kvm_or_skip!();
     let world = World::alone();
     let mut journey = Journey::begin(&world, Guest::BUSY.cpus(2));
     for mode in [Mode::Precopy, Mode::Postcopy, Mode::Hybrid, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid] {
@@ -140,8 +140,8 @@ fn there_and_back_three_times_in_all_modes() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn memory_on_both_sides_of_the_hole_below_4_gib() {
-    kvm_or_skip!();
     let world = World::alone();
     let guest = Guest { words: "dirty ws=256 rate=5000 fill=128", memory: "6G", cpus: 2 };
     let mut journey = Journey::begin(&world, guest);
@@ -150,8 +150,8 @@ fn memory_on_both_sides_of_the_hole_below_4_gib() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn computing_guests_and_guests_at_full_speed() {
-    kvm_or_skip!();
     let world = World::alone();
     for words in ["compute fill=96", "dirty ws=32 rate=max fill=96 pattern=hot"] {
         let world = &world;
@@ -162,8 +162,8 @@ fn computing_guests_and_guests_at_full_speed() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn empty_and_repetitive_memory() {
-    kvm_or_skip!();
     let world = World::alone();
     for (words, pages) in
         [("idle fill=96 content=zero", 0..4096), ("idle fill=96 content=text", 24_576..28_672)]
@@ -177,8 +177,8 @@ fn empty_and_repetitive_memory() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn guests_that_have_only_begun_to_boot() {
-    kvm_or_skip!();
     let world = World::alone();
     for mode in [Mode::Precopy, Mode::Postcopy] {
         let mut journey = Journey::early(&world, Guest::BUSY.cpus(2));
@@ -188,8 +188,8 @@ fn guests_that_have_only_begun_to_boot() {
 }
 
 #[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn strangers_at_the_destination_disturb_nobody() {
-    kvm_or_skip!();
     let world = World::alone();
     let mut journey = Journey::begin(&world, Guest::BUSY);
     let next = world.receive("popular");
@@ -211,8 +211,8 @@ fn strangers_at_the_destination_disturb_nobody() {
 }
 
 #[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_witness_is_not_blind() {
-    kvm_or_skip!();
     let world = World::alone();
     let ways = ["stamp", "generation", "content", "ticks", "tsc", "fault"];
     let guests = ways.map(|way| {
