@@ -34,7 +34,7 @@ pub(super) async fn watch(client: &Client, common: &Common) -> anyhow::Result<St
     let events = client.events().await?;
     let now = client.migration().await?;
     if !now.active {
-        return status::tell(client.name(), &now, common);
+        return status::tell(client, &now, common).await;
     }
     let following = Following { client, events, earlier: now.report, interrupt: Interrupt::Leaves };
     let report = following.follow(&mut Show::new(common.json)).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::args::Common;
 use super::words;
-use crate::client::types::MigrationStatus;
+use crate::client::types::{Life, MigrationStatus};
 use crate::client::{Client, ClientError};
 use crate::report::{Outcome, Report};
 
@@ -64,11 +64,15 @@ fn within(report: &Report, limit: Duration) -> bool {
 
 /// `migrate status`.
 pub(super) async fn show(client: &Client, common: &Common) -> anyhow::Result<Status> {
-    tell(client.name(), &client.migration().await?, common)
+    tell(client, &client.migration().await?, common).await
 }
 
 /// Says how things stand. A migration that is over has its exit status; anything else is no failure.
-pub(super) fn tell(name: &str, status: &MigrationStatus, common: &Common) -> anyhow::Result<Status> {
+pub(super) async fn tell(
+    client: &Client,
+    status: &MigrationStatus,
+    common: &Common,
+) -> anyhow::Result<Status> {
     match status {
         _ if common.json => println!("{}", serde_json::to_string(status)?),
         MigrationStatus { active: true, progress: Some(progress), .. } => {
@@ -76,7 +80,10 @@ pub(super) fn tell(name: &str, status: &MigrationStatus, common: &Common) -> any
         }
         MigrationStatus { active: true, .. } => println!("{}", words::STARTING),
         MigrationStatus { report: Some(report), .. } => print!("{}", words::report(report)),
-        MigrationStatus { .. } => println!("{}", words::no_migration(name)),
+        MigrationStatus { .. } if client.info().await?.life == Life::Arriving => {
+            println!("{}", words::arriving(client.name()))
+        }
+        MigrationStatus { .. } => println!("{}", words::no_migration(client.name())),
     }
     Ok(match status {
         MigrationStatus { active: false, report: Some(report), .. } => Status::of_report(report, None),

@@ -128,12 +128,13 @@ pub(crate) fn destination(to: &str) -> Result<String, OptionsError> {
     }
 }
 
-/// `GET /migration`: the one under way, leaving or arriving, or the last one that was to leave from here.
+/// `GET /migration`: the one that is leaving from here, or the last one that was to. Of a guest that arrives the
+/// source knows more: here there is only its progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationStatus {
-    /// Whether one is under way.
+    /// Whether a guest is leaving from here.
     pub active: bool,
-    /// Where it is.
+    /// Where it is, or where a guest that arrives is.
     pub progress: Option<Progress>,
     /// The report of the last one that was to leave from here: only the source writes one.
     pub report: Option<Report>,

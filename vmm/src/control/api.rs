@@ -102,7 +102,7 @@ pub(super) async fn migrate(State(shared): State<Shared>, body: Body) -> Answer<
     Ok(StatusCode::ACCEPTED)
 }
 
-/// The migration under way, or the last one.
+/// The migration that is leaving from here, or the last one that was to.
 #[utoipa::path(get, path = "/migration", responses((status = 200, body = MigrationStatus)))]
 pub(super) async fn migration(State(shared): State<Shared>) -> Answer<Json<MigrationStatus>> {
     shared.call(|vm| vm.migration()).await.map(Json)

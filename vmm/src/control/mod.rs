@@ -57,7 +57,8 @@ pub trait Vm: Send + Sync + 'static {
     /// Types into the guest's console.
     fn type_in(&self, bytes: &[u8]);
 
-    /// Everything that happens in migrations from now on, incoming or outgoing. The last of each is `Ended`.
+    /// Everything that happens in migrations from now on, incoming or outgoing. The last of each that was to leave
+    /// from here is `Ended`.
     fn events(&self) -> broadcast::Receiver<Event>;
 
     /// Starts to move the guest. Returns when that is accepted.
@@ -66,7 +67,7 @@ pub trait Vm: Send + Sync + 'static {
     /// [`Refusal::Conflict`] when the guest is not running here or is already moving.
     fn start_migration(&self, options: Options) -> Result<(), Refusal>;
 
-    /// The migration under way, or the last one.
+    /// The migration that is leaving from here, or the last one that was to.
     fn migration(&self) -> MigrationStatus;
 
     /// Asks to give the migration up. Returns when that is accepted; `Ended` tells when it is done.

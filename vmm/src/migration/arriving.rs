@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use migrate::guest::{Arriving, Description, Faults, Host, Ram, Rehearsal, Result, Telemetry};
-use migrate::pages::{PAGE_SIZE, PageSet};
+use migrate::pages::PageSet;
 
+use crate::config::GuestName;
 use crate::kvm::KvmHost;
 use crate::machine::{Hooks, Machine, MachineDescription};
 use crate::memory::layout::Layout;
@@ -16,18 +17,25 @@ use super::ram::runs_of;
 use super::refused;
 use super::resident::{Identity, Resident};
 
+/// How often a guest whose memory cannot come any more is asked to pause.
+const SUSPEND_ATTEMPTS: u32 = 3;
+
 /// This host, ready for a guest.
 pub struct Arrivals {
     kvm: KvmHost,
     hooks: Hooks,
-    /// Told of each machine built, before the engine sees it.
-    built: Box<dyn Fn(Arc<Resident>) + Send + Sync>,
+    /// Told of each machine built, before the engine sees it. May refuse it.
+    built: Box<dyn Fn(Arc<Resident>) -> Result<()> + Send + Sync>,
     latest: Mutex<Option<Arc<Resident>>>,
 }
 
 impl Arrivals {
     /// Machines built here get these hooks.
-    pub fn new(kvm: KvmHost, hooks: Hooks, built: impl Fn(Arc<Resident>) + Send + Sync + 'static) -> Self {
+    pub fn new(
+        kvm: KvmHost,
+        hooks: Hooks,
+        built: impl Fn(Arc<Resident>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
         Self { kvm, hooks, built: Box::new(built), latest: Mutex::default() }
     }
 
@@ -40,17 +48,9 @@ impl Arrivals {
 impl Host for Arrivals {
     fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String> {
         let mut reasons = match shape_of(guest) {
-            Ok(shape) => shape.unsupported(&self.kvm),
+            Ok(shape) => shape.unsupported(&self.kvm).into_iter().chain(too_large(shape.memory)).collect(),
             Err(error) => vec![error.to_string()],
         };
-        let bytes = guest.pages() * PAGE_SIZE as u64;
-        if let Some(available) = memory_available().filter(|available| *available < bytes) {
-            reasons.push(format!(
-                "memory: the guest has {} MiB, this host has {} MiB to give",
-                bytes >> 20,
-                available >> 20
-            ));
-        }
         if postcopy && let Err(error) = Userfault::check() {
             reasons.push(format!("post-copy: {error}; or use --mode precopy"));
         }
@@ -59,17 +59,18 @@ impl Host for Arrivals {
 
     fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
         let machine = Machine::blank(&shape_of(guest)?, self.hooks.clone()).map_err(refused)?;
-        machine.ram().allow_huge_pages(true);
         let identity = Identity { name: guest.name.clone(), uuid: guest.uuid };
         let resident = Resident::new(machine, identity);
+        (self.built)(Arc::clone(&resident))?;
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&resident));
-        (self.built)(Arc::clone(&resident));
         Ok(resident)
     }
 }
 
-/// The machine's own description, which the engine carries without looking.
+/// The machine's own description, which the engine carries without looking. Nothing else of what the source says may
+/// be used before this has checked it.
 fn shape_of(guest: &Description) -> Result<MachineDescription> {
+    guest.name.parse::<GuestName>().map_err(refused)?;
     let shape: MachineDescription = serde_json::from_value(guest.machine.clone()).map_err(|error| {
         refused(format!("the source's description of its machine cannot be read: {error}"))
     })?;
@@ -80,6 +81,13 @@ fn shape_of(guest: &Description) -> Result<MachineDescription> {
         ));
     }
     Ok(shape)
+}
+
+/// Why a guest with that much RAM does not fit.
+fn too_large(bytes: u64) -> Option<String> {
+    let available = memory_available().filter(|available| *available < bytes)?;
+    let (has, gives) = (bytes >> 20, available >> 20);
+    Some(format!("memory: the guest has {has} MiB, this host has {gives} MiB to give"))
 }
 
 /// What Linux believes can be given without swapping, bytes.
@@ -118,8 +126,13 @@ impl Arriving for Resident {
     }
 
     fn suspend(&self) {
-        // A guest that cannot be paused any more is gone, which is what suspending is for.
-        let _ = self.pause();
+        // A vCPU that waits for a page may need longer than a pause allows.
+        for _ in 0..SUSPEND_ATTEMPTS {
+            match self.pause() {
+                Ok(()) => return,
+                Err(error) => eprintln!("vmm: {}: {error}", self.identity().name),
+            }
+        }
     }
 
     fn discard(&self) {

@@ -10,7 +10,7 @@ use super::resident::Resident;
 
 impl Departing for Resident {
     fn description(&self) -> Description {
-        self.description().clone()
+        self.description_now()
     }
 
     fn ram(&self) -> Arc<dyn Ram> {

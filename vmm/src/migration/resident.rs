@@ -10,7 +10,7 @@ use migrate::guest::{Description, GuestError, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
 use uuid::Uuid;
 
-use crate::machine::{Machine, Paused, Running};
+use crate::machine::{Machine, MachineDescription, Paused, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
 
@@ -53,7 +53,7 @@ impl Resident {
             uuid: identity.uuid,
             vcpus: shape.vcpus,
             ram: runs_of(ram.layout()),
-            machine: serde_json::to_value(&shape).expect("a description is plain data"),
+            machine: opaque(&shape),
         };
         let log = DirtyLog::new(Arc::clone(machine.board().vm()), Arc::clone(&ram));
         Arc::new(Self {
@@ -73,6 +73,16 @@ impl Resident {
     /// What a destination must know of it.
     pub fn description(&self) -> &Description {
         &self.description
+    }
+
+    /// The same, with the host's clocks as they are now.
+    pub(super) fn description_now(&self) -> Description {
+        let shape = match &*self.lock() {
+            Life::Running(machine) => machine.description(),
+            Life::Paused(machine) => machine.description(),
+            Life::Gone => return self.description.clone(),
+        };
+        Description { machine: opaque(&shape), ..self.description.clone() }
     }
 
     /// Bytes of RAM.
@@ -211,6 +221,11 @@ impl Resident {
     fn lock(&self) -> MutexGuard<'_, Life> {
         lock(&self.life)
     }
+}
+
+/// As the engine carries it.
+fn opaque(shape: &MachineDescription) -> serde_json::Value {
+    serde_json::to_value(shape).expect("a description is plain data")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

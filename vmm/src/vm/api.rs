@@ -13,43 +13,42 @@ use super::{VmHandle, moving};
 
 impl Vm for VmHandle {
     fn info(&self) -> VmInfo {
-        let (life, guest) = {
-            let life = self.inner.lock();
-            (life.stage.life(), life.stage.guest().cloned())
-        };
+        let stage = self.inner.stage();
+        let (life, guest) = (stage.life(), stage.guest());
         // A guest that is still arriving must not be touched: its telemetry may be among the missing pages.
         let here = matches!(life, Life::Running | Life::Paused);
-        let told = guest.as_ref().filter(|_| here).and_then(|guest| guest.telemetry());
+        let told = guest.filter(|_| here).and_then(|guest| guest.telemetry());
         VmInfo {
             name: self.inner.name.clone(),
             pid: std::process::id(),
             life,
-            guest: guest.as_ref().map(|guest| guest.identity().name.clone()),
-            uuid: guest.as_ref().map(|guest| guest.identity().uuid),
-            memory: guest.as_ref().map(|guest| guest.memory()),
-            vcpus: guest.as_ref().map(|guest| guest.description().vcpus),
-            listen: self.inner.listen.clone(),
+            guest: guest.map(|guest| guest.identity().name.clone()),
+            uuid: guest.map(|guest| guest.identity().uuid),
+            memory: guest.map(|guest| guest.memory()),
+            vcpus: guest.map(|guest| guest.description().vcpus),
+            // Whom it waited for has come: the port is closed then.
+            listen: self.inner.listen.clone().filter(|_| life == Life::Waiting),
             corruptions: told.as_ref().map(|told| told.corruptions),
             work_per_s: told.as_ref().map(|told| told.work_per_s),
         }
     }
 
     fn pause(&self) -> Result<(), Refusal> {
-        self.inner.lock().stage.at_hand("pause")?.pause().map_err(failed)
+        let _one = self.inner.order();
+        self.inner.stage().at_hand("pause")?.pause().map_err(failed)
     }
 
     fn resume(&self) -> Result<(), Refusal> {
-        self.inner.lock().stage.at_hand("resume")?.resume().map_err(failed)
+        let _one = self.inner.order();
+        self.inner.stage().at_hand("resume")?.resume().map_err(failed)
     }
 
     fn stop(&self) -> Result<(), Refusal> {
-        {
-            let life = self.inner.lock();
-            if !matches!(life.stage, Stage::Waiting | Stage::Ended) {
-                life.stage.at_hand("stop")?.release();
-            }
+        let _one = self.inner.order();
+        if !self.inner.end_waiting() {
+            self.inner.stage().at_hand("stop")?.release();
+            self.inner.end(Ending::Stopped);
         }
-        self.inner.end(Ending::Stopped);
         Ok(())
     }
 
@@ -71,7 +70,7 @@ impl Vm for VmHandle {
 
     fn migration(&self) -> MigrationStatus {
         let life = self.inner.lock();
-        let active = matches!(life.stage, Stage::Leaving(_) | Stage::Arriving(_));
+        let active = matches!(life.stage, Stage::Leaving(_));
         MigrationStatus { active, ..life.migration.clone() }
     }
 
@@ -82,8 +81,8 @@ impl Vm for VmHandle {
     }
 
     fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
-        let mut life = self.inner.lock();
-        let Stage::InDoubt(doubt) = &life.stage else {
+        let _one = self.inner.order();
+        let Stage::InDoubt(doubt) = self.inner.stage() else {
             return Err(Refusal::Conflict("the guest is not in doubt: there is nothing to resolve".into()));
         };
         match resolution {
@@ -92,14 +91,12 @@ impl Vm for VmHandle {
                     .into(),
             )),
             Resolution::RunHere => {
-                let guest = doubt.guest.clone();
-                guest.resume().map_err(failed)?;
-                life.stage = Stage::Here(guest);
+                doubt.guest.resume().map_err(failed)?;
+                self.inner.enter(Stage::Here(doubt.guest));
                 Ok(())
             }
             Resolution::Discard => {
                 doubt.guest.release();
-                drop(life);
                 self.inner.end(Ending::Stopped);
                 Ok(())
             }

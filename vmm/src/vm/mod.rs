@@ -15,7 +15,8 @@ mod stage;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use migrate::client::types::MigrationStatus;
 use migrate::progress::Event;
@@ -62,7 +63,13 @@ struct Inner {
     listen: Option<String>,
     console: Console,
     events: broadcast::Sender<Event>,
+    /// Where a guest may arrive, for as long as one is waited for.
+    receiver: OnceLock<Weak<Receiver>>,
+    /// Held by whoever obeys the operator, while a guest is paused, say: from Here or InDoubt only orders lead
+    /// on, so a stage that was looked at stays. A vCPU's thread never takes it.
+    orders: Mutex<()>,
     /// Read and changed by the API, by the thread of a migration and by the guest's own end.
+    /// Never held while a guest is asked for anything: its vCPUs take it when the guest ends.
     life: Mutex<LifeOf>,
     ended: Condvar,
 }
@@ -98,9 +105,10 @@ impl VmHandle {
     /// When the host cannot run guests, or the address cannot be listened on.
     pub fn receive(name: &str, listener: TcpListener, console: Console) -> Result<Self, StartError> {
         let kvm = KvmHost::open()?;
-        let receiver = Receiver::on(listener)?;
+        let receiver = Arc::new(Receiver::on(listener)?);
         let address = receiver.local_addr();
         let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);
+        let _ = handle.inner.receiver.set(Arc::downgrade(&receiver));
         moving::receive_in_background(&handle, kvm, receiver)?;
         Ok(handle)
     }
@@ -118,6 +126,8 @@ impl VmHandle {
             listen,
             console,
             events: broadcast::Sender::new(EVENTS_KEPT),
+            receiver: OnceLock::new(),
+            orders: Mutex::default(),
             life: Mutex::new(life),
             ended: Condvar::new(),
         };
@@ -150,21 +160,54 @@ impl Inner {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, stage: Stage) {
+    /// The stage now. From `Here` and `InDoubt` it does not change while [`order`](Self::order) is held.
+    fn stage(&self) -> Stage {
+        self.lock().stage.clone()
+    }
+
+    /// One order of the operator at a time.
+    fn order(&self) -> MutexGuard<'_, ()> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on to a stage, unless all has ended: then whether it did is false.
+    fn enter(&self, stage: Stage) -> bool {
         let mut life = self.lock();
-        life.stage = stage;
+        if life.ending.is_some() {
+            return false;
+        }
+        let before = std::mem::replace(&mut life.stage, stage);
         life.end_if_stopped();
+        drop(life);
         self.ended.notify_all();
+        drop(before);
+        true
     }
 
     /// Records the end, and frees what is left of the guest.
     fn end(&self, ending: Ending) {
-        let mut life = self.lock();
+        self.end_in(self.lock(), ending);
+    }
+
+    /// The end, when no guest is here (any more): in one step, so that none can arrive meanwhile.
+    fn end_waiting(&self) -> bool {
+        let life = self.lock();
+        let empty = matches!(life.stage, Stage::Waiting | Stage::Ended);
+        if empty {
+            self.end_in(life, Ending::Stopped);
+        }
+        empty
+    }
+
+    fn end_in(&self, mut life: MutexGuard<'_, LifeOf>, ending: Ending) {
         life.ending.get_or_insert(ending);
         let last = std::mem::replace(&mut life.stage, Stage::Ended);
         drop(life);
         self.ended.notify_all();
         drop(last);
+        if let Some(receiver) = self.receiver.get().and_then(Weak::upgrade) {
+            receiver.stop();
+        }
     }
 
     /// On a vCPU's thread: the machine must not be waited for, so it is left to whoever hears of the end.
@@ -181,6 +224,12 @@ impl Inner {
         }
         life.end_if_stopped();
         self.ended.notify_all();
+    }
+
+    /// Waits a moment; whether all has ended.
+    fn ends_within(&self, wait: Duration) -> bool {
+        let waited = self.ended.wait_timeout_while(self.lock(), wait, |life| life.ending.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.ending.is_some()
     }
 
     fn wait_ended(&self) -> Ending {

@@ -1,13 +1,16 @@
 //! Migrations in the background: a thread each, which runs the engine and records what it says.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use migrate::client::types::MigrationStatus;
+use migrate::guest::GuestError;
 use migrate::options::Options;
 use migrate::progress::{Event, Observer};
-use migrate::report::{Outcome, Report};
+use migrate::report::{Outcome, Report, SCHEMA, Traffic};
 use migrate::{Arrival, Cancel, Receiver};
 
 use crate::control::{Ending, Refusal};
@@ -17,36 +20,43 @@ use crate::migration::{Arrivals, Resident};
 use super::stage::{Doubt, Stage};
 use super::{Inner, VmHandle};
 
+/// Between two attempts to receive a guest: a host that cannot accept connections now is not asked without pause.
+/// Callers wait in the listener's queue meanwhile.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+
 /// Starts to move the guest away.
 pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Result<(), Refusal> {
     let inner = Arc::clone(&handle.inner);
+    let _one = handle.inner.order();
+    let guest = Arc::clone(inner.stage().at_hand("move the guest")?);
+    if !guest.is_running() {
+        return Err(Refusal::Conflict("cannot move the guest: it is paused; `vmm resume` it first".into()));
+    }
     let cancel = Cancel::new();
-    let guest = {
+    {
         let mut life = inner.lock();
-        let guest = Arc::clone(life.stage.at_hand("move the guest")?);
-        if !guest.is_running() {
-            return Err(Refusal::Conflict(
-                "cannot move the guest: it is paused; `vmm resume` it first".into(),
-            ));
-        }
         life.stage = Stage::Leaving(Arc::clone(&guest));
         life.migration = MigrationStatus { active: true, progress: None, report: None };
         life.cancel = Some(cancel.clone());
-        guest
-    };
+    }
     let leaving = Arc::clone(&guest);
     let started = thread::Builder::new()
         .name("migration".into())
         .spawn(move || depart(&inner, &leaving, &options, &cancel))
         .map(drop);
     started.map_err(|error| {
+        let mut life = handle.inner.lock();
+        life.cancel = None;
+        life.migration.active = false;
+        drop(life);
         handle.inner.enter(Stage::Here(guest));
         Refusal::Failed(format!("cannot start a thread for the migration: {error}"))
     })
 }
 
 fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: &Cancel) {
-    let report = migrate::migrate(&**guest, options, cancel, &Recorder(inner));
+    let engine = || migrate::migrate(&**guest, options, cancel, &Recorder(inner));
+    let report = catch_unwind(AssertUnwindSafe(engine)).unwrap_or_else(|_| lost(guest, options));
     let moved = report.outcome == Outcome::Moved;
     let stage = match report.outcome {
         Outcome::Kept => Stage::Here(Arc::clone(guest)),
@@ -59,15 +69,44 @@ fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: 
     }
 }
 
+/// The report of an engine that panicked. How far it came is not known, so the guest must not run here.
+fn lost(guest: &Resident, options: &Options) -> Report {
+    let mut reason = "the migration engine failed; its message is on the VMM's standard error".to_owned();
+    if let Err(error) = guest.pause() {
+        reason += &format!("; {error}");
+    }
+    Report {
+        schema: SCHEMA.to_owned(),
+        outcome: Outcome::Unknown,
+        reason: Some(reason),
+        guest: guest.identity().name.clone(),
+        destination: options.to.clone(),
+        mode: options.mode,
+        streams: options.streams,
+        total_us: 0,
+        phases: Vec::new(),
+        rounds: Vec::new(),
+        switchover: None,
+        traffic: Traffic::default(),
+        postcopy: None,
+        guest_measured: None,
+        verification: None,
+        residual_bytes: guest.memory(),
+    }
+}
+
 /// Listens until a guest has arrived. Attempts that fail are told and followed by the next.
-pub(super) fn receive_in_background(handle: &VmHandle, kvm: KvmHost, receiver: Receiver) -> io::Result<()> {
+pub(super) fn receive_in_background(
+    handle: &VmHandle,
+    kvm: KvmHost,
+    receiver: Arc<Receiver>,
+) -> io::Result<()> {
     let inner = Arc::clone(&handle.inner);
     let built = {
         let inner = Arc::downgrade(&handle.inner);
         move |guest| {
-            if let Some(inner) = inner.upgrade() {
-                inner.enter(Stage::Arriving(guest));
-            }
+            let entered = inner.upgrade().is_some_and(|inner| inner.enter(Stage::Arriving(guest)));
+            entered.then_some(()).ok_or_else(|| GuestError("this VMM is ending".into()))
         }
     };
     let arrivals = Arrivals::new(kvm, handle.hooks(), built);
@@ -81,14 +120,23 @@ fn receive(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver) {
     loop {
         let arrival = receiver.receive(arrivals, &Recorder(inner));
         match (arrival, arrivals.latest()) {
-            (Arrival::Arrived { .. }, Some(guest)) => return inner.enter(Stage::Here(guest)),
+            (Arrival::Arrived { .. }, Some(guest)) => {
+                inner.enter(Stage::Here(guest));
+                return;
+            }
             (Arrival::Orphaned { reason, faults, .. }, Some(guest)) => {
                 eprintln!("vmm: {reason}");
-                return inner.enter(Stage::InDoubt(Doubt { guest, missing: Some(faults) }));
+                inner.enter(Stage::InDoubt(Doubt { guest, missing: Some(faults) }));
+                return;
             }
             (Arrival::Failed { reason }, _) => {
+                if !inner.enter(Stage::Waiting) {
+                    return;
+                }
                 eprintln!("vmm: a guest did not arrive: {reason}; waiting for the next");
-                inner.enter(Stage::Waiting);
+                if inner.ends_within(BETWEEN_ATTEMPTS) {
+                    return;
+                }
             }
             (_, None) => unreachable!("a guest arrives in a machine that was built"),
         }

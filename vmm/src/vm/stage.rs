@@ -9,6 +9,7 @@ use crate::control::Refusal;
 use crate::migration::Resident;
 
 /// Where the guest is.
+#[derive(Clone)]
 pub(super) enum Stage {
     /// None yet.
     Waiting,
@@ -25,6 +26,7 @@ pub(super) enum Stage {
 }
 
 /// A guest in doubt.
+#[derive(Clone)]
 pub(super) struct Doubt {
     pub(super) guest: Arc<Resident>,
     /// What keeps its missing pages from reading as zero, if not all of its memory is here.
@@ -41,7 +43,7 @@ impl Stage {
         }
     }
 
-    /// For people.
+    /// For people. Asks the guest, so not under the lock that its vCPUs take when it ends.
     pub(super) fn life(&self) -> Life {
         match self {
             Self::Waiting => Life::Waiting,

@@ -40,6 +40,12 @@ pub fn no_migration(name: &str) -> String {
     format!("{name}: no migration so far")
 }
 
+/// A guest is on its way here: there is nothing to follow.
+#[must_use]
+pub fn arriving(name: &str) -> String {
+    format!("{name}: a guest is arriving here; watch it on its source")
+}
+
 /// The VMM ended the conversation without a last word.
 #[must_use]
 pub fn hung_up(name: &str) -> String {
