@@ -79,12 +79,12 @@
 //! **What an idle guest dirties**: of each vCPU the telemetry page and one page of stack; with every
 //! report the header and the console's ring. A working set needs four bytes more for each page (the table of generations).
 
+mod kinds;
 mod parse;
 pub mod telemetry;
 
-pub use parse::{
-    Corruption, CorruptionKind, Fault, HistoryEntry, ParseError, State, Telemetry, VcpuTelemetry, Workload,
-};
+pub use kinds::{Corruption, CorruptionKind, State, Workload};
+pub use parse::{Fault, HistoryEntry, ParseError, Telemetry, VcpuTelemetry};
 pub use telemetry::{
     HISTORY_ENTRIES, HISTORY_PERIOD_MS, MAGIC, MAX_VCPUS, PAGE_SIZE, TELEMETRY_GPA, VCPU_PAGE_STRIDE,
     VCPU_PAGES_GPA, VERSION, WINDOW_REQUEST_GPA, telemetry_span,

@@ -3,9 +3,8 @@
 //! The guest goes on writing while a host reads, and a guest may be broken or hostile: every
 //! number is taken as found and bounded before it is used, none can make the reader fail.
 
-use crate::telemetry::{
-    HISTORY_ENTRIES, MAGIC, MAX_VCPUS, PAGE_SIZE, VERSION, corruption, header, state, vcpu, workload,
-};
+use crate::kinds::{Corruption, State, Workload};
+use crate::telemetry::{HISTORY_ENTRIES, MAGIC, MAX_VCPUS, PAGE_SIZE, VERSION, header, vcpu};
 use std::fmt;
 use std::time::Duration;
 
@@ -87,70 +86,6 @@ pub struct Fault {
     pub rip: u64,
     /// CR2 at the time.
     pub cr2: u64,
-}
-
-/// What the guest is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Starting its vCPUs.
-    Booting,
-    /// Filling memory.
-    Filling,
-    /// At work, all well.
-    Working,
-    /// At work, and has found a violation.
-    Corrupt,
-    /// A vCPU took a fault and stopped.
-    Fault,
-    /// A value this reader does not know.
-    Other(u64),
-}
-
-/// What the guest was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Workload {
-    /// Only reads the TSC.
-    Idle,
-    /// Writes pages.
-    Dirty,
-    /// Computes.
-    Compute,
-    /// A value this reader does not know.
-    Other(u64),
-}
-
-/// A violation the guest found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Corruption {
-    /// What was wrong.
-    pub kind: CorruptionKind,
-    /// The page, counted over the guest's filled and working-set pages; or the vCPU.
-    pub place: u64,
-    /// What should have been found.
-    pub expected: u64,
-    /// What was.
-    pub found: u64,
-}
-
-/// Kinds of violation; the numbers are those of the telemetry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CorruptionKind {
-    /// 1: a page of the working set is another page.
-    PageNumber,
-    /// 2: a page of the working set is older or newer than it must be.
-    Generation,
-    /// 3: a filled page has changed.
-    Content,
-    /// 4: the TSC went backwards.
-    Tsc,
-    /// 5: the TSC went backwards between two ticks.
-    TickTsc,
-    /// 6: the tick count went backwards.
-    TickCount,
-    /// 7: a computation had another result.
-    Compute,
-    /// A kind this reader does not know.
-    Other(u64),
 }
 
 /// Why there is nothing to read.
@@ -338,59 +273,9 @@ fn plausible_header(head: Page<'_>) -> Result<usize, ParseError> {
     Ok(vcpus as usize)
 }
 
-impl Corruption {
-    fn parse(head: Page<'_>) -> Self {
-        Self {
-            kind: CorruptionKind::from_code(head.get(header::FIRST_KIND)),
-            place: head.get(header::FIRST_PAGE),
-            expected: head.get(header::FIRST_EXPECTED),
-            found: head.get(header::FIRST_FOUND),
-        }
-    }
-}
-
-impl State {
-    fn from_code(code: u64) -> Self {
-        match code {
-            state::BOOTING => Self::Booting,
-            state::FILLING => Self::Filling,
-            state::WORKING => Self::Working,
-            state::CORRUPT => Self::Corrupt,
-            state::FAULT => Self::Fault,
-            other => Self::Other(other),
-        }
-    }
-}
-
-impl Workload {
-    fn from_code(code: u64) -> Self {
-        match code {
-            workload::IDLE => Self::Idle,
-            workload::DIRTY => Self::Dirty,
-            workload::COMPUTE => Self::Compute,
-            other => Self::Other(other),
-        }
-    }
-}
-
-impl CorruptionKind {
-    fn from_code(code: u64) -> Self {
-        match code {
-            corruption::PAGE_NUMBER => Self::PageNumber,
-            corruption::GENERATION => Self::Generation,
-            corruption::CONTENT => Self::Content,
-            corruption::TSC => Self::Tsc,
-            corruption::TICK_TSC => Self::TickTsc,
-            corruption::TICK_COUNT => Self::TickCount,
-            corruption::COMPUTE => Self::Compute,
-            other => Self::Other(other),
-        }
-    }
-}
-
 /// A page of guest memory, read as numbers.
 #[derive(Clone, Copy)]
-struct Page<'a>(&'a [u8; PAGE_SIZE as usize]);
+pub(crate) struct Page<'a>(&'a [u8; PAGE_SIZE as usize]);
 
 impl<'a> Page<'a> {
     fn new(bytes: &'a [u8]) -> Option<Self> {
@@ -398,7 +283,7 @@ impl<'a> Page<'a> {
     }
 
     /// The field at this offset, one of the layout's constants.
-    fn get(self, offset: usize) -> u64 {
+    pub(crate) fn get(self, offset: usize) -> u64 {
         let bytes = self.0[offset..].first_chunk().expect("fields lie within the page");
         u64::from_le_bytes(*bytes)
     }
@@ -407,6 +292,8 @@ impl<'a> Page<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::CorruptionKind;
+    use crate::telemetry::{corruption, state, workload};
 
     const KHZ: u64 = 2_000_000;
     const ENTRY: u64 = KHZ * 50;
