@@ -293,7 +293,7 @@ impl<'a> Page<'a> {
 mod tests {
     use super::*;
     use crate::kinds::CorruptionKind;
-    use crate::telemetry::{corruption, state, workload};
+    use crate::telemetry::{corruption, state};
 
     const KHZ: u64 = 2_000_000;
     const ENTRY: u64 = KHZ * 50;
