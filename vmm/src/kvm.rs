@@ -67,8 +67,6 @@ impl KvmError {
 pub struct Capabilities {
     /// Most vCPUs of one guest.
     pub max_vcpus: usize,
-    /// Memory slots of one guest.
-    pub memory_slots: usize,
     /// The guest's TSC can be made to count at another frequency than the host's.
     pub tsc_scaling: bool,
     /// The LAPIC timer has TSC-deadline mode.
@@ -83,15 +81,13 @@ pub struct KvmHost {
 }
 
 /// What must be there, by the name in `linux/kvm.h` (without `KVM_CAP_`).
-const NEEDED: [(u32, &str); 16] = [
+const NEEDED: [(u32, &str); 14] = [
     (kvm_bindings::KVM_CAP_IRQCHIP, "IRQCHIP"),
     (kvm_bindings::KVM_CAP_PIT2, "PIT2"),
     (kvm_bindings::KVM_CAP_PIT_STATE2, "PIT_STATE2"),
     (kvm_bindings::KVM_CAP_USER_MEMORY, "USER_MEMORY"),
     (kvm_bindings::KVM_CAP_SET_TSS_ADDR, "SET_TSS_ADDR"),
     (kvm_bindings::KVM_CAP_SET_IDENTITY_MAP_ADDR, "SET_IDENTITY_MAP_ADDR"),
-    (kvm_bindings::KVM_CAP_IOEVENTFD, "IOEVENTFD"),
-    (kvm_bindings::KVM_CAP_IRQFD, "IRQFD"),
     (kvm_bindings::KVM_CAP_MP_STATE, "MP_STATE"),
     (kvm_bindings::KVM_CAP_VCPU_EVENTS, "VCPU_EVENTS"),
     (kvm_bindings::KVM_CAP_XSAVE, "XSAVE"),
@@ -128,7 +124,6 @@ impl KvmHost {
         }
         let capabilities = Capabilities {
             max_vcpus: kvm.get_max_vcpus(),
-            memory_slots: kvm.get_nr_memslots(),
             tsc_scaling: kvm.check_extension(Cap::TscControl),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
         };

@@ -32,18 +32,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// The VMM of that name, in the directory the environment says.
-    ///
-    /// # Errors
-    /// When no VMM of that name is running; the error lists those that are.
-    pub fn named(name: &str) -> Result<Self> {
-        Self::named_in(&RuntimeDir::from_env()?, name)
-    }
-
     /// The VMM of that name.
     ///
     /// # Errors
-    /// As for [`named`](Self::named).
+    /// When no VMM of that name is running; the error lists those that are.
     pub fn named_in(runtime: &RuntimeDir, name: &str) -> Result<Self> {
         let socket = runtime.socket(name)?;
         if let Presence::Live { .. } = runtime.presence(name)? {
@@ -55,18 +47,10 @@ impl Client {
         }
     }
 
-    /// The only VMM running, in the directory the environment says: it needs no name.
+    /// The only VMM running: it needs no name. One that still waits for a guest does not count when others have one.
     ///
     /// # Errors
     /// When there is none, or more than one; the error then lists their names.
-    pub async fn only() -> Result<Self> {
-        Self::only_in(&RuntimeDir::from_env()?).await
-    }
-
-    /// The only VMM running. One that still waits for a guest does not count when others have one.
-    ///
-    /// # Errors
-    /// As for [`only`](Self::only).
     pub async fn only_in(runtime: &RuntimeDir) -> Result<Self> {
         let mut running = Self::list_in(runtime)?;
         if running.len() > 1 {
@@ -96,14 +80,6 @@ impl Client {
             Some(name) => Self::named_in(runtime, name),
             None => Self::only_in(runtime).await,
         }
-    }
-
-    /// All VMMs running, in the directory the environment says, by name.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn list() -> Result<Vec<Self>> {
-        Self::list_in(&RuntimeDir::from_env()?)
     }
 
     /// All VMMs running, by name. Sockets where no one answers are skipped.

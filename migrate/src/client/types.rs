@@ -24,11 +24,9 @@ pub enum Life {
     Paused,
     /// The guest runs and is being moved away.
     Leaving,
-    /// The guest runs elsewhere.
-    Moved,
     /// In doubt: paused, because another host may be running it. `migrate resolve` decides.
     Unknown,
-    /// The guest has ended.
+    /// There is no guest any more: it has ended, or runs elsewhere.
     Stopped,
 }
 

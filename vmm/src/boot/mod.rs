@@ -119,6 +119,3 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
 fn write(memory: &Mmap, at: u64, bytes: &[u8], what: &'static str) -> Result<(), BootError> {
     memory.write_slice(bytes, GuestAddress(at)).map_err(|_| BootError::Memory(what))
 }
-
-#[cfg(test)]
-mod tests {}

@@ -107,7 +107,6 @@ fn life(life: Life) -> &'static str {
         Life::Running => "running",
         Life::Paused => "paused",
         Life::Leaving => "leaving",
-        Life::Moved => "moved",
         Life::Unknown => "in doubt",
         Life::Stopped => "stopped",
     }

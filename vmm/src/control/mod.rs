@@ -106,9 +106,6 @@ pub enum Refusal {
     /// Not now: the guest's life does not allow it. 409.
     #[error("{0}")]
     Conflict(String),
-    /// Never: the request makes no sense. 400.
-    #[error("{0}")]
-    Invalid(String),
     /// It should have been possible, and failed. 500.
     #[error("{0}")]
     Failed(String),

@@ -7,7 +7,6 @@
 #![expect(unsafe_code, reason = "KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG take pointers to bitmaps")]
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log, kvm_dirty_log};
@@ -125,12 +124,6 @@ impl DirtyLog {
         // SAFETY: KVM reads `num_pages` bits from the bitmap, which `bits` has, and writes nothing.
         let answer = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
         check(answer, "clear KVM's dirty log")
-    }
-
-    /// The VM's descriptor, for messages.
-    #[must_use]
-    pub fn vm_fd(&self) -> i32 {
-        self.vm.as_raw_fd()
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -104,14 +103,10 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Lets the host back RAM with huge pages (or forbids it), where the file system for shared memory allows.
-    ///
-    /// # Errors
-    /// Never for lack of support: only small pages are promised.
-    pub fn allow_huge_pages(&self, allow: bool) {
-        let advice = if allow { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-        // A kernel without transparent huge pages answers EINVAL: then there is nothing to allow or forbid.
-        let _ = self.advise(advice, "choose the page size");
+    /// From here on the host backs RAM with small pages only.
+    pub(super) fn forbid_huge_pages(&self) {
+        // A kernel without transparent huge pages answers EINVAL: then there is nothing to forbid.
+        let _ = self.advise(libc::MADV_NOHUGEPAGE, "choose the page size");
     }
 
     fn advise(&self, advice: libc::c_int, what: &'static str) -> Result<(), MemoryError> {
@@ -201,18 +196,6 @@ impl GuestRam {
             line == 0
         })
     }
-
-    /// The file that backs RAM.
-    #[must_use]
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    /// Its raw descriptor, for messages.
-    #[must_use]
-    pub fn raw_fd(&self) -> i32 {
-        self.file.as_raw_fd()
-    }
 }
 
 fn spans_of(layout: &Layout, mmap: &Mmap) -> Result<Vec<Span>, MemoryError> {
@@ -239,7 +222,7 @@ fn spans_of(layout: &Layout, mmap: &Mmap) -> Result<Vec<Span>, MemoryError> {
 /// `madvise` on guest memory with advice that keeps its content.
 fn madvise(host: usize, bytes: u64, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: only called with ranges that `GuestRam` has mapped, and with advice that neither unmaps
-    // nor discards (DONTDUMP, [NO]HUGEPAGE, POPULATE_WRITE).
+    // nor discards (DONTDUMP, NOHUGEPAGE, POPULATE_WRITE).
     match unsafe { libc::madvise(host as *mut libc::c_void, bytes as usize, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -67,7 +67,7 @@ impl Userfault {
     /// When the kernel has no userfaultfd for shared memory, or refuses.
     pub fn catch(ram: Arc<GuestRam>, missing: &[(u64, u64)]) -> Result<Self, MemoryError> {
         // A huge page would bring neighbours into being that nobody has sent.
-        ram.allow_huge_pages(false);
+        ram.forbid_huge_pages();
         for &(gpa, bytes) in missing {
             ram.punch(gpa, bytes).map_err(MemoryError::host("discard stale pages"))?;
         }
@@ -116,10 +116,11 @@ impl Userfault {
         Ok(())
     }
 
-    /// Places pages whole and wakes who waits for them. Pages that exist already are left alone.
+    /// Places missing pages whole and wakes who waits for them. Each page once.
     ///
     /// # Errors
-    /// When the kernel refuses, for instance for want of memory.
+    /// When the kernel refuses, for instance for want of memory; or a page was there already: whatever it holds,
+    /// it is not what is placed here.
     pub fn place(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
         self.resolve(gpa, data.len() as u64, |host, done, left| {
             let mut request = [host, data.as_ptr() as u64 + done, left, 0, 0];
@@ -128,7 +129,7 @@ impl Userfault {
         })
     }
 
-    /// Places pages of zeros and wakes who waits for them.
+    /// Places missing pages of zeros and wakes who waits for them. Each page once.
     ///
     /// # Errors
     /// As for [`place`](Self::place).
@@ -138,6 +139,19 @@ impl Userfault {
             let result = ioctl(&self.fd, UFFDIO_ZEROPAGE, &mut request);
             (result, request[3].cast_signed())
         })
+    }
+
+    /// Makes a touched page that never was missing read as zero. Another touch may have done so before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn fill_hole(&self, gpa: u64) -> io::Result<()> {
+        match self.place_zeros(gpa, PAGE) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.wake(self.ram.host(gpa, PAGE) as u64, PAGE)
+            }
+            result => result,
+        }
     }
 
     /// Calls `step(host address, done, left)` until all of a run is resolved. A step answers with what the kernel
@@ -154,10 +168,10 @@ impl Userfault {
             match step(base + done, done, bytes - done) {
                 (Ok(()), _) => return Ok(()),
                 (Err(_), moved) if moved > 0 => done += moved.cast_unsigned(),
-                // The page is there already: whoever waits for it may go on.
                 (Err(error), _) if error.raw_os_error() == Some(libc::EEXIST) => {
-                    self.wake(base + done, PAGE)?;
-                    done += PAGE;
+                    let page = (gpa + done) / PAGE;
+                    let words = format!("page {page:#x} was already there");
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, words));
                 }
                 // The address space was changing under the call: try again.
                 (Err(error), _) if error.raw_os_error() == Some(libc::EAGAIN) => {}
@@ -245,9 +259,14 @@ mod tests {
                 faults.wait(Duration::from_secs(5), &mut touched).unwrap();
             }
             assert_eq!(touched, [PAGE]);
-            faults.place(0, &[5; 3 * PAGE as usize]).unwrap();
-            assert_eq!(toucher.join().unwrap(), [9, 5, 9], "pages that were there are left alone");
+            faults.place(PAGE, &[5; PAGE as usize]).unwrap();
+            assert_eq!(toucher.join().unwrap(), [9, 5, 9]);
         });
+        let twice = faults.place(0, &[7; PAGE as usize]).unwrap_err();
+        assert_eq!(twice.to_string(), "page 0x0 was already there");
+        let twice = faults.place_zeros(8 * PAGE, PAGE).and_then(|()| faults.place_zeros(7 * PAGE, 2 * PAGE));
+        assert_eq!(twice.unwrap_err().to_string(), "page 0x8 was already there");
+        faults.fill_hole(9 * PAGE).and_then(|()| faults.fill_hole(9 * PAGE)).unwrap();
         faults.close();
         assert!(ram.is_zero_page(10 * PAGE), "after closing a touch finds zeros");
     }

@@ -36,7 +36,7 @@ impl Faults for EngineFaults {
             if self.missing.contains(gpa / PAGE) {
                 touched.push(gpa / PAGE);
             } else {
-                self.userfault.place_zeros(gpa, PAGE)?;
+                self.userfault.fill_hole(gpa)?;
             }
         }
         Ok(())

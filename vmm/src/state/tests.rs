@@ -1,3 +1,5 @@
+//! Frames of saved state: what is written is read, and nothing else is.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -11,10 +11,7 @@
 //!
 //! Both arrows out of 1 are compare-exchanges, so that a request withdrawn is never obeyed later.
 
-#![expect(
-    unsafe_code,
-    reason = "maps kvm_run for its immediate_exit byte, and sets signal masks and handlers"
-)]
+#![expect(unsafe_code, reason = "maps kvm_run for its immediate_exit byte, and sets signal masks")]
 
 use std::io;
 use std::mem::offset_of;
