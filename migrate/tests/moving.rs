@@ -206,3 +206,15 @@ fn the_rate_limit_is_kept() {
     // About 660 pages with content: 2.6 MiB, a quarter of a second.
     assert!(report.total_us > 150_000, "{} us", report.total_us);
 }
+
+#[test]
+fn a_touched_zero_page_that_is_being_pushed_is_not_held_back() {
+    // The guest touches zero pages only; what the rate limit holds up are others.
+    let habit = Habit { pages: 1024, working_set: 256, zeros: 256, burst: 1, ..Habit::default() };
+    let slow = Options { bandwidth: Some(2 << 20), ..options(Mode::Postcopy) };
+    let (report, arrival) = in_memory(&slow, habit, |_, _| {});
+    assert_moved(&report, &arrival);
+    let figures = report.postcopy.expect("pages were missing");
+    assert!(figures.faults > 0 && figures.last_page_us > 500_000, "{figures:?}");
+    assert!(figures.fault_max_us < figures.last_page_us / 3, "{figures:?}");
+}

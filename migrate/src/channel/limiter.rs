@@ -1,11 +1,16 @@
 //! A rate limit shared by all data connections: a bucket of bytes that fills with time.
+//!
+//! Nobody waits here while the guest waits for the bytes: pages that answer requests are not counted, pushed
+//! ones are counted when they have been sent, and the last round before a short pause ends is let through. Waiting
+//! there for what earlier rounds owe would make the pause longer by it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::alarm::{Alarm, Woken};
 
-/// What may be sent at once after a quiet time: enough for one large frame at any rate.
+/// How far ahead of the rate bytes may go: time enough for a wait to be worth its wake-up. A frame that costs more
+/// is sent whole, and those after it wait for what it owes.
 const BURST: Duration = Duration::from_millis(20);
 
 /// Paces bulk data. Shared by the sending threads: all draw from one bucket.
@@ -24,6 +29,11 @@ impl Limiter {
     /// Waits until `bytes` may be sent; at once when the alarm trips.
     pub(crate) fn pace(&self, bytes: usize, alarm: &Alarm) -> Woken {
         alarm.rest(self.draw(bytes, Instant::now()))
+    }
+
+    /// Counts `bytes` that are sent at once: those after them wait.
+    pub(crate) fn charge(&self, bytes: usize) {
+        self.draw(bytes, Instant::now());
     }
 
     /// Draws `bytes` and says how long to wait before sending them.

@@ -19,7 +19,11 @@ use crate::guest::Ram;
 use crate::pages::PageRun;
 use crate::wire::Role;
 
-/// Socket buffers in post-copy: a requested page is never far behind pushed ones.
+/// Send buffer in post-copy: a requested page is never far behind pushed ones.
+///
+/// The receive buffer is left alone. Set to the same size it made TCP drop segments against zero windows: about half
+/// of the measured moves had stalls of 200 to 340 ms, a retransmission timeout. With only the send buffer limited the
+/// longest stall of the guest was 7 to 9 ms in each of 7 moves, and half of the faults took less than 55 µs.
 const SHORT_BUFFER: usize = 256 << 10;
 
 /// One TCP connection.
@@ -78,7 +82,6 @@ impl Link for TcpLink {
     fn keep_short(&self) {
         // A refusal costs latency, not correctness.
         let _ = self.socket.set_send_buffer_size(SHORT_BUFFER);
-        let _ = self.socket.set_recv_buffer_size(SHORT_BUFFER);
     }
 
     fn shut(&self, how: Shutdown) {

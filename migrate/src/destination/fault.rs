@@ -58,6 +58,12 @@ struct Waits {
     last_page_us: u64,
 }
 
+/// When pages came last: bytes received by then.
+struct Sign {
+    bytes: u64,
+    since: Instant,
+}
+
 impl Placing {
     pub(super) fn new(faults: Arc<dyn Faults>, missing: PageSet) -> Self {
         Self {
@@ -183,11 +189,12 @@ impl Placing {
     /// Sees touches of missing pages and requests them, until nothing is missing or the arrival is over.
     pub(super) fn watch(&self, context: &Context<'_>, urgent: &Line) {
         let mut touched = Vec::new();
+        let mut sign = Sign { bytes: 0, since: Instant::now() };
         while !self.told.load(Ordering::Acquire) && !context.alarm.is_stopped() {
             touched.clear();
             let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
             let asked = seen.and_then(|()| self.request(&touched, urgent));
-            if let Err(failure) = asked.and_then(|()| self.check_patience(context)) {
+            if let Err(failure) = asked.and_then(|()| self.check_patience(context, &mut sign)) {
                 context.alarm.trip(failure);
             }
         }
@@ -224,11 +231,17 @@ impl Placing {
             .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
     }
 
-    /// A page that was asked for must come in time: a restore that waits for one hears nothing else.
-    fn check_patience(&self, context: &Context<'_>) -> Result<(), Failure> {
+    /// While a page is waited for, something must come: a restore that waits for one hears nothing else. One page
+    /// may be late behind others, which says nothing against the source.
+    fn check_patience(&self, context: &Context<'_>, sign: &mut Sign) -> Result<(), Failure> {
+        let bytes = context.landing.traffic().bytes;
+        if bytes != sign.bytes {
+            *sign = Sign { bytes, since: Instant::now() };
+        }
         let open = *self.fate() == Fate::Open;
         let after = if open { context.deadlines.pause } else { context.deadlines.idle };
-        if self.waits().since.values().any(|since| since.elapsed() >= after) {
+        let waited = self.waits().since.values().any(|since| since.elapsed() >= after);
+        if waited && sign.since.elapsed() >= after {
             return Err(Failure::Silent { peer: context.control.peer().to_owned(), after });
         }
         Ok(())

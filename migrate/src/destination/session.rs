@@ -242,7 +242,7 @@ impl<'a> Session<'a> {
     {
         let cargo = self.take_rounds()?;
         if self.context.preflight.postcopy() {
-            self.catch_faults(scope, cargo.missing.clone(), &lines.data, lines.urgent.clone())?;
+            self.catch_faults(scope, cargo.missing.clone(), lines.urgent.clone())?;
         }
         self.restore(&cargo)?;
         self.wait_commit()?;

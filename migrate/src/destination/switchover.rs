@@ -22,7 +22,6 @@ impl<'a> Session<'a> {
         &mut self,
         scope: &'scope Scope<'scope, 'a>,
         missing: PageSet,
-        data: &[Line],
         urgent: Option<Line>,
     ) -> Result<(), Failure>
     where
@@ -34,7 +33,6 @@ impl<'a> Session<'a> {
         if let Some(urgent) = urgent {
             scope.spawn(move || placing.watch(context, &urgent));
         }
-        data.iter().for_each(|line| line.link().keep_short());
         Ok(())
     }
 

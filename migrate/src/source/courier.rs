@@ -21,24 +21,30 @@ const FRAME_PAGES: u64 = 512;
 /// Whether pages land in memory or are placed for a guest that may wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// Before the guest runs on the destination.
+    /// While the guest runs here, or nobody has asked for a short pause: each frame waits for the rate limit.
     Land,
-    /// While it runs there.
+    /// In a pause that is to be short: not held up by the rate limit.
+    LandAtOnce,
+    /// While the guest runs there: it may wait for what is claimed, so the rate limit is waited for
+    /// [before claiming](Courier::wait_turn).
     Place,
-    /// … and waits: not held up by the rate limit.
+    /// … and does wait: not held up by the rate limit.
     PlaceAtOnce,
 }
 
 impl Manner {
     fn kinds(self) -> (Kind, Kind) {
         match self {
-            Self::Land => (Kind::Pages, Kind::Zeros),
+            Self::Land | Self::LandAtOnce => (Kind::Pages, Kind::Zeros),
             Self::Place | Self::PlaceAtOnce => (Kind::Push, Kind::PushZeros),
         }
     }
 
     fn frame_pages(self) -> u64 {
-        if self == Self::Land { FRAME_PAGES } else { PAGES_PER_PUSH }
+        match self {
+            Self::Land | Self::LandAtOnce => FRAME_PAGES,
+            Self::Place | Self::PlaceAtOnce => PAGES_PER_PUSH,
+        }
     }
 }
 
@@ -70,9 +76,14 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// From here on pages are to be placed.
-    pub(super) fn place(&mut self) {
-        self.manner = Manner::Place;
+    /// From here on pages go in this manner.
+    pub(super) fn change(&mut self, manner: Manner) {
+        self.manner = manner;
+    }
+
+    /// Waits until the rate limit allows more; nothing need be claimed for it yet.
+    pub(super) fn wait_turn(&self) -> Result<(), Failure> {
+        self.pace(0)
     }
 
     /// Sends the pages of `run`, now or with a later one.
@@ -125,7 +136,7 @@ impl<'a> Courier<'a> {
         self.head.extend_from_slice(&head.encode());
         put_runs(&self.data, &mut self.head);
         let bytes = self.head.len() + content as usize;
-        self.pace(bytes)?;
+        self.pay(bytes)?;
         let sent = self.link.send_pages(&self.head, &*self.context.ram, &self.data);
         sent.map_err(self.broken())?;
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -160,9 +171,19 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
+    /// Pays for a frame, and waits where the manner allows it.
+    fn pay(&self, bytes: usize) -> Result<(), Failure> {
+        match (self.manner, &self.context.limiter) {
+            (Manner::Land, _) => return self.pace(bytes),
+            (Manner::Place, Some(limiter)) => limiter.charge(bytes),
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn pace(&self, bytes: usize) -> Result<(), Failure> {
         let Some(limiter) = &self.context.limiter else { return Ok(()) };
-        if self.manner == Manner::PlaceAtOnce || limiter.pace(bytes, &self.context.alarm) != Woken::Stopped {
+        if limiter.pace(bytes, &self.context.alarm) != Woken::Stopped {
             return Ok(());
         }
         let stopped = Failure::Bug("paced after the end".to_owned());

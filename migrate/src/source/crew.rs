@@ -38,6 +38,9 @@ impl Round {
 
     /// Takes windows and sends their pages, until none is left; then says so.
     pub(super) fn send(&self, context: &Context<'_>, courier: &mut Courier<'_>) -> Result<(), Failure> {
+        if self.last && context.options.mode != Mode::Stopcopy {
+            courier.change(Manner::LandAtOnce);
+        }
         loop {
             let first = self.cursor.fetch_add(WINDOW, Ordering::Relaxed);
             if first >= self.set.limit() {
@@ -53,6 +56,11 @@ impl Round {
                 watched.map_err(Failure::guest("watch pages for writes"))?;
             }
             runs.try_for_each(|run| courier.add(run))?;
+        }
+        if !self.last {
+            // A round pays what it owes before it ends: its throughput is the limit's.
+            courier.flush()?;
+            courier.wait_turn()?;
         }
         courier.tell(&Message::RoundEnd { round: self.number, last: self.last })
     }
@@ -120,7 +128,7 @@ fn work(context: &Context<'_>, mut courier: Courier<'_>, tasks: &Receiver<Task>)
         match task {
             Task::Round(round) => round.send(context, &mut courier)?,
             Task::Push(unsent) => {
-                courier.place();
+                courier.change(Manner::Place);
                 unsent.push(&mut courier)?;
             }
         }

@@ -124,7 +124,7 @@ impl<'a> Journey<'a> {
             Mode::Stopcopy => self.nothing_yet(),
         };
         self.switch_over(&lines, &crew, left)?;
-        self.serve_pages(&lines, &crew)?;
+        self.serve_pages(&lines)?;
         self.custody.on(SourceEvent::Complete)?;
         self.last_words(&lines)
     }

@@ -36,13 +36,17 @@ impl Unsent {
     }
 
     /// Pushes until nothing is unsent, beginning anew wherever the last request was.
+    ///
+    /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: a request for a
+    /// claimed page gets no other answer.
     pub(super) fn push(&self, courier: &mut Courier<'_>) -> Result<(), Failure> {
-        while let Some(first) = self.seek() {
-            let runs =
-                self.pages.claim_run(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH });
-            runs.iter().try_for_each(|run| courier.add(*run))?;
+        loop {
+            courier.wait_turn()?;
+            let Some(first) = self.seek() else { return Ok(()) };
+            let block = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
+            self.pages.claim_run(block).into_iter().try_for_each(|run| courier.add(run))?;
+            courier.flush()?;
         }
-        courier.flush()
     }
 
     /// The next page to push; moves on past its neighbourhood, unless a request has moved the place meanwhile.
@@ -108,7 +112,7 @@ impl Journey<'_> {
     }
 
     /// Waits until the destination misses nothing.
-    pub(super) fn serve_pages(&mut self, lines: &Lines, _: &Crew) -> Result<(), Failure> {
+    pub(super) fn serve_pages(&mut self, lines: &Lines) -> Result<(), Failure> {
         if self.context.unsent.get().is_none() {
             return Ok(());
         }

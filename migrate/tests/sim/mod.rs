@@ -48,6 +48,8 @@ pub(crate) struct Habit {
     pub(crate) burst: u64,
     pub(crate) rest: Option<Duration>,
     pub(crate) telemetry: bool,
+    /// Pages `0..zeros` are touched but zero when it has booted.
+    pub(crate) zeros: u64,
 }
 
 impl Default for Habit {
@@ -58,6 +60,7 @@ impl Default for Habit {
             burst: 2,
             rest: Some(Duration::from_micros(300)),
             telemetry: false,
+            zeros: 0,
         }
     }
 }
@@ -136,7 +139,7 @@ impl Sim {
         {
             let mut mind = sim.mind();
             for gfn in 0..habit.pages * 3 / 4 {
-                let value = if gfn % 7 == 3 { 0 } else { gfn << 32 | 1 };
+                let value = if gfn < habit.zeros || gfn % 7 == 3 { 0 } else { gfn << 32 | 1 };
                 sim.ram.write(gfn, value);
                 mind.written[gfn as usize] = value;
             }
