@@ -32,13 +32,15 @@ pub(super) async fn start(client: &Client, args: &StartArgs) -> anyhow::Result<S
     let Some(report) = following.follow(&mut Show::new(args.json)).await else {
         return Ok(Status::Unknown);
     };
+    let mut status = Status::of_report(&report, args.fail_above);
     if let Some(error) = report_file.and_then(|file| file.write(&report).err()) {
         eprintln!("migrate: {error:#}");
+        status = status.unreported();
     }
     if let Some(verdict) = words::too_slow(&report, args.fail_above) {
         eprintln!("{verdict}");
     }
-    Ok(Status::of_report(&report, args.fail_above))
+    Ok(status)
 }
 
 /// Where the report goes. Opened before the migration starts: afterwards it cannot be done again.

@@ -17,7 +17,7 @@ pub enum Status {
     Moved = 0,
     /// The guest runs where it was: the migration was given up, or the VMM refused.
     Kept = 1,
-    /// Wrong arguments, no such VM, an unwritable report: nothing was attempted.
+    /// Wrong arguments, no such VM, a report that cannot be created: nothing was attempted.
     Usage = 2,
     /// Nobody here knows where the guest runs.
     Unknown = 3,
@@ -25,6 +25,8 @@ pub enum Status {
     TooSlow = 4,
     /// The guest has moved, but `--verify` found memory that differs.
     Differs = 5,
+    /// The guest has moved, but the report could not be written.
+    Unreported = 6,
 }
 
 impl From<Status> for ExitCode {
@@ -46,6 +48,12 @@ impl Status {
             Outcome::Moved if fail_above.is_some_and(|limit| !within(report, limit)) => Self::TooSlow,
             Outcome::Moved => Self::Moved,
         }
+    }
+
+    /// The status when the report could not be written: that is the worst news only of a migration without any other.
+    #[must_use]
+    pub fn unreported(self) -> Self {
+        if self == Self::Moved { Self::Unreported } else { self }
     }
 
     /// What an error before a migration began amounts to.

@@ -26,7 +26,7 @@ pub(super) const ALL: &[Figure] = &[
     ("zero_pages", |hop| Some(hop.report.traffic.zero_pages as f64)),
     ROUNDS,
     FAULTS,
-    ("fault_p50_us", |hop| Some(hop.report.postcopy?.fault_p50_us as f64)),
+    FAULT_P50,
     FAULT_P99,
     ("last_page_us", |hop| Some(hop.report.postcopy?.last_page_us as f64)),
     ("tick_gap_us", |hop| Some(hop.report.guest_measured?.tick_gap_us)),
@@ -36,8 +36,8 @@ pub(super) const ALL: &[Figure] = &[
     WORK_LOST,
     ENGINE_CPU,
     ("vcpu_cpu_s", |hop| Some(hop.usage.vcpu_cpu())),
-    ("source_peak_rss_bytes", |hop| Some(hop.usage.source.peak_rss? as f64)),
-    ("destination_peak_rss_bytes", |hop| Some(hop.usage.destination.peak_rss? as f64)),
+    SOURCE_RSS,
+    DESTINATION_RSS,
 ];
 
 pub(super) const TOTAL: Figure = ("total_us", |hop| Some(hop.report.total_us as f64));
@@ -49,9 +49,14 @@ pub(super) const BYTES_PER_S: Figure =
     ("bytes_per_s", |hop| Some(hop.report.traffic.bytes as f64 / (hop.report.total_us as f64 / 1e6)));
 pub(super) const ROUNDS: Figure = ("rounds", |hop| Some(hop.report.rounds.len() as f64));
 pub(super) const FAULTS: Figure = ("faults", |hop| Some(hop.report.postcopy?.faults as f64));
+pub(super) const FAULT_P50: Figure = ("fault_p50_us", |hop| Some(hop.report.postcopy?.fault_p50_us as f64));
 pub(super) const FAULT_P99: Figure = ("fault_p99_us", |hop| Some(hop.report.postcopy?.fault_p99_us as f64));
 pub(super) const WORK_LOST: Figure = ("work_lost_ms", |hop| Some(hop.report.guest_measured?.work_lost_ms));
 pub(super) const ENGINE_CPU: Figure = ("engine_cpu_s", |hop| Some(hop.usage.engine_cpu()));
+pub(super) const SOURCE_RSS: Figure =
+    ("source_peak_rss_bytes", |hop| Some(hop.usage.source.peak_rss? as f64));
+pub(super) const DESTINATION_RSS: Figure =
+    ("destination_peak_rss_bytes", |hop| Some(hop.usage.destination.peak_rss? as f64));
 
 fn switchover(hop: &Hop, part: fn(&Switchover) -> u64) -> Option<f64> {
     hop.report.switchover.as_ref().map(|switchover| part(switchover) as f64)

@@ -71,18 +71,22 @@ impl Grid {
     pub(super) fn of(args: &BenchArgs) -> Result<Self, LabError> {
         let size =
             |text: &str| text.parse::<MemorySize>().map_err(|error| LabError::Arguments(error.to_string()));
-        let (memory, rates, runs) = if args.quick {
-            (size("256M")?, vec![Load::Rate(10_000)], 3)
+        let (memory, rates, streams, runs) = if args.quick {
+            (vec![size("256M")?], vec![Load::Rate(10_000)], vec![2], 3)
+        } else if args.full {
+            let memory = [size("256M")?, size("1G")?, size("4G")?];
+            let rates = [1_000, 10_000, 50_000].map(Load::Rate);
+            (memory.into(), [&[Load::Idle], &rates[..], &[Load::Max]].concat(), vec![1, 2, 4], 5)
         } else {
-            (size("1G")?, vec![Load::Idle, Load::Rate(10_000), Load::Max], 5)
+            (vec![size("1G")?], vec![Load::Idle, Load::Rate(10_000), Load::Max], vec![2], 5)
         };
-        let memory = if args.memory.is_empty() { vec![memory] } else { args.memory.clone() };
-        let rates = if args.rates.is_empty() { rates } else { args.rates.clone() };
+        let memory = said(&args.memory).unwrap_or(memory);
+        let rates = said(&args.rates).unwrap_or(rates);
         let guests = memory.iter().flat_map(|memory| rates.iter().map(|load| guest(args, *memory, *load)));
         Ok(Self {
             guests: guests.collect::<Result<_, _>>()?,
             modes: args.modes.clone(),
-            streams: args.streams.clone(),
+            streams: said(&args.streams).unwrap_or(streams),
             runs: args.runs.unwrap_or(runs),
         })
     }
@@ -90,6 +94,11 @@ impl Grid {
     pub(super) fn cells(&self) -> usize {
         self.guests.len() * self.modes.len() * self.streams.len()
     }
+}
+
+/// What was said, if anything was.
+fn said<T: Clone>(values: &[T]) -> Option<Vec<T>> {
+    (!values.is_empty()).then(|| values.to_vec())
 }
 
 fn guest(args: &BenchArgs, memory: MemorySize, load: Load) -> Result<GuestPlan, LabError> {
@@ -120,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_small_and_quick_is_smaller() {
+    fn the_default_is_small_quick_is_smaller_and_full_is_large() {
         let all = grid("bench").unwrap();
         assert_eq!((all.cells(), all.runs), (12, 5));
         assert_eq!(
@@ -129,6 +138,9 @@ mod tests {
         );
         let quick = grid("bench --quick").unwrap();
         assert_eq!((quick.cells(), quick.runs), (4, 3));
+        let full = grid("bench --full").unwrap();
+        assert_eq!((full.cells(), full.guests.len(), full.streams.len()), (180, 15, 3));
+        assert_eq!(grid("bench --full --memory 256M --streams 1").unwrap().cells(), 20);
         assert_eq!(grid("bench --quick --runs 7 --memory 1G").unwrap().runs, 7);
     }
 

@@ -39,14 +39,15 @@ pub struct BenchArgs {
     /// Ways to move
     #[arg(long, value_enum, value_delimiter = ',', default_value = "precopy,stopcopy,postcopy,hybrid")]
     pub modes: Vec<Mode>,
-    /// Sizes of the guest's RAM [default: 1G; with --quick 256M]
+    /// Sizes of the guest's RAM [default: 1G; with --quick 256M, with --full 256M,1G,4G]
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     pub memory: Vec<MemorySize>,
-    /// Pages written a second, over half of RAM: numbers, 0 or idle, max [default: 0,10000,max; with --quick 10000]
+    /// Pages written a second, over half of RAM: numbers, 0 or idle, max [default: 0,10000,max; with --quick
+    /// 10000, with --full 0,1000,10000,50000,max]
     #[arg(long, value_name = "RATES", value_delimiter = ',')]
     pub rates: Vec<Load>,
-    /// Data connections
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "2",
+    /// Data connections [default: 2; with --full 1,2,4]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=i64::from(migrate::options::MAX_STREAMS)))]
     pub streams: Vec<u32>,
     /// Moves for each cell of the grid [default: 5; with --quick 3]
@@ -70,6 +71,10 @@ pub struct BenchArgs {
     /// A small grid that takes less than a minute
     #[arg(long)]
     pub quick: bool,
+    /// The full grid: every mode by 256M, 1G and 4G by 0, 1000, 10000, 50000 and max pages a second by 1, 2 and 4 data
+    /// connections; takes hours
+    #[arg(long, conflicts_with = "quick")]
+    pub full: bool,
 }
 
 /// Measures, prints a table and writes the document. Succeeds only when no run failed.

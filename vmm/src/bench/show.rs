@@ -5,8 +5,8 @@ use std::fmt::Write;
 use migrate::cli::words::mode as word;
 
 use super::figures::{
-    BYTES, BYTES_PER_S, DOWNTIME_GUEST, DOWNTIME_HOST, ENGINE_CPU, FAULT_P99, FAULTS, Figure, ROUNDS, TOTAL,
-    WORK_LOST,
+    BYTES, BYTES_PER_S, DESTINATION_RSS, DOWNTIME_GUEST, DOWNTIME_HOST, ENGINE_CPU, FAULT_P50, FAULT_P99,
+    FAULTS, Figure, ROUNDS, SOURCE_RSS, TOTAL, WORK_LOST,
 };
 use super::raw::RawTcp;
 use super::record::{CellRecord, Record};
@@ -17,7 +17,8 @@ use crate::lab::table::{Table, ms, or_dash};
 const NOTE: &str = "\
 Medians with (min-max) of the good runs. Guest downtime: the longest time the guest itself stood still during the whole\n\
 migration, by its own clock. Host downtime: from the pause until the destination ran. Lost: guest work not done, in ms at\n\
-its own pace. CPU: of both VMMs without their vCPU threads. Of raw: bytes sent by total time, as a share of what plain TCP carries by as\n\
+its own pace. CPU: of both VMMs without their vCPU threads. RSS: peak of source / destination, guest memory included.\n\
+Of raw: bytes sent by total time, as a share of what plain TCP carries by as\n\
 many connections into memory never touched / touched before; a destination's memory was never touched.";
 
 /// The whole of it.
@@ -59,9 +60,11 @@ fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
         "MB",
         "rounds",
         "faults",
+        "p50 µs",
         "p99 µs",
         "lost ms",
         "CPU s",
+        "RSS MB",
         "GB/s",
         "of raw",
     ];
@@ -74,6 +77,7 @@ fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
 fn row(cell: &CellRecord) -> Vec<String> {
     let median = |figure: Figure| cell.spread(figure).map(|spread| spread.median);
     let number = |figure, digits: usize| or_dash(median(figure), |value| format!("{value:.digits$}"));
+    let megabytes = |figure| or_dash(median(figure), |bytes| format!("{:.0}", bytes / 1e6));
     vec![
         word(cell.cell.mode).to_owned(),
         cell.cell.streams.to_string(),
@@ -81,12 +85,14 @@ fn row(cell: &CellRecord) -> Vec<String> {
         or_dash(cell.spread(TOTAL), range),
         or_dash(cell.spread(DOWNTIME_GUEST), range),
         or_dash(cell.spread(DOWNTIME_HOST), range),
-        or_dash(median(BYTES), |bytes| format!("{:.0}", bytes / 1e6)),
+        megabytes(BYTES),
         number(ROUNDS, 0),
         number(FAULTS, 0),
+        number(FAULT_P50, 0),
         number(FAULT_P99, 0),
         or_dash(median(WORK_LOST), |ms| format!("{ms:.0}")),
         number(ENGINE_CPU, 2),
+        format!("{}/{}", megabytes(SOURCE_RSS), megabytes(DESTINATION_RSS)),
         or_dash(median(BYTES_PER_S), |rate| format!("{:.2}", rate / 1e9)),
         or_dash(median(BYTES_PER_S), |rate| shares(rate, &cell.raw)),
     ]

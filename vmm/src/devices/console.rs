@@ -2,7 +2,8 @@
 //!
 //! The last [`BACKLOG`] bytes are kept in a ring whose positions never repeat. Whoever listens reads from the ring at
 //! its own pace: a slow listener loses the oldest bytes and is told how many; the guest never waits for anyone.
-//! A file (or standard output) loses nothing: its own thread writes what has come since.
+//! A file (or standard output) loses nothing while it takes what its own thread writes; one that does not is said to
+//! lose output on standard error, and the guest goes on.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -16,6 +17,9 @@ use tokio::sync::watch;
 pub(super) const BACKLOG: usize = 64 << 10;
 /// Bytes of input that wait for the guest at most.
 pub(super) const MAX_INPUT: usize = 64 << 10;
+
+/// Bytes that wait for a slow file at most.
+const MAX_UNWRITTEN: usize = 16 << 20;
 
 /// A guest's console. Clones are the same console.
 #[derive(Clone)]
@@ -43,11 +47,19 @@ struct Ring {
     /// Position after the newest byte: bytes since the console was made.
     end: u64,
     /// What the file's thread has not written yet; none without a file.
-    unwritten: Option<Vec<u8>>,
+    unwritten: Option<Unwritten>,
     /// No more output will come.
     closed: bool,
     /// The file's thread has written all.
     written: bool,
+}
+
+/// Output on its way to a file.
+#[derive(Default)]
+struct Unwritten {
+    bytes: Vec<u8>,
+    /// Bytes after these that found no room.
+    lost: u64,
 }
 
 /// What a listener heard.
@@ -77,7 +89,7 @@ impl Console {
     /// # Errors
     /// When the host refuses the thread.
     pub fn with_sink(sink: Box<dyn Write + Send>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::new(Ring { unwritten: Some(Vec::new()), ..Ring::default() }));
+        let shared = Arc::new(Shared::new(Ring { unwritten: Some(Unwritten::default()), ..Ring::default() }));
         let file = FileThread::start(Arc::clone(&shared), sink)?;
         Ok(Self { shared, _file: Some(Arc::new(file)) })
     }
@@ -191,6 +203,12 @@ impl Shared {
     }
 }
 
+impl Unwritten {
+    fn push(&mut self, byte: u8) {
+        if self.bytes.len() < MAX_UNWRITTEN { self.bytes.push(byte) } else { self.lost += 1 }
+    }
+}
+
 impl Ring {
     fn start(&self) -> u64 {
         self.end - self.bytes.len() as u64
@@ -246,13 +264,12 @@ struct FileThread {
 }
 
 impl FileThread {
-    fn start(shared: Arc<Shared>, mut sink: Box<dyn Write + Send>) -> std::io::Result<Self> {
+    fn start(shared: Arc<Shared>, sink: Box<dyn Write + Send>) -> std::io::Result<Self> {
         let source = Arc::clone(&shared);
         let body = move || {
-            while let Some(bytes) = unwritten(&source) {
-                // A file that cannot be written loses the output; the guest must not suffer for it.
-                let _ = sink.write_all(&bytes).and_then(|()| sink.flush());
-            }
+            write_on(&source, sink, |words| {
+                let _ = writeln!(std::io::stderr(), "vmm: {words}");
+            });
             source.ring().written = true;
             source.more.notify_all();
         };
@@ -273,13 +290,28 @@ impl Drop for FileThread {
     }
 }
 
+/// Writes all that comes. The guest must not suffer for a file that cannot be written: its output is lost then, which
+/// is said once.
+fn write_on(shared: &Shared, mut sink: impl Write, mut say: impl FnMut(&str)) {
+    let mut failed = false;
+    while let Some(Unwritten { bytes, lost }) = unwritten(shared) {
+        if let (Err(error), false) = (sink.write_all(&bytes).and_then(|()| sink.flush()), failed) {
+            failed = true;
+            say(&format!("the console's output is lost, it cannot be written: {error}; the guest goes on"));
+        }
+        if lost > 0 {
+            say(&format!("{lost} bytes of the console's output are lost: its file is too slow"));
+        }
+    }
+}
+
 /// Waits for output that is not written yet. None when the console is closed and all is written.
-fn unwritten(shared: &Shared) -> Option<Vec<u8>> {
+fn unwritten(shared: &Shared) -> Option<Unwritten> {
     let mut ring = shared.ring();
     loop {
-        let bytes = ring.unwritten.as_mut().map(std::mem::take).unwrap_or_default();
-        if !bytes.is_empty() {
-            return Some(bytes);
+        let all = ring.unwritten.as_mut().map(std::mem::take).unwrap_or_default();
+        if !all.bytes.is_empty() {
+            return Some(all);
         }
         if ring.closed {
             return None;
@@ -325,6 +357,32 @@ mod tests {
         put(&console, &text);
         drop(console);
         assert!(std::fs::read(file.path()).unwrap() == text);
+    }
+
+    #[test]
+    fn a_file_that_fails_is_told_of_once() {
+        let shared = Shared::new(Ring { unwritten: Some(Unwritten::default()), ..Ring::default() });
+        let console = Console { shared: Arc::new(shared), _file: None };
+        put(&console, b"lost");
+        let mut said = Vec::new();
+        write_on(&console.shared, std::fs::File::create("/dev/full").unwrap(), |words| {
+            said.push(words.to_owned());
+            put(&console, b"more");
+            console.shared.ring().closed = said.len() == 1;
+        });
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("No space left"), "{said:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_too_slow_loses_the_newest_and_is_told_how_much() {
+        let mut unwritten = Unwritten { bytes: vec![b'x'; MAX_UNWRITTEN - 1], lost: 0 };
+        (0..3).for_each(|_| unwritten.push(b'y'));
+        assert_eq!((unwritten.bytes.len(), unwritten.lost), (MAX_UNWRITTEN, 2));
+        let ring = Ring { unwritten: Some(unwritten), closed: true, ..Ring::default() };
+        let mut said = Vec::new();
+        write_on(&Shared::new(ring), std::io::sink(), |words| said.push(words.to_owned()));
+        assert_eq!(said, ["2 bytes of the console's output are lost: its file is too slow"]);
     }
 
     #[test]

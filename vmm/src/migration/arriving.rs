@@ -113,6 +113,14 @@ impl Arriving for Resident {
         Rehearsal { save_us: us(start, saved), restore_us: us(saved, Instant::now()) }
     }
 
+    fn forget(&self, pages: &PageSet) -> Result<()> {
+        let ram = self.guest_ram()?;
+        for run in pages.runs() {
+            ram.punch(run.first * PAGE_SIZE as u64, run.bytes())?;
+        }
+        Ok(())
+    }
+
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
         Ok(Arc::new(EngineFaults::catch(&self.guest_ram()?, missing)?))
     }

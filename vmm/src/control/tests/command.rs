@@ -65,6 +65,15 @@ async fn the_command_attempts_nothing_when_the_report_cannot_be_written() {
 }
 
 #[tokio::test]
+async fn a_report_that_cannot_be_written_in_the_end_is_no_success() {
+    let served = Served::start();
+    for (outcome, status) in [(Outcome::Moved, Status::Unreported), (Outcome::Kept, Status::Kept)] {
+        *served.vm.report.lock().unwrap() = Some(report(outcome));
+        assert_eq!(command(&served, "--to there:7000 --report /dev/full").await.unwrap(), status);
+    }
+}
+
+#[tokio::test]
 async fn the_command_says_who_has_the_guest_when_the_vm_refuses_or_falls_silent() {
     let served = Served::start();
     *served.vm.refusal.lock().unwrap() = Some(Refusal::Conflict("a migration is under way".into()));
