@@ -96,7 +96,7 @@ pub enum Failure {
     #[error("not done within {}; --timeout allows more", seconds(.0))]
     TimedOut(Duration),
     /// The guest was paused for too long.
-    #[error("the destination was not ready within {} of the pause", seconds(.0))]
+    #[error("the destination was not ready within {} of the pause; --max-downtime allows more (twice its value)", seconds(.0))]
     PausedTooLong(Duration),
     /// A bug of the engine that was caught.
     #[error("internal error: {0}; please report it")]

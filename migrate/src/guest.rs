@@ -208,6 +208,12 @@ pub trait Arriving: Send + Sync {
     /// How long a save and a restore take here, from rehearsing both on the blank machine.
     fn rehearse(&self) -> Rehearsal;
 
+    /// Gives the memory of `pages` back: they read as zero again. For pages that will be missing, ahead of the pause.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn forget(&self, pages: &PageSet) -> Result<()>;
+
     /// Post-copy: discards `missing` and from here on catches every touch of such a page,
     /// by the guest or by the kernel on its behalf.
     ///

@@ -87,7 +87,7 @@ pub enum Phase {
 }
 
 /// One round of copying.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Round {
     /// From 0: all of RAM.
     pub number: u32,

@@ -13,7 +13,7 @@ use crate::alarm::Alarm;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Ram;
-use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
+use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
 use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap};
@@ -96,6 +96,14 @@ impl Landing {
         stale.try_for_each(|run| ram.clear(run)).map_err(Failure::guest("clear memory"))
     }
 
+    /// What was received of `pages` is stale and has been given back.
+    fn forget(&self, pages: &PageSet) {
+        for run in pages.runs() {
+            self.prepare.forget(run);
+            self.received.claim_run(run);
+        }
+    }
+
     /// `ends` of the data connections have ended `round`. Says so to the source when all have.
     fn end_round(&self, round: u32, last: bool, ends: u32, context: &Context<'_>) -> Result<(), Failure> {
         let mut barrier = self.lock();
@@ -139,6 +147,12 @@ impl Context<'_> {
         }
         self.landing.count(head, pages.pages());
         Ok(())
+    }
+
+    /// Gives back what has landed of pages that will be missing: in the pause little is then left to be discarded.
+    pub(super) fn forget(&self, missing: &PageSet) -> Result<(), Failure> {
+        self.landing.forget(missing);
+        self.guest.forget(missing).map_err(Failure::guest("discard stale pages"))
     }
 
     /// Takes the end of a round from `line`, which stands for `ends` data connections.

@@ -34,6 +34,11 @@ impl Prepare {
         alarm.nudge();
     }
 
+    /// These pages will not come after all.
+    pub(super) fn forget(&self, run: PageRun) {
+        self.expected.claim_run(run);
+    }
+
     /// These pages come now.
     pub(super) fn now(&self, run: PageRun, ram: &dyn Ram) {
         for won in self.expected.claim_run(run).into_iter().filter(|won| won.count >= WORTH_IT) {

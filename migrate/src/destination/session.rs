@@ -265,6 +265,9 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 Kind::RoundEnd => {
+                    if !missing.is_empty() {
+                        context.forget(&missing)?;
+                    }
                     context.take_round_end(&head, control, context.preflight.streams)?;
                     continue;
                 }

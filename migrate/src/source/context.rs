@@ -34,8 +34,8 @@ pub(super) struct Context<'a> {
     /// Set in the pause of post-copy: pages that may be requested and pushed from then on.
     pub(super) unsent: OnceLock<Arc<Unsent>>,
     started: Instant,
-    /// When a pause has lasted too long.
-    pause_ends: Mutex<Option<Instant>>,
+    /// When a pause began, and how long it may last.
+    pause: Mutex<Option<(Instant, Duration)>>,
     logging: AtomicBool,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Context<'a> {
             control: OnceLock::new(),
             unsent: OnceLock::new(),
             started: Instant::now(),
-            pause_ends: Mutex::new(None),
+            pause: Mutex::new(None),
             logging: AtomicBool::new(false),
         }
     }
@@ -96,9 +96,9 @@ impl<'a> Context<'a> {
         self.guest.start_dirty_log().map_err(Failure::guest("start dirty logging"))
     }
 
-    /// From now on, or no longer, a time limit of its own holds for the pause.
-    pub(super) fn limit_pause(&self, until: Option<Instant>) {
-        *self.pause_ends.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    /// From now on a time limit of its own holds for the pause.
+    pub(super) fn limit_pause(&self, limit: Duration) {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), limit));
     }
 
     pub(super) fn beat(&self) -> Duration {
@@ -110,9 +110,9 @@ impl<'a> Context<'a> {
         if self.started.elapsed() >= self.options.timeout {
             self.alarm.recall(Failure::TimedOut(self.options.timeout));
         }
-        let pause_ends = *self.pause_ends.lock().unwrap_or_else(PoisonError::into_inner);
-        if pause_ends.is_some_and(|end| Instant::now() >= end) {
-            self.alarm.recall(Failure::PausedTooLong(self.route.deadlines.pause));
+        let pause = *self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, limit)) = pause.filter(|(since, limit)| since.elapsed() >= *limit) {
+            self.alarm.recall(Failure::PausedTooLong(limit));
         }
         if let Some(control) = self.control.get() {
             // Who hears the control connection learns of its end; the pulse has nothing to add.

@@ -12,6 +12,7 @@ use super::crew::{Crew, Round};
 use super::{Journey, us_since};
 use crate::convergence::{Decision, Figures, Terms};
 use crate::failure::Failure;
+use crate::guest::Rehearsal;
 use crate::options::Mode;
 use crate::pages::{PAGE_SIZE, PageRun, PageSet};
 use crate::report::{self, Phase};
@@ -22,11 +23,21 @@ use crate::wire::{Kind, Message};
 /// Rounds of so few pages go on the control connection, from the calling thread: nobody needs to be woken.
 pub(super) const SMALL_ROUND: u64 = 64;
 
-/// A round of fewer pages says nothing about throughput.
+/// A round of fewer pages with content says nothing about throughput.
 const TELLING_ROUND: u64 = 256;
 
 /// Taken for the throughput until a round has told: 1 Gb/s.
 const ASSUMED_BYTES_PER_S: f64 = 125e6;
+
+/// The destination's word on its rehearsal is not believed beyond this.
+const LONGEST_REHEARSAL: Duration = Duration::from_secs(10);
+
+/// Hybrid: of 64 neighbours, from how many stale ones on all are sent again. The destination discards run by run,
+/// and each takes microseconds: a guest that writes everywhere would keep it busy for a tenth of a second.
+const DENSE: u32 = 8;
+
+/// Hybrid: from so many stale pages on they are discarded ahead of the pause. Fewer cost it a few milliseconds at most.
+const MANY_STALE: u64 = 1024;
 
 /// What the pause has to deal with.
 pub(super) struct Left {
@@ -53,7 +64,8 @@ impl Journey<'_> {
                 Decision::Again { why } => self.journal.decided(round, format!("another round: {why}")),
                 Decision::SwitchOver { estimate, why } => {
                     self.journal.decided(round, format!("switch over: {why}"));
-                    return Ok(Left { pages, estimate, round: number + 1 });
+                    let left = Left { pages, estimate, round: number + 1 };
+                    return self.discard_ahead(lines, left);
                 }
                 Decision::GiveUp { why } => {
                     self.journal.decided(round, "give up".to_owned());
@@ -119,19 +131,38 @@ impl Journey<'_> {
         } else {
             crew.send(round);
         }
-        match lines.control.hear()? {
-            Message::RoundDone { round } if round == number => {}
-            other => return Err(lines.control.unexpected(other.kind(), "the end of the round")),
-        }
+        await_round(lines, number)?;
         let took = self.journal.round_began().elapsed();
         *pages = self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
         Ok(self.journal.end_round(number, took, pages.len()))
     }
 
+    /// Hybrid: has the destination discard many stale pages while the guest still runs here. The list of missing
+    /// pages that the pause sends holds them again.
+    fn discard_ahead(&self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
+        if !self.postcopy() || left.pages.len() <= MANY_STALE {
+            return Ok(left);
+        }
+        self.join_dense(&mut left.pages);
+        for (first, words) in bitmap_frames(&left.pages) {
+            lines.control.tell(&Message::Missing { first, words: words.to_vec() })?;
+        }
+        lines.control.tell(&Message::RoundEnd { round: left.round, last: false })?;
+        await_round(lines, left.round)?;
+        left.round += 1;
+        Ok(left)
+    }
+
+    /// Hybrid: where many of some neighbours are stale, all of them are sent again.
+    pub(super) fn join_dense(&self, pages: &mut PageSet) {
+        let whole = PageSet::of_runs(pages.limit(), &self.context.description.ram);
+        pages.join_dense(DENSE, &whole);
+    }
+
     fn terms(&self, lines: &Lines) -> Terms {
         Terms {
             max_downtime: self.context.options.max_downtime,
-            state: Duration::from_micros(lines.rehearsal.save_us + lines.rehearsal.restore_us),
+            state: rehearsed(lines.rehearsal),
             round_trip: lines.round_trip,
             hybrid: self.context.options.mode == Mode::Hybrid,
         }
@@ -149,14 +180,53 @@ impl Journey<'_> {
     }
 }
 
-/// A round's figures for the policy; a small round keeps the throughput that `before` has told.
+/// Waits until the round has landed.
+fn await_round(lines: &Lines, number: u32) -> Result<(), Failure> {
+    match lines.control.hear()? {
+        Message::RoundDone { round } if round == number => Ok(()),
+        other => Err(lines.control.unexpected(other.kind(), "the end of the round")),
+    }
+}
+
+/// A round's figures for the policy. A round of few pages, or one that mostly found zeros, keeps the throughput that
+/// `before` has told: finding zeros is faster than any network.
 fn figures(round: &report::Round, before: Option<&Figures>) -> Figures {
     let seconds = (round.us as f64 / 1e6).max(1e-6);
     let measured = (round.pages * PAGE_SIZE as u64) as f64 / seconds;
     let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);
+    let telling = round.pages >= TELLING_ROUND && round.pages >= round.zero_pages;
     Figures {
-        bytes_per_s: if round.pages >= TELLING_ROUND { measured } else { known },
+        bytes_per_s: if telling { measured } else { known },
         dirty_per_s: round.dirty_rate,
         left: round.dirtied,
+    }
+}
+
+/// Save and restore together, as the destination says.
+fn rehearsed(rehearsal: Rehearsal) -> Duration {
+    Duration::from_micros(rehearsal.save_us.saturating_add(rehearsal.restore_us)).min(LONGEST_REHEARSAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(pages: u64, zero_pages: u64) -> report::Round {
+        report::Round { pages, zero_pages, us: 1_000, ..report::Round::default() }
+    }
+
+    #[test]
+    fn only_a_round_of_data_tells_the_throughput() {
+        let told = |pages, zero_pages| figures(&round(pages, zero_pages), None).bytes_per_s;
+        assert!((told(1_000, 900) - 4.096e9).abs() < 1e3);
+        for (pages, zero_pages) in [(255, 0), (300, 100_000)] {
+            assert!((told(pages, zero_pages) - ASSUMED_BYTES_PER_S).abs() < 1e-3, "{pages} {zero_pages}");
+        }
+    }
+
+    #[test]
+    fn a_peer_cannot_name_a_rehearsal_without_end() {
+        let endless = Rehearsal { save_us: u64::MAX, restore_us: u64::MAX };
+        assert_eq!(rehearsed(endless), LONGEST_REHEARSAL);
     }
 }

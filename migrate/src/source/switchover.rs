@@ -24,11 +24,6 @@ use crate::verify::send_hashes;
 use crate::wire::runs::bitmap_frames;
 use crate::wire::{Kind, Message, RamMap};
 
-/// Hybrid: of 64 neighbours, from how many stale ones on all are sent again. The destination discards run by run, in
-/// the pause, and each takes microseconds: a guest that writes everywhere would otherwise stand still for a tenth of
-/// a second.
-const DENSE: u32 = 8;
-
 impl Journey<'_> {
     /// Pauses, moves what is left, commits.
     pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
@@ -63,7 +58,10 @@ impl Journey<'_> {
         lines.control.set_limit(deadlines.pause)?;
         // How long a whole copy or comparison takes is for the general time limit.
         let bounded = self.context.options.mode != Mode::Stopcopy && !self.context.options.verify;
-        self.context.limit_pause(bounded.then(|| Instant::now() + deadlines.pause));
+        if bounded {
+            let allowed = self.context.options.max_downtime.saturating_mul(2);
+            self.context.limit_pause(deadlines.pause.max(allowed));
+        }
         Ok(())
     }
 
@@ -85,8 +83,7 @@ impl Journey<'_> {
             pages.union(&guest.harvest().map_err(Failure::guest("read the dirty log"))?);
         }
         if self.context.options.mode == Mode::Hybrid {
-            let whole = PageSet::of_runs(pages.limit(), &self.context.description.ram);
-            pages.join_dense(DENSE, &whole);
+            self.join_dense(&mut pages);
         }
         times.harvest_us = us_since(harvesting);
         Ok((state, pages))
@@ -112,7 +109,7 @@ impl Journey<'_> {
             }
         } else if count <= SMALL_ROUND {
             self.journal.begin_round(round, count);
-            let mut courier = Courier::new(self.context, control.link(), Manner::Land);
+            let mut courier = Courier::new(self.context, control.link(), Manner::LandAtOnce);
             pages.runs().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
         } else {

@@ -91,6 +91,8 @@ pub(crate) struct Sim {
     born: Instant,
     window: AtomicU64,
     pub(crate) pauses: AtomicU64,
+    /// Pages given back ahead of the pause.
+    pub(crate) forgotten: AtomicU64,
     /// What shall fail, for once.
     pub(crate) broken: Broken,
 }
@@ -126,6 +128,7 @@ impl Sim {
             born: Instant::now(),
             window: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
             broken: Broken::default(),
         });
         let vcpu = Arc::clone(&sim);
@@ -374,6 +377,11 @@ impl Arriving for Sim {
         Rehearsal { save_us: 50, restore_us: 50 }
     }
 
+    fn forget(&self, pages: &PageSet) -> Result<()> {
+        self.forgotten.fetch_add(pages.len(), Ordering::SeqCst);
+        pages.runs().try_for_each(|run| self.ram.clear(run))
+    }
+
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
         self.ram.catch(missing);
         Ok(Arc::new(SimFaults(Arc::clone(&self.ram))))
@@ -435,13 +443,14 @@ pub(crate) struct SimHost {
     pub(crate) habit: Habit,
     pub(crate) runners: Runners,
     pub(crate) reasons: Vec<String>,
-    pub(crate) built: Mutex<Option<Arc<Sim>>>,
+    /// Shared with who wants to look at the machine afterwards.
+    pub(crate) built: Arc<Mutex<Option<Arc<Sim>>>>,
     pub(crate) prepare: fn(&Sim),
 }
 
 impl SimHost {
     pub(crate) fn new(habit: Habit, runners: &Runners) -> Self {
-        Self { habit, runners: runners.clone(), reasons: vec![], built: Mutex::new(None), prepare: |_| {} }
+        Self { habit, runners: runners.clone(), reasons: vec![], built: Arc::default(), prepare: |_| {} }
     }
 
     /// The machine built last.

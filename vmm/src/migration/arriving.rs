@@ -9,6 +9,7 @@ use migrate::pages::PageSet;
 use crate::config::GuestName;
 use crate::kvm::KvmHost;
 use crate::machine::{Hooks, Machine, MachineDescription};
+use crate::memory::PAGE;
 use crate::memory::layout::Layout;
 use crate::memory::userfault::Userfault;
 
@@ -116,7 +117,7 @@ impl Arriving for Resident {
     fn forget(&self, pages: &PageSet) -> Result<()> {
         let ram = self.guest_ram()?;
         for run in pages.runs() {
-            ram.punch(run.first * PAGE_SIZE as u64, run.bytes())?;
+            ram.punch(run.first * PAGE, run.bytes())?;
         }
         Ok(())
     }
