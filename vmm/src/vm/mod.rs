@@ -12,6 +12,8 @@
 mod api;
 mod moving;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::TcpListener;

@@ -65,6 +65,13 @@ async fn the_command_attempts_nothing_when_the_report_cannot_be_written() {
 }
 
 #[tokio::test]
+async fn watching_where_a_guest_arrives_ends_at_once() {
+    let served = Served::start_as(Life::Arriving);
+    assert_eq!(command(&served, "watch").await.unwrap(), Status::Moved);
+    assert_eq!(command(&served, "status").await.unwrap(), Status::Moved);
+}
+
+#[tokio::test]
 async fn a_report_that_cannot_be_written_in_the_end_is_no_success() {
     let served = Served::start();
     for (outcome, status) in [(Outcome::Moved, Status::Unreported), (Outcome::Kept, Status::Kept)] {

@@ -103,7 +103,7 @@ impl Vm for Pretender {
     }
 
     fn migration(&self) -> MigrationStatus {
-        MigrationStatus { active: true, progress: None, report: None }
+        MigrationStatus { active: self.life == Life::Running, progress: None, report: None }
     }
 
     fn cancel_migration(&self) -> Result<(), Refusal> {
@@ -129,10 +129,14 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::start_as(Life::Running)
+    }
+
+    fn start_as(life: Life) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = ControlSocket::claim(&RuntimeDir::at(directory.path()), "demo").unwrap();
         let (end, ended) = oneshot::channel::<()>();
-        let vm = Pretender::new(Life::Running);
+        let vm = Pretender::new(life);
         let serving =
             tokio::spawn(serve(socket, Arc::clone(&vm) as Arc<dyn Vm>, async { drop(ended.await) }));
         Self { vm, directory, end, serving }
