@@ -277,10 +277,10 @@ pub trait Faults: Send + Sync {
     fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> Result<()>;
 
     /// Places a page run whose content is `data` and wakes who waits for it. The guest never sees half a page.
-    /// Pages that are already there are left alone.
+    /// Each page once.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses; or a page was there already, with content that is not this.
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()>;
 
     /// Places zero pages.

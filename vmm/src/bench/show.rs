@@ -18,8 +18,8 @@ const NOTE: &str = "\
 Medians with (min-max) of the good runs. Guest downtime: the longest time the guest itself stood still during the whole\n\
 migration, by its own clock. Host downtime: from the pause until the destination ran. Lost: guest work not done, in ms at\n\
 its own pace. CPU: of both VMMs without their vCPU threads. RSS: peak of source / destination, guest memory included.\n\
-Of raw: bytes sent by total time, as a share of what plain TCP carries by as\n\
-many connections into memory never touched / touched before; a destination's memory was never touched.";
+Of raw: bytes sent by total time, as a share of what plain TCP carries by as many connections into memory never touched /\n\
+touched before; a destination's memory was never touched.";
 
 /// The whole of it.
 pub(super) fn words(record: &Record) -> String {
