@@ -121,6 +121,14 @@ impl Terms {
     }
 
     fn hopeless(&self, rounds: usize, now: &Figures, estimate: Duration) -> String {
+        if self.fixed() > self.max_downtime {
+            return format!(
+                "the pause cannot be as short as asked for: saving and restoring the state, stopping and starting alone \
+                 cost {}, and {} are allowed; allow more with --max-downtime",
+                ms(self.fixed()),
+                ms(self.max_downtime),
+            );
+        }
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
         format!(
             "it does not converge: after {rounds} rounds {} pages are left, {:.0} MiB/s are dirtied and {:.0} MiB/s \
@@ -247,6 +255,7 @@ mod tests {
         let slow = Terms { state: Duration::from_millis(50), ..terms(20) };
         let (rounds, end) = play(&slow, 2.0 * GB, |_| 0.0, 131_072);
         assert_eq!(rounds, 1);
-        assert!(matches!(end, Decision::GiveUp { .. }), "{end:?}");
+        let Decision::GiveUp { why } = end else { panic!("{end:?}") };
+        assert!(why.contains("stopping and starting alone cost 50.") && !why.contains("hybrid"), "{why}");
     }
 }

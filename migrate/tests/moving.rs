@@ -133,7 +133,7 @@ fn a_page_that_no_log_saw_is_found_by_verification_and_the_guest_is_kept() {
 fn a_guest_that_never_settles_is_kept_and_hybrid_moves_it() {
     let wild = Habit { pages: 2048, working_set: 1500, burst: 5000, rest: None, ..Habit::default() };
     let strict = |mode| Options {
-        max_downtime: Duration::from_micros(1),
+        max_downtime: Duration::from_millis(8),
         bandwidth: Some(200 << 20),
         ..options(mode)
     };

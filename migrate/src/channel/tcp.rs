@@ -6,12 +6,12 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Dial, Link, Listen};
@@ -26,6 +26,15 @@ use crate::wire::Role;
 /// longest stall of the guest was 7 to 9 ms in each of 7 moves, and half of the faults took less than 55 µs.
 const SHORT_BUFFER: usize = 256 << 10;
 
+/// Before a listener that could not accept tries again.
+const REST: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How a listener's rest ended.
+enum Woken {
+    ByName,
+    ByTime,
+}
+
 /// One TCP connection.
 #[derive(Debug)]
 pub struct TcpLink {
@@ -39,6 +48,11 @@ impl TcpLink {
     fn new(socket: Socket, peer: String) -> io::Result<Self> {
         socket.set_tcp_nodelay(true)?;
         Ok(Self { socket, peer, writing: Mutex::new(()) })
+    }
+
+    fn accepted(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        Self::new(stream.into(), peer.to_string())
     }
 }
 
@@ -172,9 +186,25 @@ impl TcpListen {
         if fds[1].revents().is_empty() {
             return Ok(true);
         }
+        self.forget_wake();
+        Ok(false)
+    }
+
+    /// Waits a while, or until woken.
+    fn rest(&self) -> io::Result<Woken> {
+        let mut fds = [PollFd::new(&self.waker, PollFlags::IN)];
+        match poll(&mut fds, Some(&REST)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(Woken::ByTime),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.forget_wake();
+        Ok(Woken::ByName)
+    }
+
+    fn forget_wake(&self) {
         let mut count = [MaybeUninit::<u8>::uninit(); 8];
         let _ = rustix::io::read(&self.waker, &mut count);
-        Ok(false)
     }
 }
 
@@ -183,11 +213,18 @@ impl Listen for TcpListen {
         while self.wait()? {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    stream.set_nonblocking(false)?;
-                    return Ok(Some(Arc::new(TcpLink::new(stream.into(), peer.to_string())?)));
+                    // A caller that is gone already is no error of the listener.
+                    if let Ok(link) = TcpLink::accepted(stream, peer) {
+                        return Ok(Some(Arc::new(link)));
+                    }
                 }
                 Err(error) if passes(&error) => {}
-                Err(error) => return Err(error),
+                // The caller stays queued and the socket readable: asking again at once would only spin.
+                Err(error) => match (self.rest()?, is_want(&error)) {
+                    (Woken::ByName, _) => return Ok(None),
+                    (Woken::ByTime, true) => {}
+                    (Woken::ByTime, false) => return Err(error),
+                },
             }
         }
         Ok(None)
@@ -200,6 +237,13 @@ impl Listen for TcpListen {
     fn wake(&self) {
         let _ = rustix::io::write(&self.waker, &1_u64.to_ne_bytes());
     }
+}
+
+/// accept(2): the host has no descriptors or memory to give now.
+fn is_want(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let wants = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| wants.contains(&errno))
 }
 
 /// accept(2): network errors of the one connection are no errors of the listener.

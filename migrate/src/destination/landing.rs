@@ -3,7 +3,7 @@
 //! Pages are read straight into guest memory. A round is over when every data connection has ended it; the
 //! stream that ends it last says so. Nothing here allocates or locks a page at a time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::guest::Ram;
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
-use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap};
+use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap, Role};
 
 /// How long the control connection may take to say why a data connection ended.
 const GRACE: Duration = Duration::from_millis(200);
@@ -30,9 +30,39 @@ pub(super) struct Landing {
     /// The round that is on its way. Streams end it one by one, hence the lock.
     barrier: Mutex<Barrier>,
     streams: u32,
+    /// All that lands has landed.
+    closed: AtomicBool,
     bytes: AtomicU64,
     pages: AtomicU64,
     zero_pages: AtomicU64,
+}
+
+/// What may come on the connections that carry pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Rounds.
+    Landing,
+    /// Nothing: the state is being restored.
+    Landed,
+    /// Missing pages.
+    Placing,
+}
+
+impl Stage {
+    /// Whether a frame of `kind` may come now, on a connection for `role`; if not, what may.
+    fn admit(self, kind: Kind, role: Role) -> Result<(), &'static str> {
+        let (lands, places) = (
+            matches!(kind, Kind::Pages | Kind::Zeros | Kind::RoundEnd),
+            matches!(kind, Kind::Push | Kind::PushZeros),
+        );
+        match (self, role) {
+            (Self::Placing, _) if places => Ok(()),
+            (Self::Landing, Role::Data) if lands => Ok(()),
+            (Self::Placing, _) => Err("push or push-zeros"),
+            (Self::Landing, Role::Data) => Err("pages, zeros or round-end"),
+            (Self::Landing | Self::Landed, _) => Err("nothing on this connection now"),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +87,7 @@ impl Landing {
             prepare: Prepare::new(limit),
             barrier: Mutex::default(),
             streams,
+            closed: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             zero_pages: AtomicU64::new(0),
@@ -69,6 +100,11 @@ impl Landing {
             pages: self.pages.load(Ordering::Relaxed),
             zero_pages: self.zero_pages.load(Ordering::Relaxed),
         }
+    }
+
+    /// From here on nothing may land.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// Whether the last round has landed.
@@ -164,10 +200,10 @@ impl Context<'_> {
     }
 
     /// A stream's life: frame after frame, until the connection ends.
-    pub(super) fn receive_stream(&self, line: &Line) {
+    pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let mut scratch = Scratch::default();
         loop {
-            match self.receive_frame(line, &mut scratch) {
+            match self.receive_frame(line, role, &mut scratch) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
                 Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}
                 Ok(()) => return,
@@ -182,12 +218,22 @@ impl Context<'_> {
         }
     }
 
-    fn receive_frame(&self, line: &Line, scratch: &mut Scratch) -> Result<(), Failure> {
+    fn receive_frame(&self, line: &Line, role: Role, scratch: &mut Scratch) -> Result<(), Failure> {
         let head = line.hear_head()?;
+        self.stage().admit(head.kind, role).map_err(|expected| line.unexpected(head.kind, expected))?;
         match head.kind {
-            Kind::Pages | Kind::Zeros | Kind::Push | Kind::PushZeros => self.take_pages(&head, line, scratch),
             Kind::RoundEnd => self.take_round_end(&head, line, 1),
-            other => Err(line.unexpected(other, "pages")),
+            _ => self.take_pages(&head, line, scratch),
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        if self.placing.get().is_some() {
+            Stage::Placing
+        } else if self.landing.closed.load(Ordering::Acquire) {
+            Stage::Landed
+        } else {
+            Stage::Landing
         }
     }
 }
@@ -220,4 +266,28 @@ fn admit<'a>(
 /// Prepares memory ahead of the streams.
 pub(super) fn run_ahead(landing: &Landing, ram: &Arc<dyn Ram>, alarm: &Alarm) {
     landing.prepare.run_ahead(&**ram, alarm);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_comes_on_its_connection_and_at_its_time() {
+        let lands = [Kind::Pages, Kind::Zeros, Kind::RoundEnd];
+        let places = [Kind::Push, Kind::PushZeros];
+        for stage in [Stage::Landing, Stage::Landed, Stage::Placing] {
+            for role in [Role::Data, Role::Urgent] {
+                for kind in lands {
+                    let fits = stage == Stage::Landing && role == Role::Data;
+                    assert_eq!(stage.admit(kind, role).is_ok(), fits, "{kind:?} {role:?} {stage:?}");
+                }
+                for kind in places {
+                    let fits = stage == Stage::Placing;
+                    assert_eq!(stage.admit(kind, role).is_ok(), fits, "{kind:?} {role:?} {stage:?}");
+                }
+                assert!(stage.admit(Kind::Commit, role).is_err() && stage.admit(Kind::State, role).is_err());
+            }
+        }
+    }
 }

@@ -110,7 +110,9 @@ impl Desk {
         };
         match self.judge(&hello) {
             Ok(()) if hello.role == Role::Control => {
-                line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))?;
+                let welcome = Welcome { version: VERSIONS.1.min(hello.versions.max) };
+                // A source that is gone before its welcome must not keep the place from the next one.
+                line.tell(&Message::Welcome(welcome)).inspect_err(|_| self.lock().session = None)?;
             }
             Ok(()) => {}
             Err(reason) => {

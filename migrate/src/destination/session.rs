@@ -128,7 +128,10 @@ fn preflight(
         reasons.push(format!("{} data connections; 1 to {STREAMS} are possible", preflight.streams));
     }
     let map = RamMap::of(&preflight.description).map_err(|why| reasons.push(why)).ok();
-    reasons.extend(host.examine(&preflight.description, preflight.postcopy()));
+    // A map that cannot be is not added up either.
+    if map.is_some() {
+        reasons.extend(host.examine(&preflight.description, preflight.postcopy()));
+    }
     if let (Some(map), true) = (map, reasons.is_empty()) {
         match host.build(&preflight.description) {
             Ok(guest) => return Ok((preflight, map, guest)),
@@ -202,17 +205,17 @@ impl<'a> Session<'a> {
         for line in lines.data.iter().chain(&lines.urgent) {
             context.alarm.watch(line.link(), Shutdown::Both);
         }
-        for line in lines.data.iter().cloned() {
+        for line in lines.data.clone() {
             scope.spawn(move || {
                 // In post-copy the guest waits for what this thread has received.
                 if !context.preflight.postcopy() {
                     give_way();
                 }
-                context.receive_stream(&line);
+                context.receive_stream(&line, Role::Data);
             });
         }
-        for line in lines.urgent.iter().cloned() {
-            scope.spawn(move || context.receive_stream(&line));
+        if let Some(line) = lines.urgent.clone() {
+            scope.spawn(move || context.receive_stream(&line, Role::Urgent));
         }
         scope.spawn(move || {
             give_way();

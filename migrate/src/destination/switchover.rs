@@ -28,6 +28,7 @@ impl<'a> Session<'a> {
         'a: 'scope,
     {
         let context = self.context;
+        context.landing.close();
         let faults = context.guest.catch_faults(&missing).map_err(Failure::guest("catch page faults"))?;
         let placing = context.placing.get_or_init(|| Placing::new(faults, missing));
         if let Some(urgent) = urgent {
@@ -49,6 +50,7 @@ impl<'a> Session<'a> {
         self.report.restore_us = since.elapsed().as_micros() as u64;
         self.report.state_bytes = cargo.blob.len() as u64;
         self.wait_last_round(cargo)?;
+        context.landing.close();
         if let Some(cause) = context.alarm.cause() {
             return Err(cause);
         }

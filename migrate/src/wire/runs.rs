@@ -67,12 +67,6 @@ impl RamMap {
         &self.ram
     }
 
-    /// All of RAM as a set.
-    #[must_use]
-    pub fn all(&self) -> PageSet {
-        PageSet::of_runs(self.limit(), &self.ram)
-    }
-
     /// Whether the run lies wholly inside one region.
     #[must_use]
     pub fn holds(&self, run: PageRun) -> bool {

@@ -1,0 +1,47 @@
+//! A host that builds simulated guests.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use migrate::guest::{Arriving, Description, Host, Result};
+
+use super::{Habit, Runners, Sim};
+
+/// A host that builds sims.
+pub(crate) struct SimHost {
+    pub(crate) habit: Habit,
+    pub(crate) runners: Runners,
+    pub(crate) reasons: Vec<String>,
+    /// Shared with who wants to look at the machine afterwards.
+    pub(crate) built: Arc<Mutex<Option<Arc<Sim>>>>,
+    pub(crate) prepare: fn(&Sim),
+}
+
+impl SimHost {
+    pub(crate) fn new(habit: Habit, runners: &Runners) -> Self {
+        Self { habit, runners: runners.clone(), reasons: vec![], built: Arc::default(), prepare: |_| {} }
+    }
+
+    /// The machine built last.
+    pub(crate) fn guest(&self) -> Option<Arc<Sim>> {
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn shut_down(&self) {
+        if let Some(sim) = self.guest() {
+            sim.shut_down();
+        }
+    }
+}
+
+impl Host for SimHost {
+    fn examine(&self, _: &Description, _: bool) -> Vec<String> {
+        self.reasons.clone()
+    }
+
+    fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
+        let sim = Sim::blank(Habit { pages: guest.pages(), ..self.habit }, self.runners.clone());
+        (self.prepare)(&sim);
+        *self.built.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&sim));
+        Ok(sim)
+    }
+}

@@ -1,0 +1,155 @@
+//! What the engine asks of a simulated guest: when it leaves, and when it arrives.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use migrate::guest::{
+    Arriving, Departing, Description, Faults, GuestError, Ram, Rehearsal, Result, Telemetry,
+};
+use migrate::pages::{PageRun, PageSet};
+
+use super::ram::SimFaults;
+use super::{Broken, Sim};
+
+impl Departing for Sim {
+    fn description(&self) -> Description {
+        Description {
+            name: "sim".to_owned(),
+            uuid: uuid::Uuid::nil(),
+            vcpus: 1,
+            ram: vec![PageRun { first: 0, count: self.habit.pages }],
+            machine: serde_json::json!({ "telemetry": self.habit.telemetry }),
+        }
+    }
+
+    fn ram(&self) -> Arc<dyn Ram> {
+        Arc::clone(&self.ram) as Arc<dyn Ram>
+    }
+
+    fn start_dirty_log(&self) -> Result<()> {
+        self.ram.start_log(true);
+        Ok(())
+    }
+
+    fn harvest(&self) -> Result<PageSet> {
+        Broken::check(&self.broken.harvest, "harvest")?;
+        Ok(self.ram.dirty())
+    }
+
+    fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {
+        assert!(window.first.is_multiple_of(64) && window.count.is_multiple_of(64), "{window:?}");
+        self.ram.protect(set, window);
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) {
+        self.ram.stop_log();
+    }
+
+    fn pause(&self) -> Result<()> {
+        Broken::check(&self.broken.pause, "pause")?;
+        self.pauses.fetch_add(1, Ordering::SeqCst);
+        self.stop_cpu();
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        Broken::check(&self.broken.save, "save")?;
+        assert!(!self.is_running(), "state is saved from a paused guest only");
+        let mind = self.mind();
+        let words =
+            [mind.steps, self.window.load(Ordering::SeqCst)].into_iter().chain(mind.written.iter().copied());
+        Ok(words.flat_map(u64::to_le_bytes).collect())
+    }
+
+    fn resume(&self) -> Result<()> {
+        assert!(!self.is_released(), "a released guest is not resumed");
+        self.start_cpu();
+        Ok(())
+    }
+
+    fn release(&self) {
+        assert!(!self.is_running(), "a running guest is not released");
+        self.released.store(true, Ordering::SeqCst);
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        self.reading()
+    }
+
+    fn open_window(&self, _: Duration) -> bool {
+        self.window.fetch_add(1, Ordering::SeqCst);
+        self.habit.telemetry
+    }
+}
+
+impl Arriving for Sim {
+    fn ram(&self) -> Arc<dyn Ram> {
+        Arc::clone(&self.ram) as Arc<dyn Ram>
+    }
+
+    fn rehearse(&self) -> Rehearsal {
+        Rehearsal { save_us: 50, restore_us: 50 }
+    }
+
+    fn forget(&self, pages: &PageSet) -> Result<()> {
+        self.forgotten.fetch_add(pages.len(), Ordering::SeqCst);
+        pages.runs().try_for_each(|run| self.ram.clear(run))
+    }
+
+    fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
+        self.ram.catch(missing);
+        Ok(Arc::new(SimFaults(Arc::clone(&self.ram))))
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<()> {
+        Broken::check(&self.broken.restore, "restore")?;
+        let words: Vec<u64> = state
+            .chunks_exact(8)
+            .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
+            .collect();
+        // A restore touches guest memory, as kvmclock does.
+        if self.ram.read(0).is_none() {
+            return Err(GuestError("stopped in a fault".to_owned()));
+        }
+        let mut mind = self.mind();
+        mind.steps = words[0];
+        self.window.store(words[1], Ordering::SeqCst);
+        mind.written = words[2..].to_vec();
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        Broken::check(&self.broken.resume, "resume")?;
+        self.start_cpu();
+        Ok(())
+    }
+
+    fn suspend(&self) {
+        self.ram.stop();
+        self.stop_cpu();
+    }
+
+    fn discard(&self) {
+        assert!(!self.is_running(), "a running guest is not thrown away");
+        self.shut_down();
+    }
+
+    fn start_dirty_log(&self) -> Result<()> {
+        self.ram.start_log(false);
+        Ok(())
+    }
+
+    fn harvest(&self) -> Result<PageSet> {
+        Ok(self.ram.dirty())
+    }
+
+    fn stop_dirty_log(&self) {
+        self.ram.stop_log();
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        self.reading()
+    }
+}
