@@ -12,12 +12,12 @@ pub struct Journey<'a> {
 }
 
 impl<'a> Journey<'a> {
-    /// Starts a guest and waits until it has worked for a second.
+    /// Starts a guest and waits until it works.
     #[must_use]
     #[track_caller]
     pub fn begin(world: &'a World, guest: Guest) -> Self {
         let journey = Self::early(world, guest);
-        until("the guest to work", || (!journey.here().transcript().work().is_empty()).then_some(()));
+        until("the guest to work", || journey.here().transcript().has_begun().then_some(()));
         journey
     }
 

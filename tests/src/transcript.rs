@@ -35,6 +35,11 @@ impl Transcript {
         self.0[..end].lines()
     }
 
+    /// Whether the guest has filled its memory and begun to work.
+    pub fn has_begun(&self) -> bool {
+        self.lines().any(|line| line.ends_with(" ms, working"))
+    }
+
     /// The reports of work.
     pub fn work(&self) -> Vec<SecondOfWork> {
         self.lines().filter_map(SecondOfWork::parse).collect()

@@ -87,12 +87,14 @@ impl World {
         Vm::start(self, name, &["receive", "--listen", "127.0.0.1:0"])
     }
 
-    /// Starts moving the guest of a VMM. `words` are further arguments.
+    /// Starts moving the guest of a VMM. `words` are further arguments. Unless they say otherwise, a long pause is allowed:
+    /// on a busy machine everything is expected to take long, and the guest would rightly stay where it is.
     #[must_use]
     pub fn migrate(&self, vm: &Vm, to: &str, words: &str) -> Migration {
         let known = ["--vm", vm.name(), "--to", to, "--json"];
-        let command = self.command("migrate", known.into_iter().chain(words.split_whitespace()));
-        Migration::new(self.start(command, "migrate"))
+        let patient = ["--max-downtime", "10s"].into_iter().filter(|_| !words.contains("--max-downtime"));
+        let arguments = known.into_iter().chain(patient).chain(words.split_whitespace());
+        Migration::new(self.start(self.command("migrate", arguments), "migrate"))
     }
 
     /// The folder.

@@ -218,7 +218,18 @@ fn a_pause_above_the_limit_is_a_status_and_the_report_a_file() {
     let next = world.receive("next");
     let file = world.path("report.json");
     let report = file.to_str().expect("text");
-    let words = ["--vm", "slow", "--to", &next.address(), "--fail-above", "1us", "--report", report];
+    let words = [
+        "--vm",
+        "slow",
+        "--to",
+        &next.address(),
+        "--max-downtime",
+        "10s",
+        "--fail-above",
+        "1us",
+        "--report",
+        report,
+    ];
     let output = world.ask("migrate", words);
     assert_eq!(output.code, Some(4), "{}", output.err);
     assert!(
