@@ -25,34 +25,13 @@ pub enum Message {
     Preflight(Box<Preflight>),
     Accept(Accept),
     Refuse(Refuse),
-    Populated {
-        first: u64,
-        words: Vec<u64>,
-    },
-    Request {
-        gfns: Vec<u64>,
-    },
-    /// See [`Kind::Placed`].
-    Placed,
-    RoundEnd {
-        round: u32,
-        last: bool,
-    },
-    RoundDone {
-        round: u32,
-    },
-    Missing {
-        first: u64,
-        words: Vec<u64>,
-    },
-    State {
-        after_round: Option<u32>,
-        blob: Vec<u8>,
-    },
-    Hashes {
-        first: u64,
-        hashes: Vec<u64>,
-    },
+    Populated { first: u64, words: Vec<u64> },
+    Request { gfns: Vec<u64> },
+    RoundEnd { round: u32, last: bool },
+    RoundDone { round: u32 },
+    Missing { first: u64, words: Vec<u64> },
+    State { after_round: Option<u32>, blob: Vec<u8> },
+    Hashes { first: u64, hashes: Vec<u64> },
     Verified(Verification),
     Ready(Ready),
     Commit,
@@ -176,7 +155,6 @@ impl Message {
             Self::Refuse(_) => Kind::Refuse,
             Self::Populated { .. } => Kind::Populated,
             Self::Request { .. } => Kind::Request,
-            Self::Placed => Kind::Placed,
             Self::RoundEnd { .. } => Kind::RoundEnd,
             Self::RoundDone { .. } => Kind::RoundDone,
             Self::Missing { .. } => Kind::Missing,
@@ -262,7 +240,6 @@ impl Message {
             Kind::Missing => Self::Missing { first: argument, words: words(head, payload)? },
             Kind::Hashes => Self::Hashes { first: argument, hashes: words(head, payload)? },
             Kind::Request => Self::Request { gfns: words(head, payload)? },
-            Kind::Placed => Self::Placed,
             Kind::RoundEnd => Self::RoundEnd {
                 round: round(head, argument & !LAST_ROUND)?,
                 last: argument & LAST_ROUND != 0,
