@@ -150,3 +150,22 @@ impl Desk {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::memory;
+    use crate::wire::message::Versions;
+
+    #[test]
+    fn a_source_gone_before_its_welcome_leaves_the_place_free() {
+        let desk = Desk::new(Duration::from_secs(5));
+        let (near, far) = memory::pair();
+        let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
+        let hello = Hello { versions, role: Role::Control, session: Uuid::nil(), index: 0 };
+        near.send(&Message::Hello(hello).encode().expect("small")).expect("open");
+        near.shut(Shutdown::Both);
+        assert!(desk.hear(&far).is_err());
+        assert!(!desk.busy());
+    }
+}
