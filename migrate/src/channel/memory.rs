@@ -159,8 +159,6 @@ impl Link for MemoryLink {
         Ok(())
     }
 
-    fn keep_short(&self) {}
-
     fn shut(&self, how: Shutdown) {
         if how != Shutdown::Read {
             self.out.end();

@@ -52,9 +52,6 @@ pub trait Link: Send + Sync + Debug {
     /// When the system refuses.
     fn set_limit(&self, limit: Duration) -> io::Result<()>;
 
-    /// Keeps few bytes waiting to be sent, so that no page is far behind another (post-copy). For the sending end.
-    fn keep_short(&self);
-
     /// Ends reading, writing, or both. Whoever is blocked returns at once; what has arrived can still be read.
     fn shut(&self, how: Shutdown);
 

@@ -19,13 +19,6 @@ use crate::guest::Ram;
 use crate::pages::PageRun;
 use crate::wire::Role;
 
-/// Send buffer in post-copy: a requested page is never far behind pushed ones.
-///
-/// The receive buffer is left alone. Set to the same size it made TCP drop segments against zero windows: about half
-/// of the measured moves had stalls of 200 to 340 ms, a retransmission timeout. With only the send buffer limited the
-/// longest stall of the guest was 7 to 9 ms in each of 7 moves, and half of the faults took less than 55 µs.
-const SHORT_BUFFER: usize = 256 << 10;
-
 /// Before a listener that could not accept tries again.
 const REST: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -91,11 +84,6 @@ impl Link for TcpLink {
         self.socket.set_read_timeout(Some(limit))?;
         self.socket.set_write_timeout(Some(limit))?;
         self.socket.set_tcp_user_timeout(Some(limit))
-    }
-
-    fn keep_short(&self) {
-        // A refusal costs latency, not correctness.
-        let _ = self.socket.set_send_buffer_size(SHORT_BUFFER);
     }
 
     fn shut(&self, how: Shutdown) {

@@ -223,6 +223,10 @@ impl Context<'_> {
         self.stage().admit(head.kind, role).map_err(|expected| line.unexpected(head.kind, expected))?;
         match head.kind {
             Kind::RoundEnd => self.take_round_end(&head, line, 1),
+            Kind::Push | Kind::PushZeros if role == Role::Data => {
+                self.take_pages(&head, line, scratch)?;
+                line.tell(&Message::Placed)
+            }
             _ => self.take_pages(&head, line, scratch),
         }
     }

@@ -1,13 +1,11 @@
 //! Hello, pre-flight, and the connections: before one byte of RAM moves.
 
 use std::net::Shutdown;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::context::Context;
-use crate::channel::Link;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
@@ -20,7 +18,7 @@ use crate::wire::{Hello, Kind, Message, Preflight, RamMap, Role};
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
     pub(super) control: Line,
-    pub(super) data: Vec<Arc<dyn Link>>,
+    pub(super) data: Vec<Line>,
     pub(super) urgent: Option<Line>,
     pub(super) rehearsal: Rehearsal,
     pub(super) round_trip: Duration,
@@ -47,7 +45,7 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     control.set_limit(context.route.deadlines.idle)?;
     let rehearsal = preflight(context, &control)?;
     let data = (0..context.streams()).map(|index| open(context, session, Role::Data, index));
-    let data = data.map(|line| line.map(|line| Arc::clone(line.link()))).collect::<Result<Vec<_>, _>>()?;
+    let data = data.collect::<Result<Vec<_>, _>>()?;
     let urgent = matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid)
         .then(|| open(context, session, Role::Urgent, 0))
         .transpose()?;

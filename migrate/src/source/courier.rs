@@ -56,6 +56,8 @@ pub(super) struct Courier<'a> {
     data: Vec<PageRun>,
     pages: u64,
     zeros: Vec<PageRun>,
+    /// Frames of pages and zero marks sent.
+    frames: u64,
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
     head: Vec<u8>,
@@ -71,6 +73,7 @@ impl<'a> Courier<'a> {
             data: Vec::with_capacity(runs),
             pages: 0,
             zeros: Vec::with_capacity(runs),
+            frames: 0,
             found: Vec::with_capacity(runs),
             head: Vec::with_capacity(HEAD_BYTES + runs * RUN_BYTES),
         }
@@ -79,6 +82,11 @@ impl<'a> Courier<'a> {
     /// From here on pages go in this manner.
     pub(super) fn change(&mut self, manner: Manner) {
         self.manner = manner;
+    }
+
+    /// Frames of pages and zero marks sent so far.
+    pub(super) fn frames(&self) -> u64 {
+        self.frames
     }
 
     /// Waits until the rate limit allows more; nothing need be claimed for it yet.
@@ -141,6 +149,7 @@ impl<'a> Courier<'a> {
         sent.map_err(self.broken())?;
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
+        self.frames += 1;
         self.data.clear();
         self.pages = 0;
         Ok(())
@@ -156,6 +165,7 @@ impl<'a> Courier<'a> {
             put_runs(runs, &mut self.head);
             let head = std::mem::take(&mut self.head);
             self.send(&head)?;
+            self.frames += 1;
             self.head = head;
             let pages = runs.iter().map(|run| run.count).sum();
             self.context.meter.zero_pages.fetch_add(pages, Ordering::Relaxed);

@@ -12,6 +12,7 @@ use super::connect::Lines;
 use super::context::Context;
 use super::courier::{Courier, Manner};
 use super::page_server::{self, Unsent};
+use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::options::Mode;
 use crate::pages::{PageRun, PageSet};
@@ -86,15 +87,16 @@ impl Crew {
         if let Some(urgent) = lines.urgent.clone() {
             scope.spawn(move || page_server::answer(context, &urgent));
         }
-        let tasks = lines.data.iter().map(|link| {
+        let ahead = page_server::frames_ahead(lines.round_trip);
+        let tasks = lines.data.iter().map(|line| {
             let (sender, tasks) = channel();
-            let courier = Courier::new(context, link, Manner::Land);
+            let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
             scope.spawn(move || {
                 // In post-copy the guest waits for what these threads have claimed.
                 if context.options.mode != Mode::Postcopy {
                     give_way();
                 }
-                if let Err(failure) = work(context, courier, &tasks) {
+                if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
                     context.alarm.trip(failure);
                 }
             });
@@ -123,13 +125,20 @@ impl Crew {
 }
 
 /// A sending thread's life: task after task, until the crew is dismissed.
-fn work(context: &Context<'_>, mut courier: Courier<'_>, tasks: &Receiver<Task>) -> Result<(), Failure> {
+/// In post-copy the destination answers on the same connection, `back`.
+fn work(
+    context: &Context<'_>,
+    mut courier: Courier<'_>,
+    tasks: &Receiver<Task>,
+    back: &Line,
+    ahead: u64,
+) -> Result<(), Failure> {
     while let Ok(task) = tasks.recv() {
         match task {
             Task::Round(round) => round.send(context, &mut courier)?,
             Task::Push(unsent) => {
                 courier.change(Manner::Place);
-                unsent.push(&mut courier)?;
+                unsent.push(&mut courier, back, ahead)?;
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Journey;
 use super::connect::Lines;
@@ -13,7 +14,7 @@ use super::courier::{Courier, Manner};
 use super::crew::Crew;
 use crate::channel::line::Line;
 use crate::failure::Failure;
-use crate::pages::{AtomicPageSet, PageRun, PageSet};
+use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 use crate::report::Phase;
 use crate::wire::limits::PAGES_PER_PUSH;
 use crate::wire::{Kind, Message};
@@ -38,15 +39,21 @@ impl Unsent {
     /// Pushes until nothing is unsent, beginning anew wherever the last request was.
     ///
     /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: a request for a
-    /// claimed page gets no other answer.
-    pub(super) fn push(&self, courier: &mut Courier<'_>) -> Result<(), Failure> {
+    /// claimed page gets no other answer. For the same reason at most `ahead` frames are under way at a time.
+    pub(super) fn push(&self, courier: &mut Courier<'_>, back: &Line, ahead: u64) -> Result<(), Failure> {
+        let mut placed = courier.frames();
         loop {
             courier.wait_turn()?;
-            let Some(first) = self.seek() else { return Ok(()) };
+            let Some(first) = self.seek() else { break };
             let block = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
             self.pages.claim_run(block).into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
+            while courier.frames() > placed + ahead {
+                hear_placed(back)?;
+                placed += 1;
+            }
         }
+        (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
     /// The next page to push; moves on past its neighbourhood, unless a request has moved the place meanwhile.
@@ -67,6 +74,19 @@ impl Unsent {
             return runs;
         }
         Vec::new()
+    }
+}
+
+/// How many pushed frames may be under way on a connection: two, and what a network of 10 Gb/s takes up in a round trip.
+pub(super) fn frames_ahead(round_trip: Duration) -> u64 {
+    const FRAME_US_AT_10_GBPS: u128 = PAGES_PER_PUSH as u128 * PAGE_SIZE as u128 * 8 / 10_000;
+    2 + (round_trip.as_micros() / FRAME_US_AT_10_GBPS) as u64
+}
+
+fn hear_placed(back: &Line) -> Result<(), Failure> {
+    match back.hear()? {
+        Message::Placed => Ok(()),
+        other => Err(back.unexpected(other.kind(), Kind::Placed.word())),
     }
 }
 
@@ -103,9 +123,8 @@ fn serve(context: &Context<'_>, urgent: &Line, courier: &mut Courier<'_>) -> Res
 
 impl Journey<'_> {
     /// The guest runs there: sends it what it lacks.
-    pub(super) fn start_pushing(&self, lines: &Lines, crew: &Crew) {
+    pub(super) fn start_pushing(&self, crew: &Crew) {
         if let Some(unsent) = self.context.unsent.get() {
-            lines.data.iter().for_each(|link| link.keep_short());
             self.context.meter.begin(0, unsent.count);
             crew.push(&Arc::clone(unsent));
         }

@@ -44,7 +44,7 @@ impl Journey<'_> {
         self.commit(lines)?;
         times.resume_us = us_since(committing);
         times.downtime_us = us_since(began);
-        self.start_pushing(lines, crew);
+        self.start_pushing(crew);
         if self.context.options.mode == Mode::Stopcopy {
             self.note_last_round(round);
         }

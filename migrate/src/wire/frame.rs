@@ -141,6 +141,8 @@ kinds! {
     PushZeros = 19, "push-zeros", bulk(RUNS_PER_FRAME, 0);
     /// Pages the guest waits for.
     Request = 20, "request", REQUESTS_PER_FRAME * 8;
+    /// A pushed frame's pages are in place: another may follow.
+    Placed = 21, "placed", 0;
     /// This connection has sent its part of a round.
     RoundEnd = 32, "round-end", 0;
     /// All of the round has landed.

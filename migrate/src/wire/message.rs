@@ -27,6 +27,7 @@ pub enum Message {
     Refuse(Refuse),
     Populated { first: u64, words: Vec<u64> },
     Request { gfns: Vec<u64> },
+    Placed,
     RoundEnd { round: u32, last: bool },
     RoundDone { round: u32 },
     Missing { first: u64, words: Vec<u64> },
@@ -155,6 +156,7 @@ impl Message {
             Self::Refuse(_) => Kind::Refuse,
             Self::Populated { .. } => Kind::Populated,
             Self::Request { .. } => Kind::Request,
+            Self::Placed => Kind::Placed,
             Self::RoundEnd { .. } => Kind::RoundEnd,
             Self::RoundDone { .. } => Kind::RoundDone,
             Self::Missing { .. } => Kind::Missing,
@@ -213,7 +215,9 @@ impl Message {
             }
             Self::RoundDone { round } => (u64::from(*round), vec![]),
             Self::State { after_round, blob } => (after_round.map_or(0, |r| u64::from(r) + 1), blob.clone()),
-            Self::Commit | Self::Running | Self::Finish | Self::Bye | Self::Alive => (0, vec![]),
+            Self::Placed | Self::Commit | Self::Running | Self::Finish | Self::Bye | Self::Alive => {
+                (0, vec![])
+            }
         }
     }
 
@@ -240,6 +244,7 @@ impl Message {
             Kind::Missing => Self::Missing { first: argument, words: words(head, payload)? },
             Kind::Hashes => Self::Hashes { first: argument, hashes: words(head, payload)? },
             Kind::Request => Self::Request { gfns: words(head, payload)? },
+            Kind::Placed => Self::Placed,
             Kind::RoundEnd => Self::RoundEnd {
                 round: round(head, argument & !LAST_ROUND)?,
                 last: argument & LAST_ROUND != 0,
@@ -323,6 +328,7 @@ mod tests {
             proptest::collection::vec("[a-z ]{0,50}", 0..5)
                 .prop_map(|reasons| Message::Refuse(Refuse { reasons })),
             any::<u64>().prop_map(|restore_us| Message::Ready(Ready { restore_us })),
+            Just(Message::Placed),
             Just(Message::Commit),
             Just(Message::Running),
             Just(Message::Alive),

@@ -98,10 +98,6 @@ impl Link for Fused {
         self.inner.set_limit(limit)
     }
 
-    fn keep_short(&self) {
-        self.inner.keep_short();
-    }
-
     fn shut(&self, how: Shutdown) {
         self.void.shut(how);
         // A silent network carries no goodbye either, but this side's threads must wake.
