@@ -34,7 +34,10 @@ impl Custody {
                 }
             }
             DestinationAction::ThrowAway | DestinationAction::SendNotRunning => self.guest.discard(),
-            DestinationAction::Suspend => self.guest.suspend(),
+            DestinationAction::Suspend => {
+                self.guest.suspend();
+                self.guest.stop_dirty_log();
+            }
             DestinationAction::None | DestinationAction::SendReady => {}
         }
         Ok(())
