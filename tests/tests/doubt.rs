@@ -166,7 +166,9 @@ fn whichever_message_is_the_last_the_guest_runs_once_at_most() {
         if outcome == Outcome::Moved {
             assert_eq!(source.end().code, Some(0), "{cut:?}");
         }
-        let there = until("the destination to know", || next.life().filter(|life| *life != Life::Arriving));
+        let there = until(&format!("the destination to know, {cut:?}"), || {
+            next.life().filter(|life| *life != Life::Arriving)
+        });
         match (outcome, source.life(), there) {
             (Outcome::Kept, Some(Life::Running), Life::Waiting) => {}
             (Outcome::Unknown, Some(Life::Unknown), Life::Waiting | Life::Running | Life::Unknown) => {}

@@ -34,10 +34,7 @@ impl Custody {
                 }
             }
             DestinationAction::ThrowAway | DestinationAction::SendNotRunning => self.guest.discard(),
-            DestinationAction::Suspend => {
-                self.guest.suspend();
-                self.guest.stop_dirty_log();
-            }
+            DestinationAction::Suspend => self.guest.suspend(),
             DestinationAction::None | DestinationAction::SendReady => {}
         }
         Ok(())

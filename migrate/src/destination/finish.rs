@@ -81,8 +81,8 @@ impl Session<'_> {
         let since = Instant::now();
         let compared = compare(&context.map, &*context.ram, &context.control);
         let written = context.guest.harvest().map_err(Failure::guest("read the dirty log"));
-        // Whatever came of it, the guest is as fast as before. A vCPU that waits for a page would hold this up: if
-        // any is missing still, logging is stopped when the guest is suspended for want of it.
+        // Whatever came of it, the guest is as fast as before. A vCPU that waits for a page would hold this up for as
+        // long: but a guest that still misses pages will be suspended, and runs no more.
         if context.placing.get().is_none_or(|placing| placing.remaining() == 0) {
             context.guest.stop_dirty_log();
         }

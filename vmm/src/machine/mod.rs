@@ -196,6 +196,13 @@ impl Machine<Paused> {
 }
 
 impl Machine<Running> {
+    /// Ends the running of a guest whose memory cannot come any more. No vCPU runs guest code from here on, though
+    /// one may hang in the kernel, waiting for memory, where the host's KVM does not let it be called back.
+    pub fn hold(&self) {
+        self.vcpus.hold();
+        self.board.serial().close();
+    }
+
     /// Stops all vCPUs where they are, with their I/O finished.
     ///
     /// # Errors

@@ -18,9 +18,6 @@ use super::ram::runs_of;
 use super::refused;
 use super::resident::{Identity, Resident};
 
-/// How often a guest whose memory cannot come any more is asked to pause.
-const SUSPEND_ATTEMPTS: u32 = 3;
-
 /// This host, ready for a guest.
 pub struct Arrivals {
     kvm: KvmHost,
@@ -135,13 +132,7 @@ impl Arriving for Resident {
     }
 
     fn suspend(&self) {
-        // A vCPU that waits for a page may need longer than a pause allows.
-        for _ in 0..SUSPEND_ATTEMPTS {
-            match self.pause() {
-                Ok(()) => return,
-                Err(error) => eprintln!("vmm: {}: {error}", self.identity().name),
-            }
-        }
+        self.hold();
     }
 
     fn discard(&self) {

@@ -105,6 +105,13 @@ impl Resident {
         self.guest_ram().is_ok_and(|ram| telemetry::open_window(&ram, wait))
     }
 
+    /// Ends the running of a guest whose memory cannot come any more: for good.
+    pub(super) fn hold(&self) {
+        if let Life::Running(machine) = &*self.lock() {
+            machine.hold();
+        }
+    }
+
     /// Stops the vCPUs and devices. Idempotent.
     ///
     /// # Errors

@@ -158,6 +158,12 @@ impl Vcpus {
         Err(VcpuError::Silent { vcpu: late as u32 })
     }
 
+    /// Makes all leave the guest and stay out, without waiting: one that hangs in the kernel until memory comes
+    /// leaves when it has it, before it runs anything. None can be made to run again.
+    pub fn hold(&self) {
+        self.all.iter().for_each(Vcpu::ask_to_leave);
+    }
+
     /// Writes one section for each vCPU. All are parked.
     ///
     /// # Errors

@@ -96,6 +96,10 @@ impl Vm for VmHandle {
                 Ok(())
             }
             Resolution::Discard => {
+                // Who hangs in a fault must be let go before the machine can end; it runs nothing any more.
+                if let Some(faults) = &doubt.missing {
+                    faults.close();
+                }
                 doubt.guest.release();
                 self.inner.end(Ending::Stopped);
                 Ok(())
