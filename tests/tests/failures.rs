@@ -204,7 +204,7 @@ fn a_guest_that_writes_faster_than_the_link_stays_and_is_as_fast_as_before() {
     let journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=max fill=32"));
     let before = journey.here().works_on().work_per_s;
     let next = world.receive("far");
-    let words = "--mode precopy --bandwidth 40M --max-downtime 10ms --timeout 10s";
+    let words = "--mode precopy --bandwidth 40M --max-downtime 100ms --timeout 20s";
     let reason = journey.attempt(&next.address(), words).kept();
     assert!(
         ["hybrid", "postcopy", "post-copy"].iter().any(|way| reason.contains(way)),
