@@ -111,8 +111,9 @@ impl Pulse {
         };
         raise(page::GAP_MAX);
         raise(page::GAP_REPORT);
-        if windowed {
-            raise(page::WINDOW_GAP);
+        if windowed && gap > self.field(page::WINDOW_GAP).load(Relaxed) {
+            self.field(page::WINDOW_GAP_FROM).store(self.last, Relaxed);
+            self.field(page::WINDOW_GAP).store(gap, Relaxed);
         }
     }
 

@@ -68,6 +68,7 @@
 //! | 0x70 | history entries written |
 //! | 0x78 | private: ring-3 stack |
 //! | 0x80, 0x88, 0x90, 0x98 | after a fault: vector, error code, instruction, CR2 |
+//! | 0xa0 | in that window: TSC at which the longest gap between turns began |
 //! | 0x100 to 0x4ff | history: 64 entries {TSC, work}, one every 50 ms; entry `n` is at `n mod 64` |
 //! | 0xc00 to 0xfff | ring-0 stack |
 //!

@@ -58,6 +58,8 @@ pub struct VcpuTelemetry {
     pub window_ack: u64,
     /// Longest gap between two turns in that window.
     pub window_gap: u64,
+    /// TSC at which it began.
+    pub window_gap_from: u64,
     /// Longest time without a tick in that window.
     pub window_tick_gap: u64,
     /// Readings every 50 ms, oldest first, at most 63: the one being overwritten is left out.
@@ -191,6 +193,12 @@ impl Telemetry {
         self.window_max(|vcpu| vcpu.window_gap)
     }
 
+    /// The TSC at which that began; None until all are in it.
+    pub fn window_gap_from(&self) -> Option<u64> {
+        let longest = self.vcpus.iter().max_by_key(|vcpu| vcpu.window_gap);
+        longest.filter(|_| self.window_open()).map(|vcpu| vcpu.window_gap_from)
+    }
+
     /// The longest any vCPU was without a tick in the current window; None until all are in it.
     pub fn window_tick_gap_us(&self) -> Option<f64> {
         self.window_max(|vcpu| vcpu.window_tick_gap)
@@ -223,6 +231,7 @@ impl VcpuTelemetry {
             tick_gap_max: page.get(vcpu::TICK_GAP_MAX),
             window_ack: page.get(vcpu::WINDOW_ACK),
             window_gap: page.get(vcpu::WINDOW_GAP),
+            window_gap_from: page.get(vcpu::WINDOW_GAP_FROM),
             window_tick_gap: page.get(vcpu::WINDOW_TICK_GAP),
             history: history(page),
             fault: Fault {
@@ -385,7 +394,14 @@ mod tests {
         assert_eq!(guest.parse().unwrap().window_gap_us(), None);
         guest.set_vcpu(1, vcpu::WINDOW_ACK, 7);
         guest.set_vcpu(1, vcpu::WINDOW_GAP, KHZ * 3);
+        guest.set_vcpu(0, vcpu::WINDOW_GAP_FROM, 7);
+        guest.set_vcpu(1, vcpu::WINDOW_GAP_FROM, 8);
         assert_eq!(guest.parse().unwrap().window_gap_us(), Some(3000.0));
+        assert_eq!(
+            guest.parse().unwrap().window_gap_from(),
+            Some(8),
+            "that of the vCPU that stood still longest"
+        );
         assert_eq!(guest.parse().unwrap().window_tick_gap_us(), Some(0.0));
     }
 

@@ -110,6 +110,8 @@ pub mod vcpu {
     pub const FAULT_RIP: usize = 0x90;
     /// After a fault: CR2.
     pub const FAULT_CR2: usize = 0x98;
+    /// TSC at which [`WINDOW_GAP`] began.
+    pub const WINDOW_GAP_FROM: usize = 0xa0;
     /// The ring: [`super::HISTORY_ENTRIES`] pairs of TSC and [`WORK`].
     pub const HISTORY: usize = 0x100;
     /// From here to the end of the page: the ring-0 stack.

@@ -123,6 +123,9 @@ pub struct Telemetry {
     pub work_per_s: f64,
     /// Largest gap between two TSC readings in ring 3 since the measuring window was opened, µs.
     pub window_gap_us: f64,
+    /// The TSC at which it began.
+    #[serde(default)]
+    pub window_gap_from: u64,
     /// Largest gap between two timer ticks since then, µs.
     pub window_tick_gap_us: f64,
     /// Violations the guest's oracle has found.

@@ -170,6 +170,9 @@ pub struct GuestMeasured {
     /// Downtime: the largest gap between two TSC readings in ring 3 during the whole migration, µs,
     /// the stalls of pre-copy and post-copy included.
     pub downtime_us: f64,
+    /// When that gap began: µs since the guest's last reading before the migration.
+    #[serde(default)]
+    pub downtime_at_us: f64,
     /// Largest gap between two timer ticks, µs.
     pub tick_gap_us: f64,
     /// Units of work per second before.

@@ -76,6 +76,8 @@ fn measured(
     };
     Some(GuestMeasured {
         downtime_us: settled.window_gap_us,
+        downtime_at_us: settled.window_gap_from.saturating_sub(before.tsc) as f64 * 1e3
+            / before.tsc_khz.max(1) as f64,
         tick_gap_us: settled.window_tick_gap_us,
         work_before_per_s: before.work_per_s,
         work_during_per_s: pace(&before, until),

@@ -27,6 +27,7 @@ pub(crate) fn read(ram: &GuestRam) -> Option<Telemetry> {
         work: told.work(),
         work_per_s: told.work_rate(PACE_SPAN).unwrap_or(0.0),
         window_gap_us: told.window_gap_us().unwrap_or(0.0),
+        window_gap_from: told.window_gap_from().unwrap_or(0),
         window_tick_gap_us: told.window_tick_gap_us().unwrap_or(0.0),
         corruptions: told.corruptions,
     })

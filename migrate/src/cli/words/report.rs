@@ -60,8 +60,12 @@ fn outcome(page: &mut Page, report: &Report) {
 fn downtime(page: &mut Page, report: &Report) {
     let guest = match &report.guest_measured {
         Some(it) => {
-            let ticks = format!("between timer ticks {}", micros(it.tick_gap_us));
-            row("the guest measured", micros(it.downtime_us), &ticks)
+            let rest = format!(
+                "{} after the start; between timer ticks {}",
+                micros(it.downtime_at_us),
+                micros(it.tick_gap_us)
+            );
+            row("the guest measured", micros(it.downtime_us), &rest)
         }
         None => row("the guest measured", "-".into(), "no figures from it"),
     };

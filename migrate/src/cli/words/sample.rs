@@ -72,6 +72,7 @@ pub(crate) fn moved() -> Report {
         }),
         guest_measured: Some(GuestMeasured {
             downtime_us: 12_400.0,
+            downtime_at_us: 261_000.0,
             tick_gap_us: 13_100.0,
             work_before_per_s: 151_000.0,
             work_during_per_s: 132_000.0,
