@@ -14,6 +14,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Ram;
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
+use crate::priority::offer_core;
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
 use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap, Role};
@@ -203,7 +204,11 @@ impl Context<'_> {
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let mut scratch = Scratch::default();
         loop {
-            match self.receive_frame(line, role, &mut scratch) {
+            let received = self.receive_frame(line, role, &mut scratch);
+            if role == Role::Data {
+                offer_core();
+            }
+            match received {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
                 Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}
                 Ok(()) => return,

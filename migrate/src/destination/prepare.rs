@@ -10,9 +10,7 @@ use std::time::Duration;
 use crate::alarm::{Alarm, Woken};
 use crate::guest::Ram;
 use crate::pages::{AtomicPageSet, PageRun, PageSet};
-
-/// Pages prepared at once: 2 MiB, a huge page of the host.
-const BLOCK: u64 = 512;
+use crate::priority::{PORTION, offer_core};
 
 /// Shorter runs are left to be touched by the copy itself: a system call costs as much.
 const WORTH_IT: u64 = 8;
@@ -51,8 +49,9 @@ impl Prepare {
         const FOR_EVER: Duration = Duration::from_secs(3600);
         while alarm.wait_until(FOR_EVER, || self.next().is_some()) != Woken::Stopped {
             while let Some(first) = self.next().filter(|_| !alarm.is_stopped()) {
-                self.now(PageRun { first, count: BLOCK - first % BLOCK }, ram);
-                self.cursor.store(first / BLOCK * BLOCK + BLOCK, Ordering::Relaxed);
+                self.now(PageRun { first, count: PORTION - first % PORTION }, ram);
+                self.cursor.store(first / PORTION * PORTION + PORTION, Ordering::Relaxed);
+                offer_core();
             }
         }
     }

@@ -11,12 +11,12 @@ use crate::alarm::Woken;
 use crate::channel::Link;
 use crate::failure::Failure;
 use crate::pages::PageRun;
+use crate::priority::{PORTION, offer_core};
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_PUSH, RUN_BYTES};
 use crate::wire::runs::put_runs;
 use crate::wire::{Head, Kind, Message};
 
-/// Pages of a full frame: 2 MiB. Larger frames gain nothing, smaller ones cost system calls.
-const FRAME_PAGES: u64 = 512;
+const _: () = assert!(PORTION <= PAGES_PER_PUSH);
 
 /// Whether pages land in memory or are placed for a guest that may wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +40,9 @@ impl Manner {
         }
     }
 
-    fn frame_pages(self) -> u64 {
-        match self {
-            Self::Land | Self::LandAtOnce => FRAME_PAGES,
-            Self::Place | Self::PlaceAtOnce => PAGES_PER_PUSH,
-        }
+    /// Whether nobody waits for these pages just now.
+    fn has_time(self) -> bool {
+        matches!(self, Self::Land | Self::Place)
     }
 }
 
@@ -120,13 +118,13 @@ impl<'a> Courier<'a> {
     }
 
     fn put(&mut self, mut part: PageRun) -> Result<(), Failure> {
-        let (most_pages, most_runs) = (self.manner.frame_pages(), self.manner.kinds().0.runs());
+        let most_runs = self.manner.kinds().0.runs();
         while part.count > 0 {
-            let count = part.count.min(most_pages - self.pages);
+            let count = part.count.min(PORTION - self.pages);
             self.data.push(PageRun { first: part.first, count });
             self.pages += count;
             part = PageRun { first: part.first + count, count: part.count - count };
-            if self.pages == most_pages || self.data.len() == most_runs {
+            if self.pages == PORTION || self.data.len() == most_runs {
                 self.send_data()?;
             }
         }
@@ -152,6 +150,9 @@ impl<'a> Courier<'a> {
         self.frames += 1;
         self.data.clear();
         self.pages = 0;
+        if self.manner.has_time() {
+            offer_core();
+        }
         Ok(())
     }
 
