@@ -211,14 +211,8 @@ pub trait Arriving: Send + Sync {
     /// How long a save and a restore take here, from rehearsing both on the blank machine.
     fn rehearse(&self) -> Rehearsal;
 
-    /// Gives the memory of `pages` back: they read as zero again. For pages that will be missing, ahead of the pause.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    fn forget(&self, pages: &PageSet) -> Result<()>;
-
-    /// Post-copy: discards `missing` and from here on catches every touch of such a page,
-    /// by the guest or by the kernel on its behalf.
+    /// Post-copy: discards `missing` and from here on catches every touch of a page that does not exist, of these or
+    /// of any never populated, by the guest or by the kernel on its behalf. Nothing lands any more.
     ///
     /// # Errors
     /// When the kernel cannot catch faults.
@@ -279,12 +273,24 @@ pub trait Faults: Send + Sync {
     /// When the kernel's side is gone.
     fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> Result<()>;
 
+    /// Discards more pages: they are missing too. Before the guest runs.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn discard(&self, pages: &PageSet) -> Result<()>;
+
     /// Places a page run whose content is `data` and wakes who waits for it. The guest never sees half a page.
     /// Each page once.
     ///
     /// # Errors
     /// When the kernel refuses; or a page was there already, with content that is not this.
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()>;
+
+    /// Makes a touched page that never was missing read as zero. Another touch may have done so before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn fill_hole(&self, gfn: u64) -> Result<()>;
 
     /// Places zero pages.
     ///

@@ -217,13 +217,16 @@ impl AtomicPageSet {
         Self::from_set(&PageSet::new(limit))
     }
 
-    /// Adds a run of pages. Pages beyond the set's limit are left out.
-    pub fn insert_run(&self, run: PageRun) {
+    /// Adds a run of pages, and says how many of them were not there before. Pages beyond the set's limit are left out.
+    pub fn insert_run(&self, run: PageRun) -> u64 {
+        let mut added = 0;
         for_words(run, |index, mask| {
             if let Some(word) = self.words.get(index) {
-                word.fetch_or(mask, Ordering::AcqRel);
+                let before = word.fetch_or(mask, Ordering::AcqRel);
+                added += u64::from((mask & !before).count_ones());
             }
         });
+        added
     }
 
     /// Takes `gfn` out; true if it was there, so that the caller now owns it.

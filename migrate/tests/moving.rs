@@ -221,12 +221,15 @@ fn a_touched_zero_page_that_is_being_pushed_is_not_held_back() {
 }
 
 #[test]
-fn many_stale_pages_of_hybrid_are_discarded_before_the_pause() {
-    let wild = Habit { pages: 8192, working_set: 6000, burst: 5000, rest: None, ..Habit::default() };
-    let slow = Options { bandwidth: Some(50 << 20), ..options(Mode::Hybrid) };
-    let mut built = None;
-    let (report, arrival) = in_memory(&slow, wild, |_, host| built = Some(Arc::clone(&host.built)));
-    assert_moved(&report, &arrival);
-    let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
-    assert!(there.forgotten.load(Ordering::SeqCst) > 1024, "{report:#?}");
+fn what_will_be_missing_is_told_before_the_pause() {
+    for mode in [Mode::Postcopy, Mode::Hybrid] {
+        let wild = Habit { pages: 8192, working_set: 6000, burst: 5000, rest: None, ..Habit::default() };
+        let slow = Options { bandwidth: Some(50 << 20), ..options(mode) };
+        let mut built = None;
+        let (report, arrival) = in_memory(&slow, wild, |_, host| built = Some(Arc::clone(&host.built)));
+        assert_moved(&report, &arrival);
+        let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
+        let (told, missing) = (there.told_first.load(Ordering::SeqCst), report.postcopy.expect("figures"));
+        assert!(told > 1024 && told > missing.missing_pages / 2, "{told} of {missing:?}");
+    }
 }

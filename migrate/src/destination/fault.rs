@@ -22,8 +22,9 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 
 pub(super) struct Placing {
     pub(super) faults: Arc<dyn Faults>,
-    /// Missing when the guest started.
-    missing: PageSet,
+    /// Missing when the guest started. Grows until then.
+    missing: AtomicPageSet,
+    missing_pages: AtomicU64,
     /// Not taken out by anyone yet.
     unplaced: AtomicPageSet,
     /// Not in place yet.
@@ -65,18 +66,32 @@ struct Sign {
 }
 
 impl Placing {
-    pub(super) fn new(faults: Arc<dyn Faults>, missing: PageSet) -> Self {
+    pub(super) fn new(faults: Arc<dyn Faults>, missing: &PageSet) -> Self {
         Self {
             faults,
-            unplaced: AtomicPageSet::from_set(&missing),
+            missing: AtomicPageSet::from_set(missing),
+            missing_pages: AtomicU64::new(missing.len()),
+            unplaced: AtomicPageSet::from_set(missing),
             remaining: AtomicU64::new(missing.len()),
             requested: AtomicPageSet::new(missing.limit()),
             waits: Mutex::default(),
             duplicates: AtomicU64::new(0),
             fate: Mutex::new(Fate::Open),
             told: AtomicBool::new(false),
-            missing,
         }
+    }
+
+    /// These are missing too. Before the guest runs.
+    pub(super) fn miss(&self, more: &PageSet) -> Result<(), Failure> {
+        self.faults.discard(more).map_err(Failure::guest("discard stale pages"))?;
+        for run in more.runs() {
+            self.missing_pages.fetch_add(self.missing.insert_run(run), Ordering::Relaxed);
+            // Never too few remain, should one of them be placed meanwhile.
+            self.remaining.fetch_add(run.count, Ordering::AcqRel);
+            let added = self.unplaced.insert_run(run);
+            self.remaining.fetch_sub(run.count - added, Ordering::AcqRel);
+        }
+        Ok(())
     }
 
     /// Pages not in place yet.
@@ -175,7 +190,7 @@ impl Placing {
             waits.served_us.get(at).map_or(0, |us| u64::from(*us))
         };
         Postcopy {
-            missing_pages: self.missing.len(),
+            missing_pages: self.missing_pages.load(Ordering::Relaxed),
             faults: waits.requests,
             fault_p50_us: percentile(50),
             fault_p90_us: percentile(90),
@@ -211,12 +226,11 @@ impl Placing {
         let now = Instant::now();
         let mut wanted = Vec::new();
         for gfn in touched {
-            let page = PageRun { first: *gfn, count: 1 };
             if !self.missing.contains(*gfn) {
-                self.faults.place_zeros(page).map_err(Failure::guest("place a zero page"))?;
+                self.faults.fill_hole(*gfn).map_err(Failure::guest("place a zero page"))?;
             } else if self.unplaced.contains(*gfn) && !self.requested.contains(*gfn) {
                 self.waits().since.insert(*gfn, now);
-                self.requested.insert_run(page);
+                self.requested.insert_run(PageRun { first: *gfn, count: 1 });
                 // Who took the page out meanwhile may have looked for waiters before this one was entered.
                 if self.unplaced.contains(*gfn) {
                     wanted.push(*gfn);

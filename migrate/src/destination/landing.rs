@@ -13,7 +13,7 @@ use crate::alarm::Alarm;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Ram;
-use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
+use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
 use crate::priority::offer_core;
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
@@ -105,6 +105,7 @@ impl Landing {
 
     /// From here on nothing may land.
     pub(super) fn close(&self) {
+        self.prepare.close();
         self.closed.store(true, Ordering::Release);
     }
 
@@ -129,16 +130,9 @@ impl Landing {
     }
 
     fn land_zeros(&self, ram: &dyn Ram, zeros: Admitted<'_>) -> Result<(), Failure> {
+        zeros.runs().iter().for_each(|run| self.prepare.spare(*run));
         let mut stale = zeros.runs().iter().flat_map(|run| self.received.claim_run(*run));
         stale.try_for_each(|run| ram.clear(run)).map_err(Failure::guest("clear memory"))
-    }
-
-    /// What was received of `pages` is stale and has been given back.
-    fn forget(&self, pages: &PageSet) {
-        for run in pages.runs() {
-            self.prepare.forget(run);
-            self.received.claim_run(run);
-        }
     }
 
     /// `ends` of the data connections have ended `round`. Says so to the source when all have.
@@ -184,12 +178,6 @@ impl Context<'_> {
         }
         self.landing.count(head, pages.pages());
         Ok(())
-    }
-
-    /// Gives back what has landed of pages that will be missing: in the pause little is then left to be discarded.
-    pub(super) fn forget(&self, missing: &PageSet) -> Result<(), Failure> {
-        self.landing.forget(missing);
-        self.guest.forget(missing).map_err(Failure::guest("discard stale pages"))
     }
 
     /// Takes the end of a round from `line`, which stands for `ends` data connections.

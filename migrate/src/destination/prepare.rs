@@ -5,6 +5,7 @@
 //! and preparing never writes content, so it cannot race with data.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::alarm::{Alarm, Woken};
@@ -19,22 +20,31 @@ const WORTH_IT: u64 = 8;
 pub(super) struct Prepare {
     expected: AtomicPageSet,
     cursor: AtomicU64,
+    /// Held while memory is prepared ahead; whether that is over.
+    closed: Mutex<bool>,
 }
 
 impl Prepare {
     pub(super) fn new(limit: u64) -> Self {
-        Self { expected: AtomicPageSet::new(limit), cursor: AtomicU64::new(0) }
+        Self { expected: AtomicPageSet::new(limit), cursor: AtomicU64::new(0), closed: Mutex::new(false) }
     }
 
     /// These pages will come.
     pub(super) fn expect(&self, pages: &PageSet, alarm: &Alarm) {
-        pages.runs().for_each(|run| self.expected.insert_run(run));
+        for run in pages.runs() {
+            self.expected.insert_run(run);
+        }
         alarm.nudge();
     }
 
-    /// These pages will not come after all.
-    pub(super) fn forget(&self, run: PageRun) {
+    /// These pages need no memory.
+    pub(super) fn spare(&self, run: PageRun) {
         self.expected.claim_run(run);
+    }
+
+    /// From here on nothing is prepared ahead: touches of missing pages are to be caught, and this would be one.
+    pub(super) fn close(&self) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// These pages come now.
@@ -49,7 +59,12 @@ impl Prepare {
         const FOR_EVER: Duration = Duration::from_secs(3600);
         while alarm.wait_until(FOR_EVER, || self.next().is_some()) != Woken::Stopped {
             while let Some(first) = self.next().filter(|_| !alarm.is_stopped()) {
+                let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+                if *closed {
+                    return;
+                }
                 self.now(PageRun { first, count: PORTION - first % PORTION }, ram);
+                drop(closed);
                 self.cursor.store(first / PORTION * PORTION + PORTION, Ordering::Relaxed);
                 offer_core();
             }

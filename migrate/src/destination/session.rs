@@ -243,9 +243,9 @@ impl<'a> Session<'a> {
     where
         'a: 'scope,
     {
-        let cargo = self.take_rounds()?;
+        let cargo = self.take_rounds(scope, lines)?;
         if self.context.preflight.postcopy() {
-            self.catch_faults(scope, cargo.missing.clone(), lines.urgent.clone())?;
+            self.miss(scope, &cargo.missing, lines.urgent.as_ref())?;
         }
         self.restore(&cargo)?;
         self.wait_commit()?;
@@ -255,7 +255,14 @@ impl<'a> Session<'a> {
     }
 
     /// Lets pages land until the state has come.
-    fn take_rounds(&mut self) -> Result<Cargo, Failure> {
+    fn take_rounds<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'a>,
+        lines: &Lines,
+    ) -> Result<Cargo, Failure>
+    where
+        'a: 'scope,
+    {
         let context = self.context;
         context.enter(Phase::Precopy);
         let (control, mut scratch) = (&context.control, Scratch::default());
@@ -263,13 +270,17 @@ impl<'a> Session<'a> {
         loop {
             let head = control.hear_head()?;
             match head.kind {
+                Kind::Pages | Kind::Zeros if context.placing.get().is_some() => {
+                    return Err(control.unexpected(head.kind, "no more pages on this connection"));
+                }
                 Kind::Pages | Kind::Zeros => {
                     context.take_pages(&head, control, &mut scratch)?;
                     continue;
                 }
                 Kind::RoundEnd => {
                     if !missing.is_empty() {
-                        context.forget(&missing)?;
+                        self.miss(scope, &missing, lines.urgent.as_ref())?;
+                        missing = PageSet::new(context.map.limit());
                     }
                     context.take_round_end(&head, control, context.preflight.streams)?;
                     continue;

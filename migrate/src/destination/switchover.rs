@@ -17,21 +17,25 @@ use crate::wire::message::{Ready, Reason, tame};
 use crate::wire::{Kind, Message};
 
 impl<'a> Session<'a> {
-    /// Post-copy: from here on touches of missing pages are caught and served. Before the restore, which may touch some.
-    pub(super) fn catch_faults<'scope>(
+    /// Post-copy: `missing` will come only after the guest runs. The first time, which is before the pause, nothing
+    /// lands from here on, and touches of missing pages are caught and served; the restore may touch some.
+    pub(super) fn miss<'scope>(
         &mut self,
         scope: &'scope Scope<'scope, 'a>,
-        missing: PageSet,
-        urgent: Option<Line>,
+        missing: &PageSet,
+        urgent: Option<&Line>,
     ) -> Result<(), Failure>
     where
         'a: 'scope,
     {
         let context = self.context;
+        if let Some(placing) = context.placing.get() {
+            return placing.miss(missing);
+        }
         context.landing.close();
-        let faults = context.guest.catch_faults(&missing).map_err(Failure::guest("catch page faults"))?;
+        let faults = context.guest.catch_faults(missing).map_err(Failure::guest("catch page faults"))?;
         let placing = context.placing.get_or_init(|| Placing::new(faults, missing));
-        if let Some(urgent) = urgent {
+        if let Some(urgent) = urgent.cloned() {
             scope.spawn(move || placing.watch(context, &urgent));
         }
         Ok(())

@@ -17,6 +17,7 @@ mod crew;
 mod custody;
 mod finish;
 mod journal;
+mod missing;
 mod page_server;
 mod precopy;
 mod switchover;

@@ -32,17 +32,12 @@ const ASSUMED_BYTES_PER_S: f64 = 125e6;
 /// The destination's word on its rehearsal is not believed beyond this.
 const LONGEST_REHEARSAL: Duration = Duration::from_secs(10);
 
-/// Hybrid: of 64 neighbours, from how many stale ones on all are sent again. The destination discards run by run,
-/// and each takes microseconds: a guest that writes everywhere would keep it busy for a tenth of a second.
-const DENSE: u32 = 8;
-
-/// Hybrid: from so many stale pages on they are discarded ahead of the pause. Fewer cost it a few milliseconds at most.
-const MANY_STALE: u64 = 1024;
-
 /// What the pause has to deal with.
 pub(super) struct Left {
     /// Pages that were not sent, or were written since.
     pub(super) pages: PageSet,
+    /// Those of them that the destination knows to be missing.
+    pub(super) told: PageSet,
     /// What the downtime is expected to be.
     pub(super) estimate: Duration,
     /// Number of the next round.
@@ -64,8 +59,7 @@ impl Journey<'_> {
                 Decision::Again { why } => self.journal.decided(round, format!("another round: {why}")),
                 Decision::SwitchOver { estimate, why } => {
                     self.journal.decided(round, format!("switch over: {why}"));
-                    let left = Left { pages, estimate, round: number + 1 };
-                    return self.discard_ahead(lines, left);
+                    return Ok(Left { estimate, round: number + 1, ..self.left(pages) });
                 }
                 Decision::GiveUp { why } => {
                     self.journal.decided(round, "give up".to_owned());
@@ -78,14 +72,17 @@ impl Journey<'_> {
 
     /// Post-copy at once: all of RAM follows later.
     pub(super) fn survey_all(&mut self) -> Result<Left, Failure> {
-        let pages = self.survey()?;
-        Ok(Left { pages, estimate: Duration::ZERO, round: 0 })
+        Ok(self.left(self.survey()?))
     }
 
     /// Stop-and-copy: what is populated is asked in the pause.
     pub(super) fn nothing_yet(&self) -> Left {
-        let limit = self.context.description.gfn_limit();
-        Left { pages: PageSet::new(limit), estimate: Duration::ZERO, round: 0 }
+        self.left(PageSet::new(self.context.description.gfn_limit()))
+    }
+
+    fn left(&self, pages: PageSet) -> Left {
+        let told = PageSet::new(self.context.description.gfn_limit());
+        Left { pages, told, estimate: Duration::ZERO, round: 0 }
     }
 
     /// What is populated, with everything else watched: what is first touched from here on shows in the harvest.
@@ -137,28 +134,6 @@ impl Journey<'_> {
         Ok(self.journal.end_round(number, took, pages.len()))
     }
 
-    /// Hybrid: has the destination discard many stale pages while the guest still runs here. The list of missing
-    /// pages that the pause sends holds them again.
-    fn discard_ahead(&self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
-        if !self.postcopy() || left.pages.len() <= MANY_STALE {
-            return Ok(left);
-        }
-        self.join_dense(&mut left.pages);
-        for (first, words) in bitmap_frames(&left.pages) {
-            lines.control.tell(&Message::Missing { first, words: words.to_vec() })?;
-        }
-        lines.control.tell(&Message::RoundEnd { round: left.round, last: false })?;
-        await_round(lines, left.round)?;
-        left.round += 1;
-        Ok(left)
-    }
-
-    /// Hybrid: where many of some neighbours are stale, all of them are sent again.
-    pub(super) fn join_dense(&self, pages: &mut PageSet) {
-        let whole = PageSet::of_runs(pages.limit(), &self.context.description.ram);
-        pages.join_dense(DENSE, &whole);
-    }
-
     fn terms(&self, lines: &Lines) -> Terms {
         Terms {
             max_downtime: self.context.options.max_downtime,
@@ -181,7 +156,7 @@ impl Journey<'_> {
 }
 
 /// Waits until the round has landed.
-fn await_round(lines: &Lines, number: u32) -> Result<(), Failure> {
+pub(super) fn await_round(lines: &Lines, number: u32) -> Result<(), Failure> {
     match lines.control.hear()? {
         Message::RoundDone { round } if round == number => Ok(()),
         other => Err(lines.control.unexpected(other.kind(), "the end of the round")),

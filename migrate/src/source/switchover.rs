@@ -11,6 +11,7 @@ use super::connect::Lines;
 use super::context::Context;
 use super::courier::{Courier, Manner};
 use super::crew::{Crew, Round};
+use super::missing::{tell_missing, untold};
 use super::page_server::Unsent;
 use super::precopy::{Left, SMALL_ROUND};
 use super::{Journey, us_since};
@@ -21,21 +22,25 @@ use crate::options::Mode;
 use crate::pages::PageSet;
 use crate::report::{Phase, Switchover};
 use crate::verify::send_hashes;
-use crate::wire::runs::bitmap_frames;
 use crate::wire::{Kind, Message, RamMap};
 
 impl Journey<'_> {
     /// Pauses, moves what is left, commits.
     pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
+        let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
         self.journal.enter(Phase::Switchover);
         self.prepare_pause(lines)?;
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
-        let (round, began) = (left.round, Instant::now());
-        let (state, pages) = self.freeze(left, &mut times)?;
+        let (round, told, began) = (left.round, left.told, Instant::now());
+        let (state, pages) = self.freeze(left.pages, &mut times)?;
         times.pages = if self.postcopy() { 0 } else { pages.len() };
         times.state_bytes = state.len() as u64;
         let sending = Instant::now();
-        self.send_rest(lines, crew, round, pages, state)?;
+        if self.postcopy() {
+            self.send_missing(lines, &told, pages, state)?;
+        } else {
+            self.send_rest(lines, crew, round, pages, state)?;
+        }
         times.send_us = us_since(sending);
         let waiting = Instant::now();
         self.wait_ready(lines, &mut times)?;
@@ -66,7 +71,7 @@ impl Journey<'_> {
     }
 
     /// Stops the guest; its state, and the pages the destination lacks.
-    fn freeze(&mut self, left: Left, times: &mut Switchover) -> Result<(Vec<u8>, PageSet), Failure> {
+    fn freeze(&mut self, mut pages: PageSet, times: &mut Switchover) -> Result<(Vec<u8>, PageSet), Failure> {
         let Context { guest, .. } = self.context;
         let pausing = Instant::now();
         guest.pause().map_err(Failure::guest("pause the guest"))?;
@@ -76,20 +81,31 @@ impl Journey<'_> {
         let state = guest.save().map_err(Failure::guest("save the guest's state"))?;
         times.save_us = us_since(saving);
         let harvesting = Instant::now();
-        let mut pages = left.pages;
         if self.context.options.mode == Mode::Stopcopy {
             pages = self.everything()?;
         } else {
             pages.union(&guest.harvest().map_err(Failure::guest("read the dirty log"))?);
         }
-        if self.context.options.mode == Mode::Hybrid {
-            self.join_dense(&mut pages);
-        }
+        self.join_dense(&mut pages);
         times.harvest_us = us_since(harvesting);
         Ok((state, pages))
     }
 
-    /// Hands the last pages, or the list of them, and the state to the network.
+    /// Hands the state and the list of pages that were not told ahead to the network.
+    fn send_missing(
+        &mut self,
+        lines: &Lines,
+        told: &PageSet,
+        pages: PageSet,
+        blob: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let control = &lines.control;
+        let _ = self.context.unsent.set(Arc::new(Unsent::new(&pages)));
+        tell_missing(control, &untold(&pages, told))?;
+        control.tell(&Message::State { after_round: None, blob })
+    }
+
+    /// Hands the last pages and the state to the network.
     fn send_rest(
         &mut self,
         lines: &Lines,
@@ -101,13 +117,7 @@ impl Journey<'_> {
         let control = &lines.control;
         let count = pages.len();
         let mut after_round = None;
-        if self.postcopy() {
-            let unsent = Arc::new(Unsent::new(&pages));
-            let _ = self.context.unsent.set(unsent);
-            for (first, words) in bitmap_frames(&pages) {
-                control.tell(&Message::Missing { first, words: words.to_vec() })?;
-            }
-        } else if count <= SMALL_ROUND {
+        if count <= SMALL_ROUND {
             self.journal.begin_round(round, count);
             let mut courier = Courier::new(self.context, control.link(), Manner::LandAtOnce);
             pages.runs().try_for_each(|run| courier.add(run))?;
@@ -118,7 +128,7 @@ impl Journey<'_> {
             after_round = Some(round);
         }
         control.tell(&Message::State { after_round, blob })?;
-        if self.context.options.verify && !self.postcopy() {
+        if self.context.options.verify {
             send_hashes(&self.map()?, &*self.context.ram, control)?;
         }
         Ok(())

@@ -137,12 +137,13 @@ pub fn put_runs(runs: &[PageRun], into: &mut Vec<u8>) {
     }
 }
 
-/// A set as bitmap frames: first frame number and words. Frames without a page are left out.
+/// A set as bitmap frames: first frame number and words. Begins and ends with a page; a set without one has no frame.
 pub fn bitmap_frames(set: &PageSet) -> impl Iterator<Item = (u64, &[u64])> {
-    let chunks = set.words().chunks(BITMAP_WORDS).enumerate();
-    chunks
-        .filter(|(_, words)| words.iter().any(|w| *w != 0))
-        .map(|(at, words)| ((at * BITMAP_WORDS * 64) as u64, words))
+    let words = set.words();
+    let first = words.iter().position(|word| *word != 0).unwrap_or(words.len());
+    let end = words.iter().rposition(|word| *word != 0).map_or(first, |last| last + 1);
+    let chunks = words[first..end].chunks(BITMAP_WORDS).enumerate();
+    chunks.map(move |(at, words)| (((first + at * BITMAP_WORDS) * 64) as u64, words))
 }
 
 /// The u64s of a payload whose length is a multiple of 8.
@@ -184,6 +185,17 @@ mod tests {
             let mut table = Vec::new();
             put_runs(&runs, &mut table);
             prop_assert_eq!(map.admit(Kind::Pages, &table, &mut back).expect("inside RAM").runs(), &runs[..]);
+        }
+
+        #[test]
+        fn a_set_is_read_as_it_was_written(pages in proptest::collection::btree_set(256_u64..356, 0..20)) {
+            let (map, mut set) = (map(), PageSet::new(map().limit()));
+            pages.iter().for_each(|page| set.insert(*page));
+            let mut back = PageSet::new(map.limit());
+            for (first, words) in bitmap_frames(&set) {
+                map.admit_bitmap(Kind::Missing, first, words, &mut back).expect("inside RAM");
+            }
+            prop_assert_eq!(back, set);
         }
 
         #[test]

@@ -91,8 +91,8 @@ pub(crate) struct Sim {
     born: Instant,
     window: AtomicU64,
     pub(crate) pauses: AtomicU64,
-    /// Pages given back ahead of the pause.
-    pub(crate) forgotten: AtomicU64,
+    /// Pages told to be missing when faults began to be caught.
+    pub(crate) told_first: AtomicU64,
     /// What shall fail, for once.
     pub(crate) broken: Broken,
 }
@@ -127,7 +127,7 @@ impl Sim {
             born: Instant::now(),
             window: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
-            forgotten: AtomicU64::new(0),
+            told_first: AtomicU64::new(0),
             broken: Broken::default(),
         });
         let vcpu = Arc::clone(&sim);

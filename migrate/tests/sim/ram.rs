@@ -124,11 +124,15 @@ impl SimRam {
     }
 
     pub(crate) fn catch(&self, missing: &PageSet) {
+        self.discard(missing);
+        self.queue().catching = true;
+    }
+
+    fn discard(&self, missing: &PageSet) {
         for run in missing.runs() {
             self.store(run, &vec![0xee; run.bytes() as usize]);
             self.absent.insert_run(run);
         }
-        self.queue().catching = true;
     }
 
     /// The machine goes: nobody may hang in a fault.
@@ -259,6 +263,15 @@ impl Faults for SimFaults {
             ram.changed.wait_timeout_while(queue, wait, idle).unwrap_or_else(PoisonError::into_inner);
         touched.append(&mut queue.touched);
         Ok(())
+    }
+
+    fn discard(&self, pages: &PageSet) -> Result<()> {
+        self.0.discard(pages);
+        Ok(())
+    }
+
+    fn fill_hole(&self, gfn: u64) -> Result<()> {
+        self.place_zeros(PageRun { first: gfn, count: 1 })
     }
 
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {

@@ -93,12 +93,8 @@ impl Arriving for Sim {
         Rehearsal { save_us: 50, restore_us: 50 }
     }
 
-    fn forget(&self, pages: &PageSet) -> Result<()> {
-        self.forgotten.fetch_add(pages.len(), Ordering::SeqCst);
-        pages.runs().try_for_each(|run| self.ram.clear(run))
-    }
-
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
+        self.told_first.store(missing.len(), Ordering::SeqCst);
         self.ram.catch(missing);
         Ok(Arc::new(SimFaults(Arc::clone(&self.ram))))
     }

@@ -4,7 +4,7 @@
 //!   vCPU touches a page that is not there ──► kernel stops it ──► [`Userfault::wait`] ──► who has the page?
 //!   vCPU goes on  ◄── kernel maps the page whole and wakes ◄── [`Userfault::place`] ◄── its bytes arrived
 //! ```
-//! Invariants: pages are discarded before RAM is registered; a page appears whole or not at all; whoever handles
+//! Invariants: what is missing is discarded before anybody can touch it; a page appears whole or not at all; whoever handles
 //! faults never touches guest memory itself, or it would wait for itself.
 //! (Documentation/admin-guide/mm/userfaultfd.rst; constants from linux/userfaultfd.h.)
 
@@ -60,17 +60,13 @@ impl Userfault {
         open().map(drop)
     }
 
-    /// Discards the pages of `missing` (guest-physical address, bytes) and from here on catches every touch of a
-    /// page of `ram` that does not exist, of these or of any never touched.
+    /// From here on catches every touch of a page of `ram` that does not exist, because it was discarded or never touched.
     ///
     /// # Errors
     /// When the kernel has no userfaultfd for shared memory, or refuses.
-    pub fn catch(ram: Arc<GuestRam>, missing: &[(u64, u64)]) -> Result<Self, MemoryError> {
+    pub fn catch(ram: Arc<GuestRam>) -> Result<Self, MemoryError> {
         // A huge page would bring neighbours into being that nobody has sent.
         ram.forbid_huge_pages();
-        for &(gpa, bytes) in missing {
-            ram.punch(gpa, bytes).map_err(MemoryError::host("discard stale pages"))?;
-        }
         let fd = open()?;
         for span in ram.spans() {
             let mut request = [span.host as u64, span.bytes, UFFDIO_REGISTER_MODE_MISSING, 0];
@@ -80,6 +76,12 @@ impl Userfault {
         let closing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(MemoryError::host("make an event"))?;
         Ok(Self { fd, ram, closing })
+    }
+
+    /// The memory whose touches are caught.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
     }
 
     /// Waits for touches and appends the guest-physical page addresses; none after `wait` or when closed.
@@ -247,7 +249,8 @@ mod tests {
     fn a_touch_of_a_missing_page_waits_for_its_content() {
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
         bulk::copy_in(&ram, 0, &[9; 3 * PAGE as usize]);
-        let faults = Userfault::catch(Arc::clone(&ram), &[(PAGE, PAGE)]).unwrap();
+        ram.punch(PAGE, PAGE).unwrap();
+        let faults = Userfault::catch(Arc::clone(&ram)).unwrap();
         std::thread::scope(|scope| {
             let toucher = scope.spawn(|| {
                 let mut pages = [0; 3 * PAGE as usize];

@@ -9,7 +9,6 @@ use migrate::pages::PageSet;
 use crate::config::GuestName;
 use crate::kvm::KvmHost;
 use crate::machine::{Hooks, Machine, MachineDescription};
-use crate::memory::PAGE;
 use crate::memory::layout::Layout;
 use crate::memory::userfault::Userfault;
 
@@ -111,16 +110,8 @@ impl Arriving for Resident {
         Rehearsal { save_us: us(start, saved), restore_us: us(saved, Instant::now()) }
     }
 
-    fn forget(&self, pages: &PageSet) -> Result<()> {
-        let ram = self.guest_ram()?;
-        for run in pages.runs() {
-            ram.punch(run.first * PAGE, run.bytes())?;
-        }
-        Ok(())
-    }
-
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {
-        Ok(Arc::new(EngineFaults::catch(&self.guest_ram()?, missing)?))
+        Ok(Arc::new(EngineFaults::catch(self.guest_ram()?, missing)?))
     }
 
     fn restore(&self, state: &[u8]) -> Result<()> {

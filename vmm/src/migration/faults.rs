@@ -1,4 +1,4 @@
-//! Faults on missing pages for the engine: those it does not know about are zero pages, resolved right here.
+//! Faults on missing pages for the engine, by frame number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,47 +10,46 @@ use crate::memory::PAGE;
 use crate::memory::ram::GuestRam;
 use crate::memory::userfault::Userfault;
 
-use super::ram::pieces;
-
 /// A guest's RAM while parts of it are still on the source.
 #[derive(Debug)]
-pub(super) struct EngineFaults {
-    userfault: Userfault,
-    /// What was missing at the start. A touched page outside of it was never written on the source.
-    missing: PageSet,
-}
+pub(super) struct EngineFaults(Userfault);
 
 impl EngineFaults {
-    pub(super) fn catch(ram: &Arc<GuestRam>, missing: &PageSet) -> Result<Self> {
-        let runs: Vec<PageRun> = missing.runs().collect();
-        let userfault = Userfault::catch(Arc::clone(ram), &pieces(&runs)).map_err(super::refused)?;
-        Ok(Self { userfault, missing: missing.clone() })
+    pub(super) fn catch(ram: Arc<GuestRam>, missing: &PageSet) -> Result<Self> {
+        discard(&ram, missing)?;
+        Ok(Self(Userfault::catch(ram).map_err(super::refused)?))
     }
 }
 
 impl Faults for EngineFaults {
     fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> Result<()> {
-        let mut addresses = Vec::new();
-        self.userfault.wait(wait, &mut addresses)?;
-        for gpa in addresses {
-            if self.missing.contains(gpa / PAGE) {
-                touched.push(gpa / PAGE);
-            } else {
-                self.userfault.fill_hole(gpa)?;
-            }
-        }
+        let from = touched.len();
+        self.0.wait(wait, touched)?;
+        touched[from..].iter_mut().for_each(|gpa| *gpa /= PAGE);
         Ok(())
     }
 
+    fn discard(&self, pages: &PageSet) -> Result<()> {
+        discard(self.0.ram(), pages)
+    }
+
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {
-        Ok(self.userfault.place(run.first * PAGE, data)?)
+        Ok(self.0.place(run.first * PAGE, data)?)
+    }
+
+    fn fill_hole(&self, gfn: u64) -> Result<()> {
+        Ok(self.0.fill_hole(gfn * PAGE)?)
     }
 
     fn place_zeros(&self, run: PageRun) -> Result<()> {
-        Ok(self.userfault.place_zeros(run.first * PAGE, run.bytes())?)
+        Ok(self.0.place_zeros(run.first * PAGE, run.bytes())?)
     }
 
     fn close(&self) {
-        self.userfault.close();
+        self.0.close();
     }
+}
+
+fn discard(ram: &GuestRam, pages: &PageSet) -> Result<()> {
+    pages.runs().try_for_each(|run| Ok(ram.punch(run.first * PAGE, run.bytes())?))
 }
