@@ -175,6 +175,10 @@ pub trait Departing: Send + Sync {
     /// When the kernel refuses; or the guest is not paused.
     fn save(&self) -> Result<Vec<u8>>;
 
+    /// Frame numbers of pages that the guest of a state just saved touches as soon as it runs: where its vCPUs
+    /// execute, their stacks, the page tables that lead there. A hint: post-copy sends them first.
+    fn first_pages(&self, state: &[u8]) -> Vec<u64>;
+
     /// Runs the guest on where it is. Only `handover` may lead here. Idempotent.
     ///
     /// # Errors

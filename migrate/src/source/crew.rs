@@ -69,6 +69,7 @@ impl Round {
 
 enum Task {
     Round(Arc<Round>),
+    First(Arc<Unsent>, Vec<PageRun>),
     Push(Arc<Unsent>),
 }
 
@@ -111,6 +112,14 @@ impl Crew {
         self.give(|| Task::Round(Arc::clone(&round)));
     }
 
+    /// Sends pages that will be wanted at once, ahead of all others (post-copy).
+    pub(super) fn send_first(&self, unsent: &Arc<Unsent>, first: Vec<PageRun>) {
+        if let Some(sender) = self.tasks.first() {
+            // A thread that is gone has tripped the alarm.
+            let _ = sender.send(Task::First(Arc::clone(unsent), first));
+        }
+    }
+
     /// Pushes what nobody asks for (post-copy).
     pub(super) fn push(&self, unsent: &Arc<Unsent>) {
         self.give(|| Task::Push(Arc::clone(unsent)));
@@ -136,6 +145,10 @@ fn work(
     while let Ok(task) = tasks.recv() {
         match task {
             Task::Round(round) => round.send(context, &mut courier)?,
+            Task::First(unsent, first) => {
+                courier.change(Manner::PlaceAtOnce);
+                unsent.send_first(&first, &mut courier, back)?;
+            }
             Task::Push(unsent) => {
                 courier.change(Manner::Place);
                 unsent.push(&mut courier, back, ahead)?;

@@ -9,7 +9,7 @@ use super::precopy::{Left, await_round};
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::options::Mode;
-use crate::pages::PageSet;
+use crate::pages::{PageRun, PageSet};
 use crate::wire::Message;
 use crate::wire::runs::bitmap_frames;
 
@@ -22,6 +22,9 @@ const MANY: u64 = 1024;
 
 /// How often more pages are told, because many were written while the ones before were discarded.
 const TIMES: u32 = 4;
+
+/// Pages written last are sent first if they are no more than this.
+const FEW: u64 = 32;
 
 impl Journey<'_> {
     /// Tells what will be missing, until little is untold.
@@ -36,10 +39,25 @@ impl Journey<'_> {
             lines.control.tell(&Message::RoundEnd { round: left.round, last: false })?;
             await_round(lines, left.round)?;
             left.round += 1;
+            if self.context.options.mode == Mode::Postcopy {
+                // Not for their content, which is sent later: so that the last harvest shows what is written just now.
+                self.watch(&untold)?;
+            }
             left.told.union(&untold);
             left.pages.union(&self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?);
         }
         Ok(left)
+    }
+
+    /// What the guest will touch first: what its state names, and what it has just written if that is little.
+    pub(super) fn first_pages(&self, state: &[u8], late: &PageSet) -> Vec<PageRun> {
+        let named = self.context.guest.first_pages(state).into_iter();
+        let mut runs: Vec<_> = named.map(|first| PageRun { first, count: 1 }).collect();
+        if late.len() <= FEW {
+            runs.extend(late.runs());
+        }
+        runs.retain(|run| self.context.description.holds(*run));
+        runs
     }
 
     /// Hybrid: where many of some neighbours are stale, all of them are sent again.

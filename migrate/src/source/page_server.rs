@@ -56,6 +56,19 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
+    /// Sends those of `first` that are unsent.
+    pub(super) fn send_first(
+        &self,
+        first: &[PageRun],
+        courier: &mut Courier<'_>,
+        back: &Line,
+    ) -> Result<(), Failure> {
+        let placed = courier.frames();
+        first.iter().flat_map(|run| self.pages.claim_run(*run)).try_for_each(|run| courier.add(run))?;
+        courier.flush()?;
+        (placed..courier.frames()).try_for_each(|_| hear_placed(back))
+    }
+
     /// The next page to push; moves on past its neighbourhood, unless a request has moved the place meanwhile.
     fn seek(&self) -> Option<u64> {
         let from = self.next.load(Ordering::Relaxed);

@@ -24,6 +24,15 @@ use crate::report::{Phase, Switchover};
 use crate::verify::send_hashes;
 use crate::wire::{Kind, Message, RamMap};
 
+/// A guest that has stopped.
+struct Frozen {
+    state: Vec<u8>,
+    /// Pages the destination lacks.
+    pages: PageSet,
+    /// Those of them in the last harvest.
+    late: PageSet,
+}
+
 impl Journey<'_> {
     /// Pauses, moves what is left, commits.
     pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
@@ -32,14 +41,14 @@ impl Journey<'_> {
         self.prepare_pause(lines)?;
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
         let (round, told, began) = (left.round, left.told, Instant::now());
-        let (state, pages) = self.freeze(left.pages, &mut times)?;
-        times.pages = if self.postcopy() { 0 } else { pages.len() };
-        times.state_bytes = state.len() as u64;
+        let frozen = self.freeze(left.pages, &mut times)?;
+        times.pages = if self.postcopy() { 0 } else { frozen.pages.len() };
+        times.state_bytes = frozen.state.len() as u64;
         let sending = Instant::now();
         if self.postcopy() {
-            self.send_missing(lines, &told, pages, state)?;
+            self.send_missing(lines, crew, &told, frozen)?;
         } else {
-            self.send_rest(lines, crew, round, pages, state)?;
+            self.send_rest(lines, crew, round, frozen)?;
         }
         times.send_us = us_since(sending);
         let waiting = Instant::now();
@@ -71,7 +80,7 @@ impl Journey<'_> {
     }
 
     /// Stops the guest; its state, and the pages the destination lacks.
-    fn freeze(&mut self, mut pages: PageSet, times: &mut Switchover) -> Result<(Vec<u8>, PageSet), Failure> {
+    fn freeze(&mut self, mut pages: PageSet, times: &mut Switchover) -> Result<Frozen, Failure> {
         let Context { guest, .. } = self.context;
         let pausing = Instant::now();
         guest.pause().map_err(Failure::guest("pause the guest"))?;
@@ -81,40 +90,41 @@ impl Journey<'_> {
         let state = guest.save().map_err(Failure::guest("save the guest's state"))?;
         times.save_us = us_since(saving);
         let harvesting = Instant::now();
+        let mut late = PageSet::default();
         if self.context.options.mode == Mode::Stopcopy {
             pages = self.everything()?;
         } else {
-            pages.union(&guest.harvest().map_err(Failure::guest("read the dirty log"))?);
+            late = guest.harvest().map_err(Failure::guest("read the dirty log"))?;
+            pages.union(&late);
         }
         self.join_dense(&mut pages);
         times.harvest_us = us_since(harvesting);
-        Ok((state, pages))
+        Ok(Frozen { state, pages, late })
     }
 
-    /// Hands the state and the list of pages that were not told ahead to the network.
+    /// Hands the state and the list of pages that were not told ahead to the network; then, while the destination
+    /// restores, the pages that it will want first.
     fn send_missing(
         &mut self,
         lines: &Lines,
+        crew: &Crew,
         told: &PageSet,
-        pages: PageSet,
-        blob: Vec<u8>,
+        frozen: Frozen,
     ) -> Result<(), Failure> {
-        let control = &lines.control;
-        let _ = self.context.unsent.set(Arc::new(Unsent::new(&pages)));
-        tell_missing(control, &untold(&pages, told))?;
-        control.tell(&Message::State { after_round: None, blob })
+        let Frozen { state, pages, late } = frozen;
+        let unsent = self.context.unsent.get_or_init(|| Arc::new(Unsent::new(&pages)));
+        tell_missing(&lines.control, &untold(&pages, told))?;
+        let state = Message::State { after_round: None, blob: state };
+        lines.control.tell(&state)?;
+        if let Message::State { blob, .. } = state {
+            crew.send_first(unsent, self.first_pages(&blob, &late));
+        }
+        Ok(())
     }
 
     /// Hands the last pages and the state to the network.
-    fn send_rest(
-        &mut self,
-        lines: &Lines,
-        crew: &Crew,
-        round: u32,
-        pages: PageSet,
-        blob: Vec<u8>,
-    ) -> Result<(), Failure> {
-        let control = &lines.control;
+    fn send_rest(&mut self, lines: &Lines, crew: &Crew, round: u32, frozen: Frozen) -> Result<(), Failure> {
+        let (control, Frozen { state, pages, .. }) = (&lines.control, frozen);
         let count = pages.len();
         let mut after_round = None;
         if count <= SMALL_ROUND {
@@ -127,7 +137,7 @@ impl Journey<'_> {
             crew.send(Round::new(round, true, pages));
             after_round = Some(round);
         }
-        control.tell(&Message::State { after_round, blob })?;
+        control.tell(&Message::State { after_round, blob: state })?;
         if self.context.options.verify {
             send_hashes(&self.map()?, &*self.context.ram, control)?;
         }

@@ -185,6 +185,12 @@ impl Machine<Paused> {
         saved::save(&self.board, &self.vcpus)
     }
 
+    /// Frame numbers of pages that the guest of a state just saved touches as soon as it runs.
+    #[must_use]
+    pub fn first_pages(&self, state: &[u8]) -> Vec<u64> {
+        saved::first_pages(&self.board, state).unwrap_or_default()
+    }
+
     /// Puts a saved state in place. RAM may still be arriving: KVM writes a few bytes of it here.
     ///
     /// # Errors

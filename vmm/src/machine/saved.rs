@@ -1,5 +1,7 @@
 //! Saving and restoring a paused machine: the sections in the order of `docs/state.md`.
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::MachineError;
 use super::board::Board;
 use super::chips::{self, ChipsImage};
@@ -48,6 +50,18 @@ pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), 
     chips.restore(board.vm_fd())?;
     board.serial().set_state(serial);
     Ok(())
+}
+
+/// What the guest of this state touches first. As far as it can be told: a hint.
+pub(super) fn first_pages(board: &Board, state: &[u8]) -> Result<Vec<u64>, StateError> {
+    let stream = Stream::read(state, &KINDS)?;
+    let shape = board.shape();
+    let mut pages = Vec::new();
+    for number in 0..shape.vcpus {
+        let image = VcpuImage::from_section(stream.section(&VCPU, number)?, shape.xsave_bytes as usize)?;
+        pages.extend(image.first_pages(|gpa| board.ram().mmap().read_obj(GuestAddress(gpa)).ok()));
+    }
+    Ok(pages)
 }
 
 /// Refuses the state of another machine by name.

@@ -41,6 +41,10 @@ impl Departing for Resident {
         self.save()
     }
 
+    fn first_pages(&self, state: &[u8]) -> Vec<u64> {
+        self.first_pages(state)
+    }
+
     fn resume(&self) -> Result<()> {
         self.resume()
     }

@@ -148,6 +148,14 @@ impl Resident {
         }
     }
 
+    /// Frame numbers of pages that the guest of a state just saved touches as soon as it runs.
+    pub(super) fn first_pages(&self, state: &[u8]) -> Vec<u64> {
+        match &*self.lock() {
+            Life::Paused(machine) => machine.first_pages(state),
+            _ => Vec::new(),
+        }
+    }
+
     /// Puts a saved state in place.
     ///
     /// # Errors

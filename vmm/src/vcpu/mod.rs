@@ -9,6 +9,7 @@ mod features;
 mod kick;
 mod msrs;
 mod orders;
+mod reach;
 mod state;
 mod thread;
 mod tsc;

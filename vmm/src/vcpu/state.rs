@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 use super::tsc::{self, Base, IA32_TSC, IA32_TSC_DEADLINE, SavedTsc};
-use super::{Surroundings, VcpuError, msrs};
+use super::{Surroundings, VcpuError, msrs, reach};
 use crate::kvm::ioctl::{self, MSR_BYTES, MSRS_HEAD, Request};
 use crate::state::{Kind, Section, SectionWriter, StateError};
 
@@ -188,6 +188,16 @@ impl VcpuImage {
             return Err(section.impossible("TSC"));
         }
         Ok(image)
+    }
+}
+
+impl VcpuImage {
+    /// Frame numbers of the pages this vCPU touches as soon as it runs, as far as its registers tell.
+    pub fn first_pages(&self, read: impl Fn(u64) -> Option<u64>) -> Vec<u64> {
+        let part = |part: &Part| {
+            PARTS.iter().position(|known| known.tag == part.tag).map_or(&[][..], |at| &self.parts[at])
+        };
+        reach::first_pages(part(&REGS), part(&SREGS), read)
     }
 }
 
