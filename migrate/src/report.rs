@@ -61,6 +61,31 @@ pub struct Report {
     pub residual_bytes: u64,
 }
 
+impl Report {
+    /// The report of a migration of which nothing is known yet: the guest is where it was.
+    #[must_use]
+    pub fn blank(guest: &str, destination: &str, mode: Mode, streams: u32) -> Self {
+        Self {
+            schema: SCHEMA.to_owned(),
+            outcome: Outcome::Kept,
+            reason: None,
+            guest: guest.to_owned(),
+            destination: destination.to_owned(),
+            mode,
+            streams,
+            total_us: 0,
+            phases: Vec::new(),
+            rounds: Vec::new(),
+            switchover: None,
+            traffic: Traffic::default(),
+            postcopy: None,
+            guest_measured: None,
+            verification: None,
+            residual_bytes: 0,
+        }
+    }
+}
+
 /// One phase and how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PhaseTime {

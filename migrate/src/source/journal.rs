@@ -8,7 +8,7 @@ use super::us_since;
 use crate::failure::Failure;
 use crate::guest::Telemetry;
 use crate::progress::Event;
-use crate::report::{Outcome, Phase, PhaseTime, Report, Round, SCHEMA, Switchover, Traffic};
+use crate::report::{Outcome, Phase, PhaseTime, Report, Round, Switchover, Traffic};
 
 /// How long the guest may take to acknowledge a measuring window.
 const WINDOW_WAIT: Duration = Duration::from_millis(50);
@@ -29,24 +29,8 @@ impl<'a> Journal<'a> {
     pub(super) fn open(context: &'a Context<'a>) -> Self {
         let before = context.guest.telemetry().filter(|_| context.guest.open_window(WINDOW_WAIT));
         let now = Instant::now();
-        let report = Report {
-            schema: SCHEMA.to_owned(),
-            outcome: Outcome::Kept,
-            reason: None,
-            guest: context.description.name.clone(),
-            destination: context.route.dial.to().to_owned(),
-            mode: context.options.mode,
-            streams: context.streams(),
-            total_us: 0,
-            phases: Vec::new(),
-            rounds: Vec::new(),
-            switchover: None,
-            traffic: Traffic::default(),
-            postcopy: None,
-            guest_measured: None,
-            verification: None,
-            residual_bytes: 0,
-        };
+        let to = context.route.dial.to();
+        let report = Report::blank(&context.description.name, to, context.options.mode, context.streams());
         Self { context, report, before, started: now, phase: None, round_from: (Traffic::default(), now) }
     }
 

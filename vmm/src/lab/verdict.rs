@@ -61,24 +61,15 @@ fn corruptions(found: u64) -> Option<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use migrate::options::Mode;
-    use migrate::report::{GuestMeasured, Postcopy, SCHEMA, Traffic, Verification};
+    use migrate::report::{GuestMeasured, Postcopy, Traffic, Verification};
 
     use super::*;
 
     /// A move with nothing wrong.
     pub(crate) fn good() -> Report {
         Report {
-            schema: SCHEMA.to_owned(),
             outcome: Outcome::Moved,
-            reason: None,
-            guest: "demo".to_owned(),
-            destination: "127.0.0.1:1".to_owned(),
-            mode: Mode::Postcopy,
-            streams: 2,
             total_us: 400_000,
-            phases: Vec::new(),
-            rounds: Vec::new(),
-            switchover: None,
             traffic: Traffic { bytes: 1 << 30, pages: 1 << 18, zero_pages: 0 },
             postcopy: Some(Postcopy::default()),
             guest_measured: Some(GuestMeasured { downtime_us: 5000.0, ..GuestMeasured::default() }),
@@ -89,7 +80,7 @@ pub(crate) mod tests {
                 first_mismatches: Vec::new(),
                 us: 1,
             }),
-            residual_bytes: 0,
+            ..Report::blank("demo", "127.0.0.1:1", Mode::Postcopy, 2)
         }
     }
 

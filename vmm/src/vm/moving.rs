@@ -10,7 +10,7 @@ use migrate::client::types::MigrationStatus;
 use migrate::guest::GuestError;
 use migrate::options::Options;
 use migrate::progress::{Event, Observer};
-use migrate::report::{Outcome, Report, SCHEMA, Traffic};
+use migrate::report::{Outcome, Report};
 use migrate::{Arrival, Cancel, Receiver};
 
 use crate::control::{Ending, Refusal};
@@ -76,22 +76,10 @@ fn lost(guest: &Resident, options: &Options) -> Report {
         reason += &format!("; {error}");
     }
     Report {
-        schema: SCHEMA.to_owned(),
         outcome: Outcome::Unknown,
         reason: Some(reason),
-        guest: guest.identity().name.clone(),
-        destination: options.to.clone(),
-        mode: options.mode,
-        streams: options.streams,
-        total_us: 0,
-        phases: Vec::new(),
-        rounds: Vec::new(),
-        switchover: None,
-        traffic: Traffic::default(),
-        postcopy: None,
-        guest_measured: None,
-        verification: None,
         residual_bytes: guest.memory(),
+        ..Report::blank(&guest.identity().name, &options.to, options.mode, options.streams)
     }
 }
 

@@ -5,30 +5,13 @@ use std::os::unix::net::UnixListener;
 
 use clap::Parser;
 use migrate::cli::{Arguments, Status};
-use migrate::report::{Outcome, SCHEMA, Traffic};
+use migrate::report::Outcome;
 
 use super::*;
 use crate::control::SocketError;
 
 fn report(outcome: Outcome) -> Report {
-    Report {
-        schema: SCHEMA.to_owned(),
-        outcome,
-        reason: None,
-        guest: "demo".to_owned(),
-        destination: "there:7000".to_owned(),
-        mode: Mode::Precopy,
-        streams: 2,
-        total_us: 1,
-        phases: vec![],
-        rounds: vec![],
-        switchover: None,
-        traffic: Traffic::default(),
-        postcopy: None,
-        guest_measured: None,
-        verification: None,
-        residual_bytes: 0,
-    }
+    Report { outcome, total_us: 1, ..Report::blank("demo", "there:7000", Mode::Precopy, 2) }
 }
 
 /// The `migrate` command against what is served.
