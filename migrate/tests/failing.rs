@@ -19,24 +19,10 @@ use migrate::report::{Outcome, Phase, Report};
 use migrate::source::{Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver, TooLate};
 use sim::link::{Blow, Fuse, Fusing};
-use sim::{Habit, Runners, Sim, SimHost};
-
-const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
+use sim::{Habit, MODES, Runners, Sim, SimHost, options};
 
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
-
-fn options(mode: Mode) -> Options {
-    Options {
-        to: String::new(),
-        mode,
-        streams: 2,
-        max_downtime: Duration::from_millis(300),
-        timeout: Duration::from_secs(20),
-        bandwidth: None,
-        verify: false,
-    }
-}
 
 fn short(silence: Duration) -> Deadlines {
     Deadlines {

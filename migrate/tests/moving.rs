@@ -14,21 +14,7 @@ use migrate::progress::Silent;
 use migrate::report::{Outcome, Report};
 use migrate::source::{Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver};
-use sim::{Habit, Runners, Sim, SimHost};
-
-const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
-
-fn options(mode: Mode) -> Options {
-    Options {
-        to: String::new(),
-        mode,
-        streams: 2,
-        max_downtime: Duration::from_millis(300),
-        timeout: Duration::from_secs(20),
-        bandwidth: None,
-        verify: false,
-    }
-}
+use sim::{Habit, MODES, Runners, Sim, SimHost, options};
 
 fn deadlines() -> Deadlines {
     Deadlines { settle: Duration::from_millis(20), ..Deadlines::default() }

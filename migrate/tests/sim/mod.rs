@@ -17,7 +17,23 @@ use std::time::{Duration, Instant};
 
 pub(crate) use host::SimHost;
 use migrate::guest::{Departing, GuestError, Result, Telemetry};
+use migrate::options::{Mode, Options};
 pub(crate) use ram::SimRam;
+
+pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
+
+/// What a migration is usually asked for.
+pub(crate) fn options(mode: Mode) -> Options {
+    Options {
+        to: String::new(),
+        mode,
+        streams: 2,
+        max_downtime: Duration::from_millis(300),
+        timeout: Duration::from_secs(20),
+        bandwidth: None,
+        verify: false,
+    }
+}
 
 /// How many machines run the guest. Never more than one.
 #[derive(Clone, Default)]
