@@ -57,6 +57,8 @@ pub struct Report {
     pub guest_measured: Option<GuestMeasured>,
     /// Comparison of all RAM on both sides, when asked for.
     pub verification: Option<Verification>,
+    /// Why there was no comparison although it was asked for; absent when there was, and when it was not asked for.
+    pub unverified: Option<String>,
     /// Bytes of guest state or memory that still live on the source: zero after `moved`.
     pub residual_bytes: u64,
 }
@@ -81,6 +83,7 @@ impl Report {
             postcopy: None,
             guest_measured: None,
             verification: None,
+            unverified: None,
             residual_bytes: 0,
         }
     }

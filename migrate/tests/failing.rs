@@ -19,7 +19,7 @@ use migrate::report::{Outcome, Phase, Report};
 use migrate::source::{Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver, TooLate};
 use sim::link::{Blow, Fuse, Fusing};
-use sim::{Habit, MODES, Runners, Sim, SimHost, options};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
 
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
@@ -240,6 +240,27 @@ fn the_time_limit_keeps_the_guest() {
     assert!(reason.contains("not done within 0.1 s"), "{reason}");
 }
 
+#[test]
+fn a_comparison_that_was_cut_off_is_reported_as_not_done() {
+    for mode in [Mode::Postcopy, Mode::Hybrid] {
+        let (place, fuse) = (Place::new(), Fuse::new(MANY, Blow::Cut));
+        let fused = Fusing { inner: place.clone(), fuse: fuse.clone() };
+        let cut = At(|event: &Event| {
+            if matches!(event, Event::Phase { phase: Phase::Finish }) {
+                fuse.blow();
+            }
+        });
+        let verified = Options { verify: true, ..options(mode) };
+        let deadlines = short(Duration::from_millis(500));
+        let attempt = attempt_with(&verified, deadlines, &fused, Box::new(place), &Cancel::new(), &cut);
+        attempt.check("cut before the comparison");
+        let Report { outcome, verification, unverified, .. } = attempt.report;
+        assert_eq!((outcome, verification), (Outcome::Moved, None));
+        let why = unverified.expect("it was asked for");
+        assert!(why.contains("the other side"), "{why}");
+    }
+}
+
 fn try_port(to: SocketAddr, deadlines: Deadlines) -> Report {
     let guest = Sim::booted(Habit::default(), Runners::default());
     let dial = TcpDial::new(&to.to_string());
@@ -312,7 +333,12 @@ fn a_second_guest_is_refused_while_one_arrives_and_a_failed_attempt_does_not_clo
     let (cancel, slow) = (Cancel::new(), Options { bandwidth: Some(1 << 20), ..options(Mode::Precopy) });
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let (observer, begun) = Begun::new();
+        let (sender, begun) = mpsc::channel();
+        let observer = At(move |event: &Event| {
+            if matches!(event, Event::Phase { phase: Phase::Precopy }) {
+                let _ = sender.send(());
+            }
+        });
         let (guest, slow, cancelled) = (&first, &slow, &cancel);
         let migrating = scope.spawn(move || migrate_over(&**guest, slow, route, cancelled, &observer));
         begun.recv().expect("pre-copy begins");
@@ -330,23 +356,5 @@ fn a_second_guest_is_refused_while_one_arrives_and_a_failed_attempt_does_not_clo
     host.guest().expect("built").check_all();
     for sim in [Some(first), Some(second), host.guest()].into_iter().flatten() {
         sim.shut_down();
-    }
-}
-
-/// Says once that pre-copy has begun.
-struct Begun(mpsc::Sender<()>);
-
-impl Begun {
-    fn new() -> (Self, mpsc::Receiver<()>) {
-        let (sender, receiver) = mpsc::channel();
-        (Self(sender), receiver)
-    }
-}
-
-impl Observer for Begun {
-    fn tell(&self, event: Event) {
-        if matches!(event, Event::Phase { phase: Phase::Precopy }) {
-            let _ = self.0.send(());
-        }
     }
 }

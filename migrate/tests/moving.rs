@@ -95,6 +95,7 @@ fn every_mode_moves_a_larger_guest_over_tcp() {
             assert!(sent >= 4096 * 3 / 4, "{:?}", report.traffic);
             let verification = report.verification.filter(|verification| verification.mismatched == 0);
             assert_eq!(verification.is_some(), verify);
+            assert_eq!(report.unverified, None);
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::options::{DEFAULT_STREAMS, MAX_STREAMS, Mode};
     subcommand_negates_reqs = true,
     arg_required_else_help = true,
     after_help = "Exit status: 0 moved, 1 kept on this host, 2 wrong arguments or no such VM (nothing was attempted),\n\
-                  3 outcome not known or in doubt, 4 moved but above --fail-above, 5 moved but --verify found differences,\n\
+                  3 outcome not known or in doubt, 4 moved but above --fail-above, 5 moved but --verify did not confirm it,\n\
                   6 moved but the report could not be written."
 )]
 pub struct Arguments {

@@ -23,8 +23,8 @@ pub enum Status {
     Unknown = 3,
     /// The guest has moved, but with more downtime than `--fail-above`, or it did not measure any.
     TooSlow = 4,
-    /// The guest has moved, but `--verify` found memory that differs.
-    Differs = 5,
+    /// The guest has moved, but `--verify` did not confirm it: memory differs, or could not be compared.
+    Unconfirmed = 5,
     /// The guest has moved, but the report could not be written.
     Unreported = 6,
 }
@@ -42,9 +42,7 @@ impl Status {
         match report.outcome {
             Outcome::Kept => Self::Kept,
             Outcome::Unknown => Self::Unknown,
-            Outcome::Moved if report.verification.as_ref().is_some_and(|it| it.mismatched > 0) => {
-                Self::Differs
-            }
+            Outcome::Moved if unconfirmed(report) => Self::Unconfirmed,
             Outcome::Moved if fail_above.is_some_and(|limit| !within(report, limit)) => Self::TooSlow,
             Outcome::Moved => Self::Moved,
         }
@@ -64,6 +62,10 @@ impl Status {
             _ => Self::Usage,
         }
     }
+}
+
+fn unconfirmed(report: &Report) -> bool {
+    report.unverified.is_some() || report.verification.as_ref().is_some_and(|it| it.mismatched > 0)
 }
 
 fn within(report: &Report, limit: Duration) -> bool {
@@ -115,7 +117,9 @@ mod tests {
         assert_eq!(Status::of_report(&report, limit(1000)), Status::TooSlow);
         assert_eq!(Status::of_report(&report, None), Status::Moved);
         report.verification.as_mut().unwrap().mismatched = 1;
-        assert_eq!(Status::of_report(&report, limit(1)), Status::Differs);
+        assert_eq!(Status::of_report(&report, limit(1)), Status::Unconfirmed);
+        (report.verification, report.unverified) = (None, Some("the link broke".to_owned()));
+        assert_eq!(Status::of_report(&report, None), Status::Unconfirmed);
         report.outcome = Outcome::Kept;
         assert_eq!(Status::of_report(&report, limit(1)), Status::Kept);
         report.outcome = Outcome::Unknown;

@@ -1,6 +1,7 @@
 //! After the guest has moved: comparison (post-copy), its own figures, goodbye.
 //!
-//! The guest is on the destination whatever happens here; a failure only costs figures.
+//! The guest is on the destination whatever happens here; a failure only costs figures, and the
+//! comparison, which the report then calls not done.
 
 use super::connect::Lines;
 use super::{Journey, us_since};
@@ -19,9 +20,12 @@ impl Journey<'_> {
         self.journal.enter(Phase::Finish);
         self.journal.stop_clock();
         // The guest has moved: what cannot be heard any more stays absent from the report.
-        if let Ok((end, settled)) = self.hear_figures(lines) {
-            let before = self.journal.before.take();
-            self.journal.report.guest_measured = measured(before, end, settled);
+        match self.hear_figures(lines) {
+            Ok((end, settled)) => {
+                let before = self.journal.before.take();
+                self.journal.report.guest_measured = measured(before, end, settled);
+            }
+            Err(failure) => self.journal.unheard = Some(self.context.alarm.explain(failure)),
         }
         let differs = self.journal.report.verification.clone().filter(|found| found.mismatched > 0);
         differs.map_or(Ok(()), |found| Err(Failure::Mismatch(found)))

@@ -18,6 +18,8 @@ pub(super) struct Journal<'a> {
     pub(super) report: Report,
     /// The guest's figures before anything was done to it; absent when it measures nothing.
     pub(super) before: Option<Telemetry>,
+    /// What cut off the destination's last words.
+    pub(super) unheard: Option<Failure>,
     started: Instant,
     phase: Option<(Phase, Instant)>,
     /// Bulk traffic when the present round began.
@@ -31,7 +33,8 @@ impl<'a> Journal<'a> {
         let now = Instant::now();
         let to = context.route.dial.to();
         let report = Report::blank(&context.description.name, to, context.options.mode, context.streams());
-        Self { context, report, before, started: now, phase: None, round_from: (Traffic::default(), now) }
+        let round_from = (Traffic::default(), now);
+        Self { context, report, before, unheard: None, started: now, phase: None, round_from }
     }
 
     /// A phase begins. The pause is told of only when it is over.
@@ -111,6 +114,7 @@ impl<'a> Journal<'a> {
             self.stop_clock();
         }
         self.report.outcome = outcome;
+        self.report.unverified = self.unverified(failure.as_ref());
         self.report.reason = failure.map(|failure| reason(outcome, during, &failure, trouble));
         self.report.traffic = self.context.meter.traffic();
         self.report.traffic.bytes += control_bytes;
@@ -119,6 +123,13 @@ impl<'a> Journal<'a> {
         }
         self.context.observer.tell(Event::Ended { report: Box::new(self.report.clone()) });
         self.report
+    }
+
+    /// Why memory was not compared although that was asked for.
+    fn unverified(&self, failure: Option<&Failure>) -> Option<String> {
+        let owed = self.context.options.verify && self.report.verification.is_none();
+        let why = failure.or(self.unheard.as_ref());
+        owed.then(|| why.map_or_else(|| "the destination left it out".to_owned(), ToString::to_string))
     }
 }
 

@@ -37,6 +37,12 @@ impl Fuse {
         self.left.load(Ordering::SeqCst) < 0
     }
 
+    /// Burns through at once.
+    pub(crate) fn blow(&self) {
+        self.left.store(0, Ordering::SeqCst);
+        self.burn();
+    }
+
     /// Whether the operation may still happen.
     fn burn(&self) -> bool {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);

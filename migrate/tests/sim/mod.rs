@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) use host::SimHost;
 use migrate::guest::{Departing, GuestError, Result, Telemetry};
 use migrate::options::{Mode, Options};
+use migrate::progress::{Event, Observer};
 pub(crate) use ram::SimRam;
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
@@ -32,6 +33,15 @@ pub(crate) fn options(mode: Mode) -> Options {
         timeout: Duration::from_secs(20),
         bandwidth: None,
         verify: false,
+    }
+}
+
+/// Does something at every event.
+pub(crate) struct At<F>(pub(crate) F);
+
+impl<F: Fn(&Event) + Send + Sync> Observer for At<F> {
+    fn tell(&self, event: Event) {
+        (self.0)(&event);
     }
 }
 

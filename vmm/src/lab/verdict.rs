@@ -44,7 +44,10 @@ pub fn of_info(info: &VmInfo) -> Vec<String> {
 
 fn of_comparison(report: &Report) -> Option<String> {
     match &report.verification {
-        None => Some("memory was not compared".to_owned()),
+        None => {
+            let why = report.unverified.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            Some(format!("memory was not compared{why}"))
+        }
         Some(compared) if compared.mismatched > 0 => {
             let (mismatched, pages) = (compared.mismatched, compared.pages);
             Some(format!("{mismatched} of {pages} pages differ, first {:?}", compared.first_mismatches))
@@ -101,6 +104,8 @@ pub(crate) mod tests {
             "the guest found 2 violations"
         );
         assert_eq!(spoiled(|r| r.verification = None), "memory was not compared");
+        let cut = |r: &mut Report| (r.verification, r.unverified) = (None, Some("cut".to_owned()));
+        assert_eq!(spoiled(cut), "memory was not compared: cut");
         assert_eq!(spoiled(|r| r.verification.as_mut().unwrap().pages = 0), "no page was compared");
         let differ = |r: &mut Report| {
             let compared = r.verification.as_mut().unwrap();

@@ -77,6 +77,7 @@ fn lost(guest: &Resident, options: &Options) -> Report {
     }
     Report {
         outcome: Outcome::Unknown,
+        unverified: options.verify.then(|| reason.clone()),
         reason: Some(reason),
         residual_bytes: guest.memory(),
         ..Report::blank(&guest.identity().name, &options.to, options.mode, options.streams)

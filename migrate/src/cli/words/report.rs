@@ -159,9 +159,9 @@ fn guest(page: &mut Page, it: &GuestMeasured) {
 
 fn checks(page: &mut Page, report: &Report) {
     let mut rows = Vec::new();
-    match &report.verification {
-        Some(it) => verification(&mut rows, it),
-        None => rows.push(row("verification", "-".into(), "not asked for (--verify)")),
+    match (&report.verification, &report.unverified) {
+        (Some(it), _) => verification(&mut rows, it),
+        (None, why) => rows.push(row("verification", "-".into(), &not_verified(report.outcome, why))),
     }
     if report.outcome == Outcome::Moved {
         rows.push(match report.residual_bytes {
@@ -181,6 +181,15 @@ fn verification(rows: &mut Vec<Row>, it: &Verification) {
     let remark =
         if it.mismatched == 0 { String::new() } else { format!("MEMORY DIFFERS, first frames: {first}") };
     rows.push(row("pages that differ", count(it.mismatched), &remark));
+}
+
+/// Of a guest that has not moved it is said elsewhere why it came to nothing.
+fn not_verified(outcome: Outcome, why: &Option<String>) -> String {
+    match why {
+        None => "not asked for (--verify)".to_owned(),
+        Some(why) if outcome == Outcome::Moved => format!("ASKED FOR, BUT NOT DONE: {why}"),
+        Some(_) => "asked for, but it did not come to that".to_owned(),
+    }
 }
 
 fn row(label: &'static str, figure: String, remark: &str) -> Row {
@@ -219,6 +228,20 @@ mod tests {
         {
             assert!(words.contains(shout), "{words}");
         }
+    }
+
+    #[test]
+    fn a_comparison_that_was_not_done_is_not_called_unwanted() {
+        let mut report = sample::moved();
+        report.verification = None;
+        let why = "10.0.0.2:7000 closed the connection";
+        report.unverified = Some(why.to_owned());
+        let words = super::report(&report);
+        assert!(words.contains(&format!("ASKED FOR, BUT NOT DONE: {why}")), "{words}");
+        assert!(!words.contains("not asked for"), "{words}");
+        report.outcome = Outcome::Kept;
+        let words = super::report(&report);
+        assert!(words.contains("asked for, but it did not come to that"), "{words}");
     }
 
     #[test]

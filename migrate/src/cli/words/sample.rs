@@ -87,6 +87,7 @@ pub(crate) fn moved() -> Report {
             first_mismatches: vec![],
             us: 40_000,
         }),
+        unverified: None,
         residual_bytes: 0,
     }
 }
