@@ -181,6 +181,9 @@ fn a_guest_with_telemetry_measures_its_own_move() {
     assert_moved(&report, &arrival);
     let measured = report.guest_measured.expect("it has telemetry");
     assert!((measured.downtime_us - 100.0).abs() < 1e-6, "{measured:?}");
+    let busy = Habit { acknowledges_after: Duration::from_millis(800), ..habit };
+    let late = in_memory(&options(Mode::Precopy), busy, |_, _| {}).0;
+    assert!(late.guest_measured.is_some(), "a busy host's guest was not waited for");
     let without = in_memory(&options(Mode::Precopy), Habit::default(), |_, _| {}).0;
     assert_eq!(without.guest_measured, None);
 }

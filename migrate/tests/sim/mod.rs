@@ -74,6 +74,8 @@ pub(crate) struct Habit {
     pub(crate) burst: u64,
     pub(crate) rest: Option<Duration>,
     pub(crate) telemetry: bool,
+    /// How long it takes to acknowledge a measuring window.
+    pub(crate) acknowledges_after: Duration,
     /// Pages `0..zeros` are touched but zero when it has booted.
     pub(crate) zeros: u64,
 }
@@ -86,6 +88,7 @@ impl Default for Habit {
             burst: 2,
             rest: Some(Duration::from_micros(300)),
             telemetry: false,
+            acknowledges_after: Duration::ZERO,
             zeros: 0,
         }
     }

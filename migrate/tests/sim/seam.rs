@@ -82,9 +82,9 @@ impl Departing for Sim {
         self.reading()
     }
 
-    fn open_window(&self, _: Duration) -> bool {
+    fn open_window(&self, wait: Duration) -> bool {
         self.window.fetch_add(1, Ordering::SeqCst);
-        self.habit.telemetry
+        self.habit.telemetry && self.habit.acknowledges_after <= wait
     }
 }
 
