@@ -93,8 +93,13 @@ pub enum Failure {
     #[error("cancelled: {0}")]
     Cancelled(String),
     /// The options' time limit.
-    #[error("not done within {}; --timeout allows more", seconds(.0))]
-    TimedOut(Duration),
+    #[error("the move to {to} was not done within {}; --timeout allows more", seconds(.after))]
+    TimedOut {
+        /// `HOST:PORT` it was to go to.
+        to: String,
+        /// The limit.
+        after: Duration,
+    },
     /// The guest was paused for too long.
     #[error("the destination was not ready within {} of the pause; --max-downtime allows more (twice its value)", seconds(.0))]
     PausedTooLong(Duration),

@@ -261,11 +261,11 @@ fn a_comparison_that_was_cut_off_is_reported_as_not_done() {
     }
 }
 
-fn try_port(to: SocketAddr, deadlines: Deadlines) -> Report {
+fn try_port(to: SocketAddr, options: &Options, deadlines: Deadlines) -> Report {
     let guest = Sim::booted(Habit::default(), Runners::default());
     let dial = TcpDial::new(&to.to_string());
     let route = Route { dial: &dial, deadlines };
-    let report = migrate_over(&*guest, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+    let report = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
     assert!(report.outcome == Outcome::Kept && guest.is_running());
     guest.shut_down();
     report
@@ -276,9 +276,19 @@ fn a_port_where_nobody_waits_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let to = free.local_addr().expect("bound");
     drop(free);
-    let reason = try_port(to, Deadlines::default()).reason.expect("a reason");
+    let reason = try_port(to, &options(Mode::Precopy), Deadlines::default()).reason.expect("a reason");
     let expected =
         format!("connecting: cannot connect to {to}: connection refused; is `vmm receive` waiting there?");
+    assert_eq!(reason, expected);
+}
+
+#[test]
+fn a_port_that_does_not_answer_within_the_time_limit_is_named() {
+    let mute = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let to = mute.local_addr().expect("bound");
+    let hasty = Options { timeout: Duration::from_millis(100), ..options(Mode::Precopy) };
+    let reason = try_port(to, &hasty, Deadlines::default()).reason.expect("a reason");
+    let expected = format!("connecting: the move to {to} was not done within 0.1 s; --timeout allows more");
     assert_eq!(reason, expected);
 }
 
@@ -293,7 +303,8 @@ fn a_port_of_something_else_is_named() {
             let _ = stream.read_exact(&mut hello);
             let _ = stream.write_all(answer);
         });
-        let reason = try_port(to, short(Duration::from_millis(300))).reason.expect("a reason");
+        let deadlines = short(Duration::from_millis(300));
+        let reason = try_port(to, &options(Mode::Precopy), deadlines).reason.expect("a reason");
         assert!(reason.contains(&format!("cannot connect to {to}: ")), "{reason}");
         answering.join().expect("no panic");
     }

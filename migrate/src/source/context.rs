@@ -108,7 +108,8 @@ impl<'a> Context<'a> {
     /// What happens on every beat.
     pub(super) fn pulse(&self) {
         if self.started.elapsed() >= self.options.timeout {
-            self.alarm.recall(Failure::TimedOut(self.options.timeout));
+            let to = self.route.dial.to().to_owned();
+            self.alarm.recall(Failure::TimedOut { to, after: self.options.timeout });
         }
         let pause = *self.pause.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, limit)) = pause.filter(|(since, limit)| since.elapsed() >= *limit) {
