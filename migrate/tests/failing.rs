@@ -12,88 +12,18 @@ use std::time::{Duration, Instant};
 
 use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
-use migrate::channel::{Deadlines, Dial, Listen};
+use migrate::channel::{Deadlines, Listen};
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Observer, Silent};
 use migrate::report::{Outcome, Phase, Report};
 use migrate::source::{Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver, TooLate};
+use sim::attempt::{attempt, attempt_with, short};
 use sim::link::{Blow, Fuse, Fusing};
 use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
 
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
-
-fn short(silence: Duration) -> Deadlines {
-    Deadlines {
-        connect: silence,
-        idle: silence,
-        pause: silence,
-        beat: silence / 4,
-        settle: Duration::from_millis(1),
-    }
-}
-
-/// One attempt, with everything that took part.
-struct Attempt {
-    report: Report,
-    arrival: Arrival,
-    runners: Runners,
-    guest: std::sync::Arc<Sim>,
-    host: SimHost,
-}
-
-fn attempt(options: &Options, deadlines: Deadlines, dial: &dyn Dial, listen: Box<dyn Listen>) -> Attempt {
-    attempt_with(options, deadlines, dial, listen, &Cancel::new(), &Silent)
-}
-
-fn attempt_with(
-    options: &Options,
-    deadlines: Deadlines,
-    dial: &dyn Dial,
-    listen: Box<dyn Listen>,
-    cancel: &Cancel,
-    observer: &dyn Observer,
-) -> Attempt {
-    let (runners, habit) = (Runners::default(), Habit::default());
-    let guest = Sim::booted(habit, runners.clone());
-    let host = SimHost::new(habit, &runners);
-    let receiver = Receiver::over(listen, deadlines);
-    let (report, arrival) = std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let report = migrate_over(&*guest, options, Route { dial, deadlines }, cancel, observer);
-        // A source that never came through leaves the destination waiting.
-        receiver.stop();
-        (report, receiving.join().expect("no panic"))
-    });
-    Attempt { report, arrival, runners, guest, host }
-}
-
-impl Attempt {
-    /// The promises, whatever happened.
-    fn check(&self, what: &str) {
-        let (here, there) = (self.guest.is_running(), self.host.guest().is_some_and(|sim| sim.is_running()));
-        let Self { report, arrival, .. } = self;
-        let account = format!("{what}: {:?} ({:?}); {arrival:?}", report.outcome, report.reason);
-        match report.outcome {
-            Outcome::Kept => assert!(here && !there, "{account}"),
-            Outcome::Moved => assert!(!here && there && self.guest.is_released(), "{account}"),
-            Outcome::Unknown => assert!(!here, "{account}"),
-        }
-        assert_eq!(there, matches!(arrival, Arrival::Arrived { .. }), "{account}");
-        assert_eq!(report.reason.is_some(), report.outcome != Outcome::Moved, "{account}");
-        assert!(report.outcome == Outcome::Moved || !self.guest.ram.is_logging(), "{account}");
-        for sim in [Some(self.guest.clone()), self.host.guest()].into_iter().flatten() {
-            if sim.is_running() {
-                sim.wait_steps(20);
-                sim.check_all();
-            }
-            assert_eq!(sim.corruptions(), Vec::<String>::new(), "{account}");
-            sim.shut_down();
-        }
-        assert_eq!(self.runners.count(), 0);
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {

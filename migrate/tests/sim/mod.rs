@@ -5,6 +5,7 @@
 //! machines run the guest at once.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod attempt;
 mod host;
 pub(crate) mod link;
 mod ram;
