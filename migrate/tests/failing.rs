@@ -5,18 +5,19 @@
 
 mod sim;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
-use migrate::channel::{Deadlines, Listen};
+use migrate::channel::{Deadlines, Dial, Link, Listen};
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Observer, Silent};
 use migrate::report::{Outcome, Phase, Report};
 use migrate::source::{Route, migrate_over};
+use migrate::wire::Role;
 use migrate::{Arrival, Cancel, Receiver, TooLate};
 use sim::attempt::{attempt, attempt_with, short};
 use sim::link::{Blow, Fuse, Fusing};
@@ -89,7 +90,7 @@ fn silence_on_either_side_is_noticed_in_every_phase() {
 struct CancelAt {
     when: fn(&Event) -> bool,
     cancel: Cancel,
-    said: std::sync::Mutex<Option<(Result<(), TooLate>, Instant)>>,
+    said: Mutex<Option<(Result<(), TooLate>, Instant)>>,
 }
 
 impl Observer for CancelAt {
@@ -113,7 +114,7 @@ fn a_cancel_acts_at_once_before_commit_and_is_refused_after_it() {
     for mode in [Mode::Precopy, Mode::Hybrid] {
         for (when, expected) in phases {
             let cancel = Cancel::new();
-            let observer = CancelAt { when, cancel: cancel.clone(), said: std::sync::Mutex::default() };
+            let observer = CancelAt { when, cancel: cancel.clone(), said: Mutex::default() };
             let place = Place::new();
             let deadlines = short(Duration::from_millis(500));
             let attempt =
@@ -188,6 +189,60 @@ fn a_comparison_that_was_cut_off_is_reported_as_not_done() {
         assert_eq!((outcome, verification), (Outcome::Moved, None));
         let why = unverified.expect("it was asked for");
         assert!(why.contains("the other side"), "{why}");
+    }
+}
+
+/// Says hello only when it is told to.
+struct Late<'a> {
+    dial: &'a dyn Dial,
+    dialled: mpsc::Sender<()>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Dial for Late<'_> {
+    fn dial(&self, role: Role, limit: Duration, made: &dyn Fn(&Arc<dyn Link>)) -> io::Result<Arc<dyn Link>> {
+        let link = self.dial.dial(role, limit, made)?;
+        self.dialled.send(()).expect("the test waits");
+        let _ = self.go.lock().expect("no panic").recv();
+        Ok(link)
+    }
+
+    fn to(&self) -> &str {
+        self.dial.to()
+    }
+}
+
+/// A guest whose source says hello when another has just arrived: why it was kept.
+fn too_late(dial: &dyn Dial, listen: Box<dyn Listen>) -> String {
+    let (dialled, has_dialled) = mpsc::channel();
+    let (say, go) = mpsc::channel();
+    let late = Late { dial, dialled, go: Mutex::new(go) };
+    let guest = Sim::booted(Habit::default(), Runners::default());
+    let report = std::thread::scope(|scope| {
+        let route = Route { dial: &late, deadlines: Deadlines::default() };
+        let (guest, asked) = (&guest, options(Mode::Precopy));
+        let migrating = scope.spawn(move || migrate_over(&**guest, &asked, route, &Cancel::new(), &Silent));
+        has_dialled.recv().expect("it dials");
+        let patient = Deadlines { connect: Duration::from_secs(60), ..Deadlines::default() };
+        let began = Instant::now();
+        // It has dialled first, so it is accepted first, and its hello awaited until the other has arrived.
+        attempt(&options(Mode::Precopy), patient, dial, listen).check("with another at the door");
+        assert!(began.elapsed() < patient.connect, "who is silent keeps nobody waiting");
+        say.send(()).expect("it waits");
+        migrating.join().expect("no panic")
+    });
+    assert!(report.outcome == Outcome::Kept && guest.is_running());
+    guest.shut_down();
+    report.reason.expect("a reason")
+}
+
+#[test]
+fn a_hello_that_comes_when_reception_has_just_ended_is_refused_by_name() {
+    let place = Place::new();
+    let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+    let tcp = TcpDial::new(&listen.address().expect("bound").to_string());
+    for reason in [too_late(&place.clone(), Box::new(place)), too_late(&tcp, Box::new(listen))] {
+        assert!(reason.contains("refused: another guest is arriving here"), "{reason}");
     }
 }
 

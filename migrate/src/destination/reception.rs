@@ -1,7 +1,8 @@
 //! Who is calling? Accepts connections, hears each one's hello, and passes on those that belong to a migration.
 //!
 //! A stranger (wrong first bytes, silence, an unknown session) is dropped and disturbs nobody. Each caller is
-//! heard on a thread of its own, so that a silent one keeps nobody waiting; so many at once and no more.
+//! heard on a thread of its own, so that a silent one keeps nobody waiting; so many at once and no more. Whoever is
+//! still being heard when reception ends is refused: perhaps its hello is on the way.
 
 use std::collections::HashMap;
 use std::net::Shutdown;
@@ -49,7 +50,7 @@ impl Desk {
         Self { desk: Mutex::default(), patience }
     }
 
-    /// Accepts until woken or closed. Ends at once when the desk is closed, without waiting for a caller.
+    /// Accepts until the listener is woken.
     pub(super) fn accept<'scope>(
         self: Arc<Self>,
         scope: &'scope Scope<'scope, '_>,
@@ -75,11 +76,12 @@ impl Desk {
         Ok(())
     }
 
-    /// No more callers: whoever is still being heard is dropped.
+    /// No more callers: whoever is still being heard is refused, and keeps nobody waiting. What it has said by now
+    /// can be read; nothing is read after it.
     pub(super) fn close(&self) {
         let mut desk = self.lock();
         desk.closed = true;
-        desk.hearing.values().for_each(|link| link.shut(Shutdown::Both));
+        desk.hearing.values().for_each(|link| link.shut(Shutdown::Read));
     }
 
     /// Whether a guest has begun to arrive.
@@ -89,7 +91,7 @@ impl Desk {
 
     fn seat(&self, link: &Arc<dyn Link>) -> Option<u64> {
         let mut desk = self.lock();
-        if desk.closed || desk.hearing.len() >= CALLERS {
+        if desk.hearing.len() >= CALLERS {
             return None;
         }
         desk.next += 1;
@@ -101,13 +103,7 @@ impl Desk {
     /// Hears a caller's hello and answers it if it begins a conversation.
     fn hear(&self, link: &Arc<dyn Link>) -> Result<Caller, Failure> {
         let line = Line::new(Arc::clone(link), self.patience)?;
-        let head = line.hear_head()?;
-        if head.kind != Kind::Hello {
-            return Err(line.unexpected(head.kind, Kind::Hello.word()));
-        }
-        let Message::Hello(hello) = line.body(&head)? else {
-            return Err(line.unexpected(head.kind, Kind::Hello.word()));
-        };
+        let hello = hello(&line).inspect_err(|failure| self.turn_away(&line, failure))?;
         match self.judge(&hello) {
             Ok(()) if hello.role == Role::Control => {
                 let welcome = Welcome { version: VERSIONS.1.min(hello.versions.max) };
@@ -117,12 +113,22 @@ impl Desk {
             Ok(()) => {}
             Err(reason) => {
                 if hello.role == Role::Control {
-                    line.tell(&Message::Refuse(Refuse { reasons: vec![reason.clone()] }))?;
+                    refuse(&line, &reason)?;
                 }
                 return Err(Failure::Aborted { peer: line.peer().to_owned(), reason });
             }
         }
         Ok(Caller { hello, line })
+    }
+
+    /// Refuses whose hello had not come when the desk closed.
+    fn turn_away(&self, line: &Line, failure: &Failure) {
+        let reason = {
+            let desk = self.lock();
+            (desk.closed && failure.is_bare()).then(|| desk.busy())
+        };
+        // It may be gone itself.
+        let _ = reason.map(|reason| refuse(line, reason));
     }
 
     /// Whether the caller belongs here. The first control connection makes its session the one that does.
@@ -136,11 +142,11 @@ impl Desk {
         }
         let mut desk = self.lock();
         match (hello.role, desk.session) {
-            (Role::Control, None) => {
+            (Role::Control, None) if !desk.closed => {
                 desk.session = Some(hello.session);
                 Ok(())
             }
-            (Role::Control, Some(_)) => Err("another guest is arriving here".to_owned()),
+            (Role::Control, _) => Err(desk.busy().to_owned()),
             (_, session) if session == Some(hello.session) => Ok(()),
             _ => Err("no such session".to_owned()),
         }
@@ -151,21 +157,82 @@ impl Desk {
     }
 }
 
+impl State {
+    /// Why there is no place for a guest.
+    fn busy(&self) -> &'static str {
+        self.session.map_or("no guest is awaited here any more", |_| "another guest is arriving here")
+    }
+}
+
+/// What a caller says first.
+fn hello(line: &Line) -> Result<Hello, Failure> {
+    let head = line.hear_head()?;
+    if head.kind != Kind::Hello {
+        return Err(line.unexpected(head.kind, Kind::Hello.word()));
+    }
+    match line.body(&head)? {
+        Message::Hello(hello) => Ok(hello),
+        other => Err(line.unexpected(other.kind(), Kind::Hello.word())),
+    }
+}
+
+fn refuse(line: &Line, reason: &str) -> Result<(), Failure> {
+    line.tell(&Message::Refuse(Refuse { reasons: vec![reason.to_owned()] }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::channel::memory;
     use crate::wire::message::Versions;
 
+    /// A caller that has said hello, and its other end.
+    fn caller(role: Role) -> (Arc<dyn Link>, Arc<dyn Link>) {
+        let (near, far) = memory::pair();
+        let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
+        let hello = Hello { versions, role, session: Uuid::new_v4(), index: 0 };
+        near.send(&Message::Hello(hello).encode().expect("small")).expect("open");
+        (near, far)
+    }
+
+    fn refusal(link: &Arc<dyn Link>) -> Vec<String> {
+        let line = Line::new(Arc::clone(link), Duration::from_secs(5)).expect("open");
+        match line.hear() {
+            Ok(Message::Refuse(refuse)) => refuse.reasons,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_source_gone_before_its_welcome_leaves_the_place_free() {
         let desk = Desk::new(Duration::from_secs(5));
-        let (near, far) = memory::pair();
-        let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-        let hello = Hello { versions, role: Role::Control, session: Uuid::nil(), index: 0 };
-        near.send(&Message::Hello(hello).encode().expect("small")).expect("open");
+        let (near, far) = caller(Role::Control);
         near.shut(Shutdown::Both);
         assert!(desk.hear(&far).is_err());
         assert!(!desk.busy());
+    }
+
+    #[test]
+    fn whoever_is_still_being_heard_when_the_desk_closes_is_refused_at_once() {
+        for taken in [true, false] {
+            let desk = Desk::new(Duration::from_secs(60));
+            let (_first, arriving) = caller(Role::Control);
+            if taken {
+                desk.hear(&arriving).expect("the place is free");
+            }
+            let reason =
+                if taken { "another guest is arriving here" } else { "no guest is awaited here any more" };
+            let (said, heard) = caller(Role::Control);
+            let (silent, unheard) = memory::pair();
+            for link in [&heard, &unheard] {
+                desk.seat(link).expect("a free seat");
+            }
+            desk.close();
+            for (near, far) in [(said, heard), (silent, unheard)] {
+                assert!(desk.hear(&far).is_err());
+                assert_eq!(refusal(&near), [reason]);
+            }
+            assert_eq!(desk.busy(), taken);
+        }
     }
 }

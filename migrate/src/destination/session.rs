@@ -55,11 +55,13 @@ pub(super) fn receive(
             Ok(caller) => take_in(caller.line, &callers, deadlines, host, observer),
             Err(_) => Arrival::Failed { reason: "stopped listening before a guest came".to_owned() },
         };
-        desk.close();
+        // The listener first: whoever it has not accepted by then waits in its queue for the next time.
         if !accepting.is_finished() {
             listen.wake();
         }
-        match accepting.join() {
+        let accepted = accepting.join();
+        desk.close();
+        match accepted {
             Ok(Err(error)) if matches!(arrival, Arrival::Failed { .. }) => {
                 Arrival::Failed { reason: format!("cannot accept connections: {error}") }
             }

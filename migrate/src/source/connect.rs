@@ -65,8 +65,10 @@ fn open(context: &Context<'_>, session: Uuid, role: Role, index: u32) -> Result<
     })?;
     let line = Line::new(link, route.deadlines.connect)?;
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-    line.tell(&Message::Hello(Hello { versions, role, session, index }))?;
+    let told = line.tell(&Message::Hello(Hello { versions, role, session, index }));
+    // A destination that is gone already may have said why: the welcome is listened for all the same.
     if role != Role::Control {
+        told?;
         line.set_limit(route.deadlines.idle)?;
     }
     Ok(line)
