@@ -106,7 +106,7 @@ mod tests {
         let words: HashMap<_, _> = words.iter().copied().collect();
         let mut regs = vec![0; size_of::<kvm_regs>()];
         let mut sregs = vec![0; size_of::<kvm_sregs>()];
-        let mut put = |bytes: &mut Vec<u8>, at: usize, value: u64| {
+        let put = |bytes: &mut Vec<u8>, at: usize, value: u64| {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         };
         put(&mut regs, offset_of!(kvm_regs, rip), rip);
