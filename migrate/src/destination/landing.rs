@@ -4,17 +4,16 @@
 //! stream that ends it last says so. Nothing here allocates or locks a page at a time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::context::Context;
 use super::prepare::Prepare;
-use crate::alarm::Alarm;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Ram;
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
-use crate::priority::offer_core;
+use crate::priority::Turns;
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
 use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap, Role};
@@ -190,11 +189,11 @@ impl Context<'_> {
 
     /// A stream's life: frame after frame, until the connection ends.
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
-        let mut scratch = Scratch::default();
+        let (mut scratch, mut turns) = (Scratch::default(), Turns::beside(self.preflight.description.vcpus));
         loop {
             let received = self.receive_frame(line, role, &mut scratch);
             if role == Role::Data {
-                offer_core();
+                turns.offer_core();
             }
             match received {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
@@ -261,8 +260,9 @@ fn admit<'a>(
 }
 
 /// Prepares memory ahead of the streams.
-pub(super) fn run_ahead(landing: &Landing, ram: &Arc<dyn Ram>, alarm: &Alarm) {
-    landing.prepare.run_ahead(&**ram, alarm);
+pub(super) fn run_ahead(context: &Context<'_>) {
+    let turns = Turns::beside(context.preflight.description.vcpus);
+    context.landing.prepare.run_ahead(&*context.ram, &context.alarm, turns);
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::alarm::{Alarm, Woken};
 use crate::guest::Ram;
 use crate::pages::{AtomicPageSet, PageRun, PageSet};
-use crate::priority::{PORTION, offer_core};
+use crate::priority::{PORTION, Turns};
 
 /// Shorter runs are left to be touched by the copy itself: a system call costs as much.
 const WORTH_IT: u64 = 8;
@@ -55,7 +55,7 @@ impl Prepare {
     }
 
     /// Goes ahead of the streams until the arrival is over.
-    pub(super) fn run_ahead(&self, ram: &dyn Ram, alarm: &Alarm) {
+    pub(super) fn run_ahead(&self, ram: &dyn Ram, alarm: &Alarm, mut turns: Turns) {
         const FOR_EVER: Duration = Duration::from_secs(3600);
         while alarm.wait_until(FOR_EVER, || self.next().is_some()) != Woken::Stopped {
             while let Some(first) = self.next().filter(|_| !alarm.is_stopped()) {
@@ -66,7 +66,7 @@ impl Prepare {
                 self.now(PageRun { first, count: PORTION - first % PORTION }, ram);
                 drop(closed);
                 self.cursor.store(first / PORTION * PORTION + PORTION, Ordering::Relaxed);
-                offer_core();
+                turns.offer_core();
             }
         }
     }

@@ -209,10 +209,7 @@ impl<'a> Session<'a> {
         }
         for line in lines.data.clone() {
             scope.spawn(move || {
-                // In post-copy the guest waits for what this thread has received.
-                if !context.preflight.postcopy() {
-                    give_way();
-                }
+                give_way();
                 context.receive_stream(&line, Role::Data);
             });
         }
@@ -221,7 +218,7 @@ impl<'a> Session<'a> {
         }
         scope.spawn(move || {
             give_way();
-            run_ahead(&context.landing, &context.ram, &context.alarm);
+            run_ahead(context);
         });
         scope.spawn(move || {
             pulse::beat(&context.alarm, context.deadlines.beat, || {

@@ -11,7 +11,7 @@ use crate::alarm::Woken;
 use crate::channel::Link;
 use crate::failure::Failure;
 use crate::pages::PageRun;
-use crate::priority::{PORTION, offer_core};
+use crate::priority::{PORTION, Turns};
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_PUSH, RUN_BYTES};
 use crate::wire::runs::put_runs;
 use crate::wire::{Head, Kind, Message};
@@ -56,6 +56,7 @@ pub(super) struct Courier<'a> {
     zeros: Vec<PageRun>,
     /// Frames of pages and zero marks sent.
     frames: u64,
+    turns: Turns,
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
     head: Vec<u8>,
@@ -72,6 +73,7 @@ impl<'a> Courier<'a> {
             pages: 0,
             zeros: Vec::with_capacity(runs),
             frames: 0,
+            turns: Turns::beside(context.description.vcpus),
             found: Vec::with_capacity(runs),
             head: Vec::with_capacity(HEAD_BYTES + runs * RUN_BYTES),
         }
@@ -151,7 +153,7 @@ impl<'a> Courier<'a> {
         self.data.clear();
         self.pages = 0;
         if self.manner.has_time() {
-            offer_core();
+            self.turns.offer_core();
         }
         Ok(())
     }

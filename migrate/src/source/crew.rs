@@ -93,10 +93,7 @@ impl Crew {
             let (sender, tasks) = channel();
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
             scope.spawn(move || {
-                // In post-copy the guest waits for what these threads have claimed.
-                if context.options.mode != Mode::Postcopy {
-                    give_way();
-                }
+                give_way();
                 if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
                     context.alarm.trip(failure);
                 }
