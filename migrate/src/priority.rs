@@ -15,6 +15,11 @@ pub(crate) const PORTION: u64 = 64;
 /// of its pace instead of 40 %, at the same throughput; ten steps cost a third of that.
 const BULK_STEPS_BACK: i32 = 5;
 
+/// Whether there is a core beyond those that so many busy threads occupy.
+pub(crate) fn core_beyond(busy: u32) -> bool {
+    thread::available_parallelism().map_or(1, NonZero::get) > busy as usize
+}
+
 /// The calling thread moves bulk data: it gives way to vCPUs, and to the threads that serve page requests.
 pub(crate) fn give_way() {
     // Linux keeps this for each thread, and means the calling one if none is named. Stepping back is always allowed;
@@ -50,8 +55,7 @@ pub(crate) struct Turns {
 impl Turns {
     /// For a guest with so many vCPUs.
     pub(crate) fn beside(vcpus: u32) -> Self {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        Self { to_spare: cores > vcpus as usize, saved: MOST_SAVED, back: Instant::now() }
+        Self { to_spare: core_beyond(vcpus), saved: MOST_SAVED, back: Instant::now() }
     }
 
     /// A portion has been moved: whoever waits for this core has it now.

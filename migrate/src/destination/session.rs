@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::guest::{Arriving, Host};
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
-use crate::priority::give_way;
+use crate::priority::{core_beyond, give_way};
 use crate::progress::Observer;
 use crate::pulse;
 use crate::report::Phase;
@@ -216,10 +216,13 @@ impl<'a> Session<'a> {
         if let Some(line) = lines.urgent.clone() {
             scope.spawn(move || context.receive_stream(&line, Role::Urgent));
         }
-        scope.spawn(move || {
-            give_way();
-            run_ahead(context);
-        });
+        // Without a core of its own it would only take turns with the streams, which can prepare memory themselves.
+        if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {
+            scope.spawn(move || {
+                give_way();
+                run_ahead(context);
+            });
+        }
         scope.spawn(move || {
             pulse::beat(&context.alarm, context.deadlines.beat, || {
                 // Who hears the control connection learns of its end.
