@@ -58,11 +58,11 @@ impl Journey<'_> {
         self.commit(lines)?;
         times.resume_us = us_since(committing);
         times.downtime_us = us_since(began);
-        self.start_pushing(crew);
         if self.context.options.mode == Mode::Stopcopy {
             self.note_last_round(round);
         }
         self.journal.switched(times);
+        self.start_pushing(crew);
         Ok(())
     }
 
