@@ -4,6 +4,7 @@
 //! that waits for it waits for one portion, not for the scheduler's next tick (4 ms where HZ is 250).
 
 use std::num::NonZero;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,9 @@ const BULK_STEPS_BACK: i32 = 5;
 
 /// Whether there is a core beyond those that so many busy threads occupy.
 pub(crate) fn core_beyond(busy: u32) -> bool {
-    thread::available_parallelism().map_or(1, NonZero::get) > busy as usize
+    // Asked once: it reads files of the control group.
+    static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
+    *CORES > busy as usize
 }
 
 /// The calling thread moves bulk data: it gives way to vCPUs, and to the threads that serve page requests.

@@ -141,8 +141,10 @@ fn expected(cut: Cut) -> &'static [Outcome] {
         }
         // The source may see the link break before it has anything to lose.
         Cut::After(Kind::Ready) => &[Kept, Unknown],
-        Cut::Before(Kind::Commit | Kind::Running | Kind::Push | Kind::Complete) => &[Unknown],
-        Cut::After(Kind::Commit | Kind::Running | Kind::Push) => &[Unknown],
+        // The first pages go with the state: on their way the guest is still the source's, or already handed over.
+        Cut::Before(Kind::Push) | Cut::After(Kind::Push) => &[Kept, Unknown],
+        Cut::Before(Kind::Commit | Kind::Running | Kind::Complete) => &[Unknown],
+        Cut::After(Kind::Commit | Kind::Running) => &[Unknown],
         _ => &[Moved],
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Context<'a> {
     pub(super) alarm: Arc<Alarm>,
     pub(super) deadlines: Deadlines,
     pub(super) landing: Landing,
-    /// Set in the pause of post-copy: pages that are placed from then on.
+    /// Post-copy: set just before the pause; pages are placed from then on.
     pub(super) placing: OnceLock<Placing>,
     pub(super) observer: &'a dyn Observer,
 }

@@ -40,7 +40,7 @@ pub(super) struct Placing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// The state is being restored.
+    /// The guest does not run here yet.
     Open,
     /// Commit has come: no missing page may ever read as zero.
     Committed,
@@ -83,9 +83,12 @@ impl Placing {
 
     /// These are missing too. Before the guest runs.
     pub(super) fn miss(&self, more: &PageSet) -> Result<(), Failure> {
-        self.faults.discard(more).map_err(Failure::guest("discard stale pages"))?;
+        // From here on a touch is no hole's, but not requested either: nobody touches anything yet.
         for run in more.runs() {
             self.missing_pages.fetch_add(self.missing.insert_run(run), Ordering::Relaxed);
+        }
+        self.faults.discard(more).map_err(Failure::guest("discard stale pages"))?;
+        for run in more.runs() {
             // Never too few remain, should one of them be placed meanwhile.
             self.remaining.fetch_add(run.count, Ordering::AcqRel);
             let added = self.unplaced.insert_run(run);

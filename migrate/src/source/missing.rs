@@ -50,14 +50,17 @@ impl Journey<'_> {
     }
 
     /// What the guest will touch first: what its state names, and what it has just written if that is little.
-    pub(super) fn first_pages(&self, state: &[u8], late: &PageSet) -> Vec<PageRun> {
+    ///
+    /// Only what was told ahead: a page that the destination does not know to be missing when it comes would be taken
+    /// for one that came before, and be lost.
+    pub(super) fn first_pages(&self, state: &[u8], late: &PageSet, told: &PageSet) -> Vec<PageRun> {
         let named = self.context.guest.first_pages(state).into_iter();
         let mut runs: Vec<_> = named.map(|first| PageRun { first, count: 1 }).collect();
         if late.len() <= FEW {
             runs.extend(late.runs());
         }
         runs.retain(|run| self.context.description.holds(*run));
-        runs
+        runs.into_iter().flat_map(|run| told.runs_within(run)).collect()
     }
 
     /// Hybrid: where many of some neighbours are stale, all of them are sent again.

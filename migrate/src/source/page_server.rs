@@ -30,14 +30,13 @@ const HEAD_START: Duration = Duration::from_millis(3);
 #[derive(Debug)]
 pub(super) struct Unsent {
     pages: AtomicPageSet,
-    count: u64,
     /// Where pushing goes on.
     next: AtomicU64,
 }
 
 impl Unsent {
     pub(super) fn new(pages: &PageSet) -> Self {
-        Self { pages: AtomicPageSet::from_set(pages), count: pages.len(), next: AtomicU64::new(0) }
+        Self { pages: AtomicPageSet::from_set(pages), next: AtomicU64::new(0) }
     }
 
     /// Pushes until nothing is unsent, beginning anew wherever the last request was.
@@ -140,10 +139,10 @@ fn serve(context: &Context<'_>, urgent: &Line, courier: &mut Courier<'_>) -> Res
 
 impl Journey<'_> {
     /// The guest runs there: sends it what it lacks.
-    pub(super) fn start_pushing(&self, crew: &Crew) {
+    pub(super) fn start_pushing(&mut self, crew: &Crew) {
         if let Some(unsent) = self.context.unsent.get() {
+            self.journal.enter(Phase::Postcopy);
             self.context.alarm.rest(HEAD_START);
-            self.context.meter.begin(0, unsent.count);
             crew.push(&Arc::clone(unsent));
         }
     }
@@ -153,7 +152,6 @@ impl Journey<'_> {
         if self.context.unsent.get().is_none() {
             return Ok(());
         }
-        self.journal.enter(Phase::Postcopy);
         match lines.control.hear()? {
             Message::Complete(figures) => self.journal.report.postcopy = Some(figures),
             other => return Err(lines.control.unexpected(other.kind(), Kind::Complete.word())),

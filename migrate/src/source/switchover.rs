@@ -113,11 +113,12 @@ impl Journey<'_> {
     ) -> Result<(), Failure> {
         let Frozen { state, pages, late } = frozen;
         let unsent = self.context.unsent.get_or_init(|| Arc::new(Unsent::new(&pages)));
+        self.context.meter.begin(0, pages.len());
         tell_missing(&lines.control, &untold(&pages, told))?;
         let state = Message::State { after_round: None, blob: state };
         lines.control.tell(&state)?;
         if let Message::State { blob, .. } = state {
-            crew.send_first(unsent, self.first_pages(&blob, &late));
+            crew.send_first(unsent, self.first_pages(&blob, &late, told));
         }
         Ok(())
     }
@@ -149,6 +150,9 @@ impl Journey<'_> {
         let control = &lines.control;
         loop {
             match control.hear()? {
+                Message::Ready(_) if self.must_be_verified() => {
+                    return Err(control.unexpected(Kind::Ready, Kind::Verified.word()));
+                }
                 Message::Ready(ready) => {
                     times.restore_us = ready.restore_us;
                     return Ok(());
@@ -162,6 +166,11 @@ impl Journey<'_> {
                 other => return Err(control.unexpected(other.kind(), Kind::Ready.word())),
             }
         }
+    }
+
+    /// Whether memory is to be compared before the guest runs there, and was not yet.
+    fn must_be_verified(&self) -> bool {
+        self.context.options.verify && !self.postcopy() && self.journal.report.verification.is_none()
     }
 
     /// Hands the guest over. From the seal on nobody can call it back.

@@ -119,13 +119,19 @@ impl RamMap {
                 set.limit()
             ));
         }
-        set.union_words(first, words);
-        let mut strays = set.clone();
+        let mut strays = PageSet::new(words.len() as u64 * 64);
+        strays.union_words(0, words);
         for run in &self.ram {
-            strays.remove_run(*run);
+            let (from, to) = (run.first.max(first), run.end().min(first + strays.limit()));
+            if from < to {
+                strays.remove_run(PageRun { first: from - first, count: to - from });
+            }
         }
-        let stray = strays.runs().next();
-        stray.map_or(Ok(()), |run| wrong(format!("frame {:#x} is not RAM", run.first)))
+        if let Some(run) = strays.runs().next() {
+            return wrong(format!("frame {:#x} is not RAM", first + run.first));
+        }
+        set.union_words(first, words);
+        Ok(())
     }
 }
 
@@ -137,13 +143,19 @@ pub fn put_runs(runs: &[PageRun], into: &mut Vec<u8>) {
     }
 }
 
-/// A set as bitmap frames: first frame number and words. Begins and ends with a page; a set without one has no frame.
+/// Words in a bitmap frame as they are sent, for 1 GiB of guest: a few pages far apart are a few frames.
+const WORDS_SENT: usize = 4096;
+const _: () = assert!(WORDS_SENT <= BITMAP_WORDS);
+
+/// A set as bitmap frames: first frame number and words. Begins and ends with a page; frames without one are left out.
 pub fn bitmap_frames(set: &PageSet) -> impl Iterator<Item = (u64, &[u64])> {
     let words = set.words();
     let first = words.iter().position(|word| *word != 0).unwrap_or(words.len());
     let end = words.iter().rposition(|word| *word != 0).map_or(first, |last| last + 1);
-    let chunks = words[first..end].chunks(BITMAP_WORDS).enumerate();
-    chunks.map(move |(at, words)| (((first + at * BITMAP_WORDS) * 64) as u64, words))
+    let chunks = words[first..end].chunks(WORDS_SENT).enumerate();
+    chunks
+        .filter(|(_, words)| words.iter().any(|word| *word != 0))
+        .map(move |(at, words)| (((first + at * WORDS_SENT) * 64) as u64, words))
 }
 
 /// The u64s of a payload whose length is a multiple of 8.

@@ -128,6 +128,17 @@ impl SimRam {
         self.queue().catching = true;
     }
 
+    pub(crate) fn last(&self) -> u64 {
+        self.pages - 1
+    }
+
+    /// The page exists from here on, and shows in the log.
+    pub(crate) fn touch(&self, gfn: u64) {
+        let page = PageRun { first: gfn, count: 1 };
+        self.touched.insert_run(page);
+        self.dirty.insert_run(page);
+    }
+
     fn discard(&self, missing: &PageSet) {
         for run in missing.runs() {
             self.store(run, &vec![0xee; run.bytes() as usize]);
@@ -266,6 +277,8 @@ impl Faults for SimFaults {
     }
 
     fn discard(&self, pages: &PageSet) -> Result<()> {
+        // A host takes its time; a page that comes meanwhile must not be taken for one that came before.
+        std::thread::sleep(Duration::from_millis(5));
         self.0.discard(pages);
         Ok(())
     }

@@ -57,6 +57,8 @@ impl Departing for Sim {
     fn save(&self) -> Result<Vec<u8>> {
         Broken::check(&self.broken.save, "save")?;
         assert!(!self.is_running(), "state is saved from a paused guest only");
+        // Saving writes guest memory, here for the first time.
+        self.ram.touch(self.ram.last());
         let mind = self.mind();
         let words =
             [mind.steps, self.window.load(Ordering::SeqCst)].into_iter().chain(mind.written.iter().copied());
@@ -70,7 +72,7 @@ impl Departing for Sim {
     }
 
     fn first_pages(&self, _state: &[u8]) -> Vec<u64> {
-        vec![0, 1, u64::MAX]
+        vec![0, 1, self.ram.last(), u64::MAX]
     }
 
     fn release(&self) {

@@ -16,8 +16,9 @@ pub(super) struct EngineFaults(Userfault);
 
 impl EngineFaults {
     pub(super) fn catch(ram: Arc<GuestRam>, missing: &PageSet) -> Result<Self> {
-        discard(&ram, missing)?;
-        Ok(Self(Userfault::catch(ram).map_err(super::refused)?))
+        let faults = Self(Userfault::catch(ram).map_err(super::refused)?);
+        faults.discard(missing)?;
+        Ok(faults)
     }
 }
 
@@ -30,7 +31,8 @@ impl Faults for EngineFaults {
     }
 
     fn discard(&self, pages: &PageSet) -> Result<()> {
-        discard(self.0.ram(), pages)
+        let ram = self.0.ram();
+        pages.runs().try_for_each(|run| Ok(ram.punch(run.first * PAGE, run.bytes())?))
     }
 
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {
@@ -48,8 +50,4 @@ impl Faults for EngineFaults {
     fn close(&self) {
         self.0.close();
     }
-}
-
-fn discard(ram: &GuestRam, pages: &PageSet) -> Result<()> {
-    pages.runs().try_for_each(|run| Ok(ram.punch(run.first * PAGE, run.bytes())?))
 }

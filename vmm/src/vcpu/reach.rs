@@ -1,6 +1,6 @@
 //! What a vCPU touches as soon as it runs: the page it executes, its stack, the tables an interrupt takes it through,
-//! and the page tables that lead there. A hint for post-copy: each of them would be a fault of its own, one after the
-//! other. (Intel SDM vol. 3A, 5.5 "4-Level Paging and 5-Level Paging"; 9.7 "Task Management in 64-bit Mode".)
+//! and the page tables that lead there. A hint for whoever brings its memory later: each of them would be a
+//! fault of its own, one after the other. (Intel SDM vol. 3A, 5.5 "4-Level Paging and 5-Level Paging"; 9.7 "Task Management in 64-bit Mode".)
 
 use std::mem::offset_of;
 
