@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{parse_bytes, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
-use crate::options::{DEFAULT_STREAMS, MAX_STREAMS, Mode};
+use crate::options::{MAX_STREAMS, Mode};
 
 /// Moves a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -42,10 +42,10 @@ pub struct StartArgs {
     /// The VM to move [default: the only one running]
     #[arg(long, value_name = "NAME")]
     pub vm: Option<String>,
-    /// Data connections
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_STREAMS,
+    /// Data connections [default: 2, or 1 where the source has no more than two cores]
+    #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
-    pub streams: u32,
+    pub streams: Option<u32>,
     /// Pre-copy switches over only when it expects a shorter pause than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
     pub max_downtime: Duration,
@@ -130,7 +130,7 @@ impl StartArgs {
         MigrateRequest {
             to: self.to.clone(),
             mode: self.mode,
-            streams: Some(self.streams),
+            streams: self.streams,
             max_downtime_us: Some(whole(self.max_downtime.as_micros())),
             timeout_ms: Some(whole(self.timeout.as_millis())),
             bandwidth: self.bandwidth,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::options::{DEFAULT_MAX_DOWNTIME, DEFAULT_STREAMS, DEFAULT_TIMEOUT, MAX_STREAMS, Mode, Options};
+use crate::options::{DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, MAX_STREAMS, Mode, Options, default_streams};
 use crate::progress::Progress;
 use crate::report::Report;
 
@@ -63,7 +63,7 @@ pub struct MigrateRequest {
     pub to: String,
     /// How.
     pub mode: Mode,
-    /// Data connections, 1..=16; default 2.
+    /// Data connections, 1..=16; default 2, or 1 where there are no more than two cores.
     pub streams: Option<u32>,
     /// Pre-copy switches over only when it expects less than this, µs; default 300 000.
     pub max_downtime_us: Option<u64>,
@@ -99,7 +99,7 @@ impl MigrateRequest {
         let options = Options {
             to: destination(&self.to)?,
             mode: self.mode,
-            streams: self.streams.unwrap_or(DEFAULT_STREAMS),
+            streams: self.streams.unwrap_or_else(default_streams),
             max_downtime: self.max_downtime_us.map_or(DEFAULT_MAX_DOWNTIME, Duration::from_micros),
             timeout: self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
             bandwidth: self.bandwidth,
@@ -176,7 +176,7 @@ mod tests {
         let options = request("[::1]:7000").options().unwrap();
         assert_eq!(
             (options.to.as_str(), options.streams, options.bandwidth),
-            ("[::1]:7000", DEFAULT_STREAMS, None)
+            ("[::1]:7000", default_streams(), None)
         );
         assert_eq!((options.max_downtime, options.timeout), (DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT));
     }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use migrate::cli::values::parse_bytes;
-use migrate::options::Mode;
+use migrate::options::{Mode, default_streams};
 use serde::Serialize;
 
 use super::BenchArgs;
@@ -71,14 +71,15 @@ impl Grid {
     pub(super) fn of(args: &BenchArgs) -> Result<Self, LabError> {
         let size =
             |text: &str| text.parse::<MemorySize>().map_err(|error| LabError::Arguments(error.to_string()));
+        let usual = vec![default_streams()];
         let (memory, rates, streams, runs) = if args.quick {
-            (vec![size("256M")?], vec![Load::Rate(10_000)], vec![2], 3)
+            (vec![size("256M")?], vec![Load::Rate(10_000)], usual, 3)
         } else if args.full {
             let memory = [size("256M")?, size("1G")?, size("4G")?];
             let rates = [1_000, 10_000, 50_000].map(Load::Rate);
             (memory.into(), [&[Load::Idle], &rates[..], &[Load::Max]].concat(), vec![1, 2, 4], 5)
         } else {
-            (vec![size("1G")?], vec![Load::Idle, Load::Rate(10_000), Load::Max], vec![2], 5)
+            (vec![size("1G")?], vec![Load::Idle, Load::Rate(10_000), Load::Max], usual, 5)
         };
         let memory = said(&args.memory).unwrap_or(memory);
         let rates = said(&args.rates).unwrap_or(rates);

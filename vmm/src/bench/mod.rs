@@ -46,7 +46,7 @@ pub struct BenchArgs {
     /// 10000, with --full 0,1000,10000,50000,max]
     #[arg(long, value_name = "RATES", value_delimiter = ',')]
     pub rates: Vec<Load>,
-    /// Data connections [default: 2; with --full 1,2,4]
+    /// Data connections [default: as migrate has it; with --full 1,2,4]
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=i64::from(migrate::options::MAX_STREAMS)))]
     pub streams: Vec<u32>,

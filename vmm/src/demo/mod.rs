@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use migrate::options::{DEFAULT_MAX_DOWNTIME, DEFAULT_STREAMS, DEFAULT_TIMEOUT, Mode};
+use migrate::options::{DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, Mode, default_streams};
 use migrate::report::Outcome;
 
 use self::tally::{Purpose, Tally};
@@ -108,7 +108,7 @@ async fn move_once(
 ) -> Result<(), LabError> {
     let order = Order {
         mode,
-        streams: DEFAULT_STREAMS,
+        streams: default_streams(),
         max_downtime: DEFAULT_MAX_DOWNTIME,
         timeout: DEFAULT_TIMEOUT,
         verify: purpose == Purpose::Comparison,
