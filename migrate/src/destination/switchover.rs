@@ -10,6 +10,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::DestinationEvent;
 use crate::pages::PageSet;
+use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
 use crate::report::{Phase, Switchover};
 use crate::verify::{compare, judge};
@@ -129,6 +130,7 @@ impl<'a> Session<'a> {
         if let Some(placing) = context.placing.get() {
             placing.set_running(running, context)?;
         }
+        context.alarm.rest(LEFT_ALONE);
         self.tell_switched();
         Ok(())
     }

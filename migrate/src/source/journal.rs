@@ -24,6 +24,8 @@ pub(super) struct Journal<'a> {
     pub(super) unheard: Option<Failure>,
     started: Instant,
     phase: Option<(Phase, Instant)>,
+    /// From the pause until the guest runs well: what is to be told when that is over.
+    untold: Option<Vec<Event>>,
     /// Bulk traffic when the present round began.
     round_from: (Traffic, Instant),
 }
@@ -36,17 +38,35 @@ impl<'a> Journal<'a> {
         let to = context.route.dial.to();
         let report = Report::blank(&context.description.name, to, context.options.mode, context.streams());
         let round_from = (Traffic::default(), now);
-        Self { context, report, before, unheard: None, started: now, phase: None, round_from }
+        Self { context, report, before, unheard: None, started: now, phase: None, untold: None, round_from }
     }
 
-    /// A phase begins. The pause is told of only when it is over.
+    /// A phase begins. From the pause on nothing is told, until [`speak`](Self::speak).
     pub(super) fn enter(&mut self, phase: Phase) {
         self.leave();
         self.phase = Some((phase, Instant::now()));
         self.context.meter.enter(phase);
-        if phase != Phase::Switchover {
-            self.context.observer.tell(Event::Phase { phase });
+        if phase == Phase::Switchover {
+            self.untold = Some(Vec::new());
         }
+        self.tell(Event::Phase { phase });
+    }
+
+    fn tell(&mut self, event: Event) {
+        match &mut self.untold {
+            Some(untold) => untold.push(event),
+            None => self.context.observer.tell(event),
+        }
+    }
+
+    /// Whether events are held back.
+    pub(super) fn is_silent(&self) -> bool {
+        self.untold.is_some()
+    }
+
+    /// Tells what was held back.
+    pub(super) fn speak(&mut self) {
+        self.untold.take().into_iter().flatten().for_each(|event| self.context.observer.tell(event));
     }
 
     fn leave(&mut self) {
@@ -85,16 +105,14 @@ impl<'a> Journal<'a> {
     }
 
     /// The policy has decided.
-    pub(super) fn decided(&self, round: Round, decision: String) {
-        self.context.observer.tell(Event::Round { round, decision });
+    pub(super) fn decided(&mut self, round: Round, decision: String) {
+        self.tell(Event::Round { round, decision });
     }
 
     /// The guest runs on the destination.
     pub(super) fn switched(&mut self, switchover: Switchover) {
         self.report.switchover = Some(switchover);
-        let tell = |event| self.context.observer.tell(event);
-        tell(Event::Phase { phase: Phase::Switchover });
-        tell(Event::Switched { switchover });
+        self.tell(Event::Switched { switchover });
     }
 
     /// Nothing is left to be done for the guest: the clock stops.
@@ -123,6 +141,7 @@ impl<'a> Journal<'a> {
         if outcome == Outcome::Unknown {
             self.report.residual_bytes = self.context.description.pages() * crate::pages::PAGE_SIZE as u64;
         }
+        self.speak();
         self.context.observer.tell(Event::Ended { report: Box::new(self.report.clone()) });
         self.report
     }

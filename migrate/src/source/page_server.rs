@@ -22,10 +22,6 @@ use crate::wire::{Kind, Message};
 /// Pages sent for one request: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
 
-/// How long requests have the network and the cores to themselves, before pushing begins: a guest that has just begun
-/// to run there requests a few pages one after the other. It stood still for a quarter less (2.1 instead of 2.8 ms).
-const HEAD_START: Duration = Duration::from_millis(3);
-
 /// Pages that the destination lacks.
 #[derive(Debug)]
 pub(super) struct Unsent {
@@ -142,7 +138,7 @@ impl Journey<'_> {
     pub(super) fn start_pushing(&mut self, crew: &Crew) {
         if let Some(unsent) = self.context.unsent.get() {
             self.journal.enter(Phase::Postcopy);
-            self.context.alarm.rest(HEAD_START);
+            self.leave_alone();
             crew.push(&Arc::clone(unsent));
         }
     }

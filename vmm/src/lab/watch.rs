@@ -71,11 +71,11 @@ impl Watch {
     /// When the source falls silent before.
     pub async fn to_the_end(&mut self) -> Result<Report, LabError> {
         loop {
-            let event = self.events.next().await;
-            // Right after the switch the source still has its vCPU threads; at the end it may have ended itself.
-            self.read();
-            match event? {
+            match self.events.next().await? {
                 Some(Event::Ended { report }) => return Ok(*report),
+                // The source still has its vCPU threads. Not at other times: reading takes a core for a millisecond,
+                // and the guest may want it.
+                Some(Event::Switched { .. }) => self.read(),
                 Some(_) => {}
                 None => return self.last_word().await,
             }
