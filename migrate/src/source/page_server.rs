@@ -55,16 +55,18 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
-    /// Sends those of `first` that are unsent.
+    /// Sends those of `first` that are unsent, one lot after the other.
     pub(super) fn send_first(
         &self,
-        first: &[PageRun],
+        first: &[Vec<PageRun>],
         courier: &mut Courier<'_>,
         back: &Line,
     ) -> Result<(), Failure> {
         let placed = courier.frames();
-        first.iter().flat_map(|run| self.pages.claim_run(*run)).try_for_each(|run| courier.add(run))?;
-        courier.flush()?;
+        for lot in first {
+            lot.iter().flat_map(|run| self.pages.claim_run(*run)).try_for_each(|run| courier.add(run))?;
+            courier.flush()?;
+        }
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
