@@ -10,17 +10,18 @@ use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
 use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::options::{Mode, Options};
-use migrate::progress::Silent;
+use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Report};
 use migrate::source::{Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver};
-use sim::{Habit, MODES, Runners, Sim, SimHost, options};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
 
 fn deadlines() -> Deadlines {
     Deadlines { settle: Duration::from_millis(20), ..Deadlines::default() }
 }
 
-/// Moves a guest and says how it went on both sides. The guest has gone on and been checked wherever it is.
+/// Moves a guest and says how it went on both sides. The guest has gone on and been checked wherever it is, and nothing
+/// but progress was told while it stood still.
 fn go(
     options: &Options,
     habit: Habit,
@@ -34,9 +35,13 @@ fn go(
     upset(&guest, &mut host);
     let receiver = Receiver::over(listen, deadlines());
     let route = Route { dial, deadlines: deadlines() };
+    let observer = At(|event: &Event| {
+        let undisturbed = matches!(event, Event::Progress(_)) || runners.count() == 1;
+        assert!(undisturbed, "told while no machine runs the guest: {event:?}");
+    });
     let (report, arrival) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let report = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
+        let report = migrate_over(&*guest, options, route, &Cancel::new(), &observer);
         (report, receiving.join().expect("no panic"))
     });
     let holder =
