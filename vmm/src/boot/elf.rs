@@ -10,16 +10,21 @@ use super::{BootError, HIGH};
 use crate::memory::ram::Mmap;
 
 /// How a kernel wants to be entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum WayIn {
     /// At its PVH entry: 32-bit, paging off.
     Pvh(u64),
     /// At Linux's 64-bit entry.
-    Linux64(u64),
+    Linux64 {
+        /// Its address.
+        entry: u64,
+        /// The header that the kernel brought for the zero page; empty when it brought none.
+        header: Vec<u8>,
+    },
 }
 
 /// A kernel in RAM.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Loaded {
     pub(super) way_in: WayIn,
     /// One past its last byte.
@@ -45,7 +50,7 @@ pub(super) fn load(memory: &Mmap, ram_end: u64, name: &str, image: &[u8]) -> Res
 fn way_in(loaded: &KernelLoaderResult) -> WayIn {
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => WayIn::Pvh(entry.0),
-        _ => WayIn::Linux64(loaded.kernel_load.0),
+        _ => WayIn::Linux64 { entry: loaded.kernel_load.0, header: Vec::new() },
     }
 }
 
@@ -57,9 +62,9 @@ fn check(name: &str, image: &[u8]) -> Result<(), BootError> {
             return Ok(());
         }
         [0x7f, b'E', b'L', b'F', ..] => "a 32-bit ELF file",
-        [b'M', b'Z', ..] => "a compressed kernel (bzImage or EFI); its vmlinux is needed",
+        [b'M', b'Z', ..] => "an EFI program without Linux's boot header",
         [0x1f, 0x8b, ..] => "compressed with gzip",
-        _ => "not an ELF file",
+        _ => "neither an ELF file nor a bzImage",
     };
     Err(BootError::NotAKernel { kernel: name.into(), found })
 }
@@ -89,12 +94,13 @@ fn segments(name: &str, image: &[u8]) -> Result<Vec<(u64, u64)>, BootError> {
     if segments.is_empty() { Err(damaged(name, "it has nothing to load".into())) } else { Ok(segments) }
 }
 
-fn number(bytes: &[u8], at: usize, count: usize) -> u64 {
+/// A little-endian number.
+pub(super) fn number(bytes: &[u8], at: usize, count: usize) -> u64 {
     let mut wide = [0; 8];
     wide[..count].copy_from_slice(&bytes[at..at + count]);
     u64::from_le_bytes(wide)
 }
 
-fn damaged(name: &str, why: String) -> BootError {
+pub(super) fn damaged(name: &str, why: String) -> BootError {
     BootError::Damaged { kernel: name.into(), why }
 }

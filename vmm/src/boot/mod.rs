@@ -1,13 +1,16 @@
 //! Putting a kernel into an empty machine's RAM, and the first vCPU's registers where it begins.
 //!
 //! Two ways in: the PVH entry (32-bit, paging off; the demo guest, and Linux with CONFIG_PVH), and Linux's 64-bit
-//! entry. Either way the kernel finds a memory map, its command line and its initramfs through one structure.
+//! entry. Either way the kernel finds a memory map, its command line, its initramfs and the ACPI tables through one
+//! structure.
 //!
 //! ```text
 //! 0x0500 GDT   0x6000 hvm_start_info   0x7000 PVH memory map, or zero page   0x9000 page tables   0x20000 command line
-//! 0x100000 kernel …                                                        … initramfs, at the end of low RAM
+//! 0xe0000 ACPI tables      0x100000 kernel …                               … initramfs, at the end of low RAM
 //! ```
 
+mod acpi;
+mod bzimage;
 mod elf;
 mod entry;
 mod initramfs;
@@ -43,7 +46,9 @@ pub enum BootError {
         error: io::Error,
     },
     /// A kernel of another kind.
-    #[error("kernel {kernel} is {found}: give a 64-bit ELF file (vmlinux, or one with a PVH note)")]
+    #[error(
+        "kernel {kernel} is {found}: give a bzImage, or a 64-bit ELF file (vmlinux, or one with a PVH note)"
+    )]
     NotAKernel {
         /// Which.
         kernel: String,
@@ -91,7 +96,8 @@ pub fn load(ram: &GuestRam, config: &MachineConfig, tsc_khz: u32) -> Result<Entr
         Kernel::File(path) => {
             let image = read_file("kernel", path)?;
             let name = path.display().to_string();
-            (elf::load(memory, low_end, &name, &image)?, config.cmdline.as_str().to_string())
+            let load = if bzimage::is_one(&image) { bzimage::load } else { elf::load };
+            (load(memory, low_end, &name, &image)?, config.cmdline.as_str().to_string())
         }
     };
     let initramfs = match &config.initramfs {
@@ -99,15 +105,16 @@ pub fn load(ram: &GuestRam, config: &MachineConfig, tsc_khz: u32) -> Result<Entr
         None => None,
     };
     write(memory, CMDLINE, &[cmdline.trim().as_bytes(), b"\0"].concat(), "the command line")?;
+    write(memory, acpi::AT, &acpi::tables(config.cpus.get()), "the ACPI tables")?;
     let told = params::Told { map: map::of(ram.layout()), cmdline_bytes: cmdline.trim().len(), initramfs };
     match kernel.way_in {
         elf::WayIn::Pvh(address) => {
             params::write_pvh(memory, &told)?;
             entry::write_pvh(memory, address)
         }
-        elf::WayIn::Linux64(address) => {
-            params::write_linux(memory, &told)?;
-            entry::write_linux64(memory, address)
+        elf::WayIn::Linux64 { entry, header } => {
+            params::write_linux(memory, &told, &header)?;
+            entry::write_linux64(memory, entry)
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What a kernel is told: memory map, command line, initramfs; in PVH's words or in Linux's.
 
+use super::acpi;
+use super::bzimage::HEADER;
 use super::initramfs::Placed;
 use super::map::Range;
 use super::{BootError, CMDLINE, write};
@@ -28,6 +30,7 @@ pub(super) fn write_pvh(memory: &Mmap, told: &Told) -> Result<(), BootError> {
     info.put32(0, START_MAGIC);
     info.put32(4, 1);
     info.put64(24, CMDLINE);
+    info.put64(32, acpi::AT);
     info.put64(40, PVH_MAP);
     info.put32(48, told.map.len() as u32);
     if let Some(initramfs) = told.initramfs {
@@ -49,18 +52,23 @@ pub(super) fn write_pvh(memory: &Mmap, told: &Told) -> Result<(), BootError> {
     write(memory, START_INFO, &info.0, "the start information")
 }
 
-/// Writes the zero page (Documentation/arch/x86/boot.rst and zero-page.rst).
-pub(super) fn write_linux(memory: &Mmap, told: &Told) -> Result<(), BootError> {
+/// Writes the zero page (Documentation/arch/x86/boot.rst and zero-page.rst), from the header that the kernel brought.
+pub(super) fn write_linux(memory: &Mmap, told: &Told, header: &[u8]) -> Result<(), BootError> {
     let mut page = Layout::<4096>::default();
+    if header.is_empty() {
+        page.put32(0x1fe, 0xaa55); // boot_flag
+        page.put32(0x202, 0x5372_6448); // header: "HdrS"
+        page.0[0x206..0x208].copy_from_slice(&0x20c_u16.to_le_bytes()); // version
+        page.0[0x211] = 1; // loadflags: loaded high
+        page.put32(0x230, 0x100_0000); // kernel_alignment
+    } else {
+        page.0[HEADER..HEADER + header.len()].copy_from_slice(header);
+    }
+    page.put64(0x70, acpi::AT); // acpi_rsdp_addr
     page.0[0x1e8] = told.map.len() as u8;
-    page.put32(0x1fe, 0xaa55); // boot_flag
-    page.put32(0x202, 0x5372_6448); // header: "HdrS"
-    page.0[0x206..0x208].copy_from_slice(&0x20c_u16.to_le_bytes()); // version
     page.0[0x210] = 0xff; // type_of_loader: none of those with a number
-    page.0[0x211] = 1; // loadflags: loaded high
     page.put32(0x228, CMDLINE as u32);
     page.put32(0x238, told.cmdline_bytes as u32);
-    page.put32(0x230, 0x100_0000); // kernel_alignment
     if let Some(initramfs) = told.initramfs {
         page.put32(0x218, initramfs.start as u32);
         page.put32(0x21c, initramfs.bytes as u32);

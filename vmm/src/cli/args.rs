@@ -79,7 +79,7 @@ pub struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value = "2")]
     pub cpus: Vcpus,
-    /// Kernel to boot: an ELF file with a PVH entry, or a Linux vmlinux [default: the demo guest]
+    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF file with a PVH entry [default: the demo guest]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial file system

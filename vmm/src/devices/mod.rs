@@ -11,7 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use console::{Console, ConsoleReader, Heard};
-pub use power::{KEYBOARD_COMMAND, POWER_OFF, PowerPorts, RESET_CONTROL, ResetControl};
+pub use power::{
+    KEYBOARD_COMMAND, PM1_CONTROL, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, RESET_NOW,
+    ResetControl,
+};
 pub use serial::{GSI as SERIAL_GSI, KIND as SERIAL_KIND, PORT as SERIAL_PORT, SerialPort, SerialState};
 
 /// How a guest ends by itself.

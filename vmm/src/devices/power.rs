@@ -1,4 +1,4 @@
-//! The ways out: ports at which a guest asks for a reset or powers itself off.
+//! The ways out: ports at which a guest asks for a reset or powers itself off. ACPI's tables announce them.
 
 use super::{Device, End};
 
@@ -6,13 +6,20 @@ use super::{Device, End};
 pub const RESET_CONTROL: u16 = 0xcf9;
 /// Command port of the keyboard controller, which can reset the machine.
 pub const KEYBOARD_COMMAND: u16 = 0x64;
-/// Port at which any write powers off. A guest of this VMM's own knows it; there is no ACPI to announce it.
-pub const POWER_OFF: u16 = 0x604;
+/// First port of ACPI's fixed power management registers, in the order in which they lie there: status and enable
+/// (none of their events happens here), control.
+pub const PM1_EVENTS: u16 = 0x600;
+/// ACPI's PM1 control register (ACPI 6.5, 4.8.3.2.1).
+pub const PM1_CONTROL: u16 = 0x604;
+/// One past the last of these ports.
+pub const PM1_END: u16 = 0x606;
 
 /// Keyboard controller: pulse output line 0, which is wired to the CPU's reset.
 const PULSE_RESET: u8 = 0xfe;
 /// Reset control: reset now.
 const RESET_CPU: u8 = 1 << 2;
+/// What to write to [`RESET_CONTROL`] for a reset of everything.
+pub const RESET_NOW: u8 = RESET_CPU | 1 << 1;
 
 /// The two registers that reset. There is no keyboard: the rest of its controller is absent (reads as ones).
 #[derive(Debug)]
@@ -40,17 +47,26 @@ impl Device for ResetControl {
     }
 }
 
-/// Powers off on any write.
-#[derive(Debug)]
-pub struct PowerPorts;
+/// SCI_EN: the machine is in ACPI mode, as always.
+const ACPI_MODE: u8 = 1;
+/// SLP_EN in the control register's high byte: enter the sleep state given beside it. There is only one, S5: off.
+const SLEEP: u8 = 1 << (13 - 8);
 
-impl Device for PowerPorts {
-    fn read(&self, _: u64) -> u8 {
-        0xff
+/// ACPI's fixed registers, without state.
+#[derive(Debug)]
+pub struct PowerManagement;
+
+/// Of the control register from [`PM1_EVENTS`].
+const CONTROL: u64 = (PM1_CONTROL - PM1_EVENTS) as u64;
+
+impl Device for PowerManagement {
+    fn read(&self, offset: u64) -> u8 {
+        if offset == CONTROL { ACPI_MODE } else { 0 }
     }
 
-    fn write(&self, _: u64, _: u8) -> Option<End> {
-        Some(End::Shutdown)
+    /// The bus hands both bytes of a word to its first port; no bit that a guest may write in the low one is this one.
+    fn write(&self, offset: u64, value: u8) -> Option<End> {
+        (offset >= CONTROL && value & SLEEP != 0).then_some(End::Shutdown)
     }
 }
 
@@ -64,6 +80,9 @@ mod tests {
         assert_eq!(ResetControl::Keyboard.write(0, 0xff), None);
         assert_eq!(ResetControl::Chipset.write(0, 2), None);
         assert_eq!(ResetControl::Chipset.write(0, 6), Some(End::Reset));
-        assert_eq!(PowerPorts.write(0, 0), Some(End::Shutdown));
+        assert_eq!(PowerManagement.write(CONTROL, 0x20), Some(End::Shutdown));
+        assert_eq!(PowerManagement.write(CONTROL + 1, 0x20), Some(End::Shutdown));
+        assert_eq!(PowerManagement.write(CONTROL, 0x1d), None, "a sleep type alone");
+        assert_eq!(PowerManagement.write(0, 0xff), None, "a status register is cleared");
     }
 }

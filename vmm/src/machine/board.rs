@@ -10,8 +10,8 @@ use super::description::{MachineDescription, fits};
 use super::{Hooks, MachineError};
 use crate::config::{MachineConfig, Vcpus as VcpuCount};
 use crate::devices::{
-    Bus, Console, KEYBOARD_COMMAND, POWER_OFF, PowerPorts, RESET_CONTROL, ResetControl, SERIAL_GSI,
-    SERIAL_PORT, SerialPort,
+    Bus, Console, KEYBOARD_COMMAND, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, ResetControl,
+    SERIAL_GSI, SERIAL_PORT, SerialPort,
 };
 use crate::kvm::{KvmError, KvmHost, ioctl};
 use crate::memory::layout::{KVM_IDENTITY_ADDRESS, KVM_TSS_ADDRESS, Layout};
@@ -204,6 +204,6 @@ fn bus(serial: &Arc<SerialPort>) -> Bus {
     bus.add_ports(SERIAL_PORT..SERIAL_PORT + 8, Arc::clone(serial) as _);
     bus.add_ports(KEYBOARD_COMMAND..KEYBOARD_COMMAND + 1, Arc::new(ResetControl::Keyboard));
     bus.add_ports(RESET_CONTROL..RESET_CONTROL + 1, Arc::new(ResetControl::Chipset));
-    bus.add_ports(POWER_OFF..POWER_OFF + 1, Arc::new(PowerPorts));
+    bus.add_ports(PM1_EVENTS..PM1_END, Arc::new(PowerManagement));
     bus
 }

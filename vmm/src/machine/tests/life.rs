@@ -94,7 +94,7 @@ fn a_guest_that_ends_by_itself_is_named() {
     };
     let triple_fault = [&hello[..], &[0x0f, 0x01, 0x1d, 0, 0, 0, 0, 0x0f, 0x0b]].concat(); // lidt [0]; ud2
     for (code, end) in [
-        (out(0x604, 0), End::Shutdown),
+        (out(0x605, 0x20), End::Shutdown),
         (out(0x64, 0xfe), End::Reset),
         (out(0xcf9, 6), End::Reset),
         (triple_fault, End::TripleFault),
@@ -117,7 +117,7 @@ fn linux_entry_and_initramfs_are_where_the_boot_protocol_says() {
         0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
         0x48, 0x8a, 0x03, 0xee,       // mov al, [rbx] (64-bit code only); out dx, al
         0x48, 0x8a, 0x01, 0xee,       // mov al, [rcx]; out dx, al
-        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+        0x66, 0xba, 0x05, 0x06, 0xb0, 0x20, 0xee, // mov dx, 0x605; mov al, 0x20; out dx, al
     ];
     let (output, ended) = run_kernel_with(&elf_kernel(linux64, 6), path(), "").unwrap();
     assert_eq!((output.as_slice(), ended.end), (&b"wi"[..], End::Shutdown));
@@ -129,7 +129,7 @@ fn linux_entry_and_initramfs_are_where_the_boot_protocol_says() {
         0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
         0x8a, 0x03, 0xee,             // mov al, [ebx]; out dx, al
         0x8a, 0x01, 0xee,             // mov al, [ecx]; out dx, al
-        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+        0x66, 0xba, 0x05, 0x06, 0xb0, 0x20, 0xee, // mov dx, 0x605; mov al, 0x20; out dx, al
     ];
     let (output, ended) = run_kernel_with(&elf_kernel(pvh, 4), path(), "").unwrap();
     assert_eq!((output.as_slice(), ended.end), (&b"wi"[..], End::Shutdown));
@@ -147,7 +147,7 @@ fn what_is_typed_reaches_the_guest() {
         0xec, 0xee,             // in al, dx; out dx, al
         0x3c, b'.',             // cmp al, '.'
         0x75, 0xed,             // jne again
-        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+        0x66, 0xba, 0x05, 0x06, 0xb0, 0x20, 0xee, // mov dx, 0x605; mov al, 0x20; out dx, al
     ];
     let text = "more than the sixty-four bytes that the serial port's own queue can hold at one time, and to the end.";
     let (output, ended) = run_kernel_with(&tiny_kernel(echo), None, text).unwrap();
@@ -160,8 +160,8 @@ fn kernels_that_cannot_boot_are_named_with_the_way_out() {
     let message = |image: &[u8]| run_kernel(image).unwrap_err().to_string();
     let kernel = tiny_kernel(&[0xf4; 100]);
     assert!(message(b"").contains("is empty"));
-    assert!(message(b"#!/bin/sh").contains("is not an ELF file: give a 64-bit ELF file"));
-    assert!(message(b"MZ rest").contains("a compressed kernel"));
+    assert!(message(b"#!/bin/sh").contains("is neither an ELF file nor a bzImage: give a bzImage"));
+    assert!(message(b"MZ rest").contains("an EFI program without"));
     assert!(message(&kernel[..kernel.len() - 1]).contains("is truncated or damaged"));
     assert!(message(&kernel[..100]).contains("is truncated or damaged"));
     let mut big = kernel.clone();
