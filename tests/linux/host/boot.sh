@@ -1,0 +1,38 @@
+# Running the scenarios of the bed, here or in the emulated machine. Sourced by `run`.
+
+# The emulated machine must be done by then, whatever its scenarios do.
+LONGEST_RUN_S=1800
+RESULTS=$CACHE/results.log
+CONSOLE=$CACHE/console.log
+
+run_natively() {
+  [ -w /dev/kvm ] || give_up "/dev/kvm cannot be opened here: leave out --native"
+  BED=$BED WORK=$CACHE/work busybox sh "$BED/run-scenarios" 2>"$CONSOLE"
+}
+
+# The machine has two serial lines: its console, which goes to a file, and the scenarios' results. What counts is the
+# last line of the results: a machine that crashed or hung has not said it.
+run_emulated() {
+  make_root "$CACHE/outer" "$HERE/bed/outer-init" "${OUTER_MODULES[@]}"
+  cp -rl "$BED" "$CACHE/outer/bed"
+  archive "$CACHE/outer" "$CACHE/outer.cpio"
+  boot | tee "$RESULTS" || true
+  tail -1 "$RESULTS" | grep -q '^test result: ok\. ' && return
+  tail -1 "$RESULTS" | grep -q '^test result: ' || say_that_it_broke_off
+  return 1
+}
+
+boot() {
+  timeout --kill-after=10 "$LONGEST_RUN_S" "$QEMU" \
+    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 2 -m 2G \
+    -nodefaults -no-user-config -no-reboot -display none \
+    -kernel "$BED/vmlinuz" -initrd "$CACHE/outer.cpio" \
+    -append "console=ttyS0 panic=-1 quiet" \
+    -serial "file:$CONSOLE" -serial stdio </dev/null
+}
+
+say_that_it_broke_off() {
+  printf '\n---- the end of %s ----\n' "$CONSOLE"
+  tail -n 40 "$CONSOLE"
+  printf '\ntest result: FAILED. the emulated machine broke off before its scenarios had ended\n'
+}

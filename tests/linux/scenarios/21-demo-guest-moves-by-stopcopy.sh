@@ -1,0 +1,4 @@
+# deadline: 120
+. "$BED/words.sh"
+
+tours stopcopy
