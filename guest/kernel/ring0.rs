@@ -14,6 +14,10 @@ use core::arch::global_asm;
 /// Ring-3 selectors, at the places Linux has them: some hosts run only these natively.
 pub(crate) const USER_DATA: u64 = 0x2b;
 pub(crate) const USER_CODE: u64 = 0x33;
+/// In ring 3: interrupts on, and IOPL 3. The ports are open twice, for no host honours both ways all the time: KVM without
+/// hardware virtualization knows only the bitmap, and QEMU's emulated processors lose the bitmap of a guest that has
+/// moved (they want the task not busy, which KVM saves as busy).
+const USER_RFLAGS: u64 = 0x3202;
 /// Ring-0 64-bit code.
 pub(crate) const KERNEL_CODE: u16 = 0x10;
 /// Selector of vCPU 0's task; the others follow, 16 bytes each.
@@ -53,7 +57,7 @@ global_asm!(
     ".quad pvh_entry",
 
     // 104 bytes of task state: only the ring-0 stack matters. Then the I/O permission bitmap, all
-    // ports open: IOPL is not honoured on every host. It ends with a byte of ones.
+    // ports open (see USER_RFLAGS). It ends with a byte of ones.
     // Only vCPU 0 has one, for it alone owns the console.
     ".section .tss, \"aw\"",
     ".balign 4096",
@@ -172,7 +176,7 @@ global_asm!(
     "mov [rdx + {USER_STACK}], rax",
     "push {USER_DATA}",
     "push rax",
-    "push 0x202", // interrupts on
+    "push {RFLAGS}",
     "push {USER_CODE}",
     "push rsi",
     "mov esi, ebx",
@@ -185,6 +189,7 @@ global_asm!(
     USER_STACK = const vcpu::USER_STACK,
     USER_DATA = const USER_DATA,
     USER_CODE = const USER_CODE,
+    RFLAGS = const USER_RFLAGS,
 );
 
 // The other vCPUs: from real mode at TRAMPOLINE, each taking the next number.
@@ -322,7 +327,7 @@ global_asm!(
     "lea rsp, [rbx + 0x1000]",
     "push {USER_DATA}",
     "push qword ptr [rbx + {USER_STACK}]",
-    "push 0x202",
+    "push {RFLAGS}",
     "push {USER_CODE}",
     "push offset fault_report",
     "mov rdi, rbx",
@@ -337,5 +342,6 @@ global_asm!(
     USER_STACK = const vcpu::USER_STACK,
     USER_DATA = const USER_DATA,
     USER_CODE = const USER_CODE,
+    RFLAGS = const USER_RFLAGS,
     HEADER_STATE = const crate::telemetry::TELEMETRY_GPA as usize + header::STATE,
 );
