@@ -25,7 +25,7 @@ PROGRAMS=$CACHE/cargo/x86_64-unknown-linux-gnu/release
 build_programs() {
   (cd "$ROOT" && unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS &&
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
-      cargo build --quiet --release --target x86_64-unknown-linux-gnu --target-dir "$CACHE/cargo" \
+      cargo build --release --target x86_64-unknown-linux-gnu --target-dir "$CACHE/cargo" \
       --package vmm --package migrate --bins)
 }
 

@@ -23,7 +23,7 @@ run_emulated() {
 }
 
 boot() {
-  timeout --kill-after=10 "$LONGEST_RUN_S" "$QEMU" \
+  timeout --foreground --kill-after=10 "$LONGEST_RUN_S" "$QEMU" \
     -accel tcg,thread=multi -cpu max,+svm,+npt -smp 2 -m 2G \
     -nodefaults -no-user-config -no-reboot -display none \
     -kernel "$BED/vmlinuz" -initrd "$CACHE/outer.cpio" \
