@@ -43,8 +43,8 @@ pub struct Options {
 /// Most data connections of one migration.
 pub const MAX_STREAMS: u32 = 16;
 
-/// Default for [`Options::streams`], where this host is the source: 2, or 1 where the guest leaves only one core. There a
-/// second connection made pre-copy a seventh slower (783 instead of 675 ms) and the guest stand still longer.
+/// Default for [`Options::streams`], where this host is the source: 2, or 1 where it has two cores or fewer. With two, and
+/// a guest of one vCPU, a second connection made pre-copy a sixth slower (783 instead of 675 ms).
 #[must_use]
 pub fn default_streams() -> u32 {
     if core_beyond(2) { 2 } else { 1 }

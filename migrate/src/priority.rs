@@ -8,9 +8,9 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a guest that has just begun to run there is left alone: its page requests have the network and the cores to
-/// themselves, nobody is told anything, nothing is pushed. Whoever hears of an event may take a core for a millisecond
-/// (2.5 ms of standing still instead of 1.7, with two cores), and pushing cost a quarter (2.8 instead of 2.1 ms).
+/// How long a guest that has just begun to run there is left alone: nobody is told anything, since whoever hears of an
+/// event may take a core for a millisecond; and what nobody asks for is not pushed yet, so that its page requests have the
+/// network and the cores to themselves. Measured in docs/decisions/the-core-is-offered.md.
 pub(crate) const LEFT_ALONE: Duration = Duration::from_millis(3);
 
 /// Pages of a portion: 256 KiB. A frame of them is sent, received or prepared at once.

@@ -1,7 +1,7 @@
 //! All that can be told about a migration while it goes on: one closed list of events.
 //!
 //! The engine says each through an [`Observer`] and never waits for whoever listens. Nothing is said from the
-//! pause until the guest has run on the destination for a few milliseconds; what happened is told then.
+//! pause until the guest has run on the destination for a few milliseconds, or the end; what happened is told then.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

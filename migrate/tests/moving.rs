@@ -2,8 +2,8 @@
 
 mod sim;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use migrate::channel::memory::Place;
@@ -11,7 +11,7 @@ use migrate::channel::tcp::{TcpDial, TcpListen};
 use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Silent};
-use migrate::report::{Outcome, Report};
+use migrate::report::{Outcome, Phase, Report};
 use migrate::source::{Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver};
 use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
@@ -21,7 +21,7 @@ fn deadlines() -> Deadlines {
 }
 
 /// Moves a guest and says how it went on both sides. The guest has gone on and been checked wherever it is, and nothing
-/// but progress was told while it stood still.
+/// was told while it stood still and shortly after.
 fn go(
     options: &Options,
     habit: Habit,
@@ -35,9 +35,12 @@ fn go(
     upset(&guest, &mut host);
     let receiver = Receiver::over(listen, deadlines());
     let route = Route { dial, deadlines: deadlines() };
+    let told = Mutex::new(Vec::new());
     let observer = At(|event: &Event| {
+        // A beat of progress may be under way when the pause begins.
         let undisturbed = matches!(event, Event::Progress(_)) || runners.count() == 1;
         assert!(undisturbed, "told while no machine runs the guest: {event:?}");
+        told.lock().unwrap().push(event.clone());
     });
     let (report, arrival) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
@@ -46,6 +49,7 @@ fn go(
     });
     let holder =
         if report.outcome == Outcome::Moved { host.guest().expect("built") } else { Arc::clone(&guest) };
+    assert_told_in_order(&told.into_inner().unwrap(), &report);
     assert_eq!(runners.count(), 1, "{report:?}");
     assert!(holder.is_running());
     assert!(!guest.ram.is_logging() || report.outcome == Outcome::Moved, "a kept guest is as fast as before");
@@ -54,6 +58,22 @@ fn go(
     guest.shut_down();
     host.shut_down();
     (report, arrival)
+}
+
+/// The switchover is told as a whole, when it is over.
+fn assert_told_in_order(told: &[Event], report: &Report) {
+    let at = |wanted: Event| told.iter().position(|event| *event == wanted);
+    assert!(matches!(told.last(), Some(Event::Ended { .. })), "{told:?}");
+    let Some(switchover) = report.switchover else { return };
+    let after = if report.postcopy.is_some() { Phase::Postcopy } else { Phase::Finish };
+    let switched = at(Event::Switched { switchover }).expect("told");
+    let all = [
+        Event::Phase { phase: Phase::Switchover },
+        Event::Switched { switchover },
+        Event::Phase { phase: after },
+    ];
+    assert_eq!(told[switched - 1..][..3], all, "{told:?}");
+    assert_eq!(told.iter().filter(|event| matches!(event, Event::Switched { .. })).count(), 1);
 }
 
 fn in_memory(options: &Options, habit: Habit, upset: impl FnOnce(&Sim, &mut SimHost)) -> (Report, Arrival) {

@@ -11,6 +11,7 @@ use std::thread::Scope;
 use super::connect::Lines;
 use super::context::Context;
 use super::courier::{Courier, Manner};
+use super::missing::FirstPages;
 use super::page_server::{self, Unsent};
 use crate::channel::line::Line;
 use crate::failure::Failure;
@@ -69,7 +70,7 @@ impl Round {
 
 enum Task {
     Round(Arc<Round>),
-    First(Arc<Unsent>, [Vec<PageRun>; 2]),
+    First(Arc<Unsent>, FirstPages),
     Push(Arc<Unsent>),
 }
 
@@ -110,7 +111,7 @@ impl Crew {
     }
 
     /// Sends pages that will be wanted at once, ahead of all others (post-copy).
-    pub(super) fn send_first(&self, unsent: &Arc<Unsent>, first: [Vec<PageRun>; 2]) {
+    pub(super) fn send_first(&self, unsent: &Arc<Unsent>, first: FirstPages) {
         if let Some(sender) = self.tasks.first() {
             // A thread that is gone has tripped the alarm.
             let _ = sender.send(Task::First(Arc::clone(unsent), first));
@@ -144,7 +145,9 @@ fn work(
             Task::Round(round) => round.send(context, &mut courier)?,
             Task::First(unsent, first) => {
                 courier.change(Manner::PlaceAtOnce);
-                unsent.send_first(&first, &mut courier, back)?;
+                unsent.send_wanted(&first.wanted, &mut courier, back)?;
+                courier.change(Manner::Place);
+                unsent.push_blocks(first.around.into_iter(), &mut courier, back, ahead)?;
             }
             Task::Push(unsent) => {
                 courier.change(Manner::Place);

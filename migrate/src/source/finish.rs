@@ -19,7 +19,7 @@ impl Journey<'_> {
     pub(super) fn last_words(&mut self, lines: &Lines) -> Result<(), Failure> {
         self.journal.enter(Phase::Finish);
         self.journal.stop_clock();
-        self.leave_alone();
+        self.journal.leave_alone();
         // The guest has moved: what cannot be heard any more stays absent from the report.
         match self.hear_figures(lines) {
             Ok((end, settled)) => {

@@ -7,6 +7,7 @@ use super::context::Context;
 use super::us_since;
 use crate::failure::Failure;
 use crate::guest::Telemetry;
+use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
 use crate::report::{Outcome, Phase, PhaseTime, Report, Round, Switchover, Traffic};
 
@@ -24,8 +25,8 @@ pub(super) struct Journal<'a> {
     pub(super) unheard: Option<Failure>,
     started: Instant,
     phase: Option<(Phase, Instant)>,
-    /// From the pause until the guest runs well: what is to be told when that is over.
-    untold: Option<Vec<Event>>,
+    /// From the pause on: what is to be told when the guest has run there for a while, or the migration has ended.
+    held_back: Option<Vec<Event>>,
     /// Bulk traffic when the present round began.
     round_from: (Traffic, Instant),
 }
@@ -38,35 +39,54 @@ impl<'a> Journal<'a> {
         let to = context.route.dial.to();
         let report = Report::blank(&context.description.name, to, context.options.mode, context.streams());
         let round_from = (Traffic::default(), now);
-        Self { context, report, before, unheard: None, started: now, phase: None, untold: None, round_from }
+        Self {
+            context,
+            report,
+            before,
+            unheard: None,
+            started: now,
+            phase: None,
+            held_back: None,
+            round_from,
+        }
     }
 
-    /// A phase begins. From the pause on nothing is told, until [`speak`](Self::speak).
+    /// A phase begins. From the pause on nothing is told, until [`leave_alone`](Self::leave_alone).
     pub(super) fn enter(&mut self, phase: Phase) {
         self.leave();
         self.phase = Some((phase, Instant::now()));
-        self.context.meter.enter(phase);
         if phase == Phase::Switchover {
-            self.untold = Some(Vec::new());
+            self.context.meter.enter(phase);
+            self.held_back = Some(Vec::new());
         }
         self.tell(Event::Phase { phase });
     }
 
     fn tell(&mut self, event: Event) {
-        match &mut self.untold {
-            Some(untold) => untold.push(event),
-            None => self.context.observer.tell(event),
+        match &mut self.held_back {
+            Some(held_back) => held_back.push(event),
+            None => self.tell_now(event),
         }
     }
 
-    /// Whether events are held back.
-    pub(super) fn is_silent(&self) -> bool {
-        self.untold.is_some()
+    fn tell_now(&self, event: Event) {
+        if let Event::Phase { phase } = event {
+            // Progress is told of this phase from here on.
+            self.context.meter.enter(phase);
+        }
+        self.context.observer.tell(event);
     }
 
-    /// Tells what was held back.
-    pub(super) fn speak(&mut self) {
-        self.untold.take().into_iter().flatten().for_each(|event| self.context.observer.tell(event));
+    /// The guest has just begun to run there: leaves it alone for a while, then tells what was held back.
+    pub(super) fn leave_alone(&mut self) {
+        if self.held_back.is_some() {
+            self.context.alarm.rest(LEFT_ALONE);
+            self.tell_held_back();
+        }
+    }
+
+    fn tell_held_back(&mut self) {
+        self.held_back.take().into_iter().flatten().for_each(|event| self.tell_now(event));
     }
 
     fn leave(&mut self) {
@@ -141,7 +161,7 @@ impl<'a> Journal<'a> {
         if outcome == Outcome::Unknown {
             self.report.residual_bytes = self.context.description.pages() * crate::pages::PAGE_SIZE as u64;
         }
-        self.speak();
+        self.tell_held_back();
         self.context.observer.tell(Event::Ended { report: Box::new(self.report.clone()) });
         self.report
     }

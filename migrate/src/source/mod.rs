@@ -37,7 +37,6 @@ use crate::failure::Failure;
 use crate::guest::Departing;
 use crate::handover::SourceEvent;
 use crate::options::{Mode, Options};
-use crate::priority::LEFT_ALONE;
 use crate::progress::Observer;
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
@@ -142,14 +141,6 @@ impl<'a> Journey<'a> {
         }
         let bytes = self.lines.as_ref().map_or(0, |lines| lines.control.told());
         self.journal.finish(outcome, result.err(), self.custody.trouble(), bytes)
-    }
-
-    /// The guest has just begun to run there; in post-copy, pages follow after this.
-    fn leave_alone(&mut self) {
-        if self.journal.is_silent() {
-            self.context.alarm.rest(LEFT_ALONE);
-            self.journal.speak();
-        }
     }
 
     /// Connections, hello and pre-flight.

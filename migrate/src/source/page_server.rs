@@ -36,15 +36,29 @@ impl Unsent {
     }
 
     /// Pushes until nothing is unsent, beginning anew wherever the last request was.
+    pub(super) fn push(&self, courier: &mut Courier<'_>, back: &Line, ahead: u64) -> Result<(), Failure> {
+        let block = || {
+            let first = self.seek()?;
+            Some(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH })
+        };
+        self.push_blocks(std::iter::from_fn(block), courier, back, ahead)
+    }
+
+    /// Pushes what is unsent of each block.
     ///
     /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: a request for a
     /// claimed page gets no other answer. For the same reason at most `ahead` frames are under way at a time.
-    pub(super) fn push(&self, courier: &mut Courier<'_>, back: &Line, ahead: u64) -> Result<(), Failure> {
+    pub(super) fn push_blocks(
+        &self,
+        mut blocks: impl Iterator<Item = PageRun>,
+        courier: &mut Courier<'_>,
+        back: &Line,
+        ahead: u64,
+    ) -> Result<(), Failure> {
         let mut placed = courier.frames();
         loop {
             courier.wait_turn()?;
-            let Some(first) = self.seek() else { break };
-            let block = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
+            let Some(block) = blocks.next() else { break };
             self.pages.claim_run(block).into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
             while courier.frames() > placed + ahead {
@@ -55,18 +69,16 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
-    /// Sends those of `first` that are unsent, one lot after the other.
-    pub(super) fn send_first(
+    /// Sends those of `wanted` that are unsent, all at once.
+    pub(super) fn send_wanted(
         &self,
-        first: &[Vec<PageRun>],
+        wanted: &[PageRun],
         courier: &mut Courier<'_>,
         back: &Line,
     ) -> Result<(), Failure> {
         let placed = courier.frames();
-        for lot in first {
-            lot.iter().flat_map(|run| self.pages.claim_run(*run)).try_for_each(|run| courier.add(run))?;
-            courier.flush()?;
-        }
+        wanted.iter().flat_map(|run| self.pages.claim_run(*run)).try_for_each(|run| courier.add(run))?;
+        courier.flush()?;
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
@@ -140,7 +152,7 @@ impl Journey<'_> {
     pub(super) fn start_pushing(&mut self, crew: &Crew) {
         if let Some(unsent) = self.context.unsent.get() {
             self.journal.enter(Phase::Postcopy);
-            self.leave_alone();
+            self.journal.leave_alone();
             crew.push(&Arc::clone(unsent));
         }
     }

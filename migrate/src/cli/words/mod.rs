@@ -122,7 +122,7 @@ fn began(phase: Phase) -> &'static str {
     match phase {
         Phase::Connect => "connect: asking the destination whether it can take the guest",
         Phase::Precopy => "pre-copy: copying memory while the guest runs",
-        Phase::Switchover => "switchover: the guest is paused",
+        Phase::Switchover => "switchover: pausing the guest and handing it over",
         Phase::Postcopy => "post-copy: the guest runs on the destination, its memory follows",
         Phase::Finish => "finish: checking, last figures, goodbye",
     }
