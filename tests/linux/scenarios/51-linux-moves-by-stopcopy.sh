@@ -1,0 +1,5 @@
+# Debian's kernel with two vCPUs moves by stop-and-copy and goes on.
+# deadline: 300
+. "$BED/words.sh"
+
+linux_moves stopcopy
