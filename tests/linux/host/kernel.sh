@@ -22,11 +22,12 @@ need_kernel() {
 fetch_kernel() {
   local meta=linux-image-cloud-amd64 package log=$CACHE/kernel.log
   local way_out="set VMM_LINUX_DEB to Debian's linux-image-VERSION-cloud-amd64 package"
+  command -v dpkg-deb >/dev/null || give_up "no kernel: dpkg-deb is missing, which unpacks Debian's packages: install dpkg"
   if [ -n "${VMM_LINUX_DEB:-}" ]; then
     cp "$VMM_LINUX_DEB" "$1/kernel.deb" || give_up "cannot read VMM_LINUX_DEB=$VMM_LINUX_DEB"
     return
   fi
-  command -v apt-get dpkg-deb >/dev/null || give_up "no kernel: there is no apt-get here; $way_out"
+  command -v apt-get >/dev/null || give_up "no kernel: there is no apt-get here; $way_out"
   package=$(kernel_package $meta)
   if [ -z "$package" ]; then
     apt-get update >"$log" 2>&1 || give_up "no kernel: apt-get update failed, see $log; or $way_out"
