@@ -50,13 +50,16 @@ impl std::fmt::Display for GuestEnd {
     }
 }
 
-/// A device whose registers are bytes. vCPUs come at the same time: each device locks its own state.
+/// A device at addresses of its own. vCPUs come at the same time: each device locks its own state.
+///
+/// It is given whole accesses. At memory addresses that is one access of 1, 2, 4 or 8 bytes. At I/O ports KVM does not
+/// tell a wide access from several (`rep outsb`): a device knows how wide its registers are.
 pub trait Device: Send + Sync {
-    /// The guest reads the register at `offset` from the device's first address.
-    fn read(&self, offset: u64) -> u8;
+    /// The guest reads at `offset` from the device's first address.
+    fn read(&self, offset: u64, data: &mut [u8]);
 
-    /// The guest writes it; says so if that ends the guest.
-    fn write(&self, offset: u64, value: u8) -> Option<End>;
+    /// The guest writes there; says so if that ends the guest.
+    fn write(&self, offset: u64, data: &[u8]) -> Option<End>;
 }
 
 /// The devices by address. Built once, then only read.
@@ -67,7 +70,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Puts a device at I/O ports. Several bytes at one port are several accesses to it (`rep outsb`).
+    /// Puts a device at I/O ports.
     ///
     /// # Panics
     /// When the ports are taken.
@@ -75,7 +78,7 @@ impl Bus {
         self.ports.add(u64::from(ports.start)..u64::from(ports.end), device);
     }
 
-    /// Puts a device at memory addresses. Several bytes are several neighbouring registers.
+    /// Puts a device at memory addresses.
     ///
     /// # Panics
     /// When the addresses are taken.
@@ -85,31 +88,31 @@ impl Bus {
 
     /// The guest reads a port. Where nothing is, all bits are ones.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
-        match self.ports.find(port.into()) {
-            Some((device, offset)) => data.iter_mut().for_each(|byte| *byte = device.read(offset)),
+        // Several accesses to a device's last port are as long as one that goes beyond it: only the port is checked.
+        match self.ports.find(port.into(), 1) {
+            Some((device, offset)) => device.read(offset, data),
             None => data.fill(0xff),
         }
     }
 
     /// The guest writes a port.
     pub fn port_write(&self, port: u16, data: &[u8]) -> Option<End> {
-        let (device, offset) = self.ports.find(port.into())?;
-        data.iter().find_map(|byte| device.write(offset, *byte))
+        let (device, offset) = self.ports.find(port.into(), 1)?;
+        device.write(offset, data)
     }
 
-    /// The guest reads memory that is not RAM. Where nothing is, all bits are ones.
+    /// The guest reads memory that is not RAM. Where nothing is, or not only one device, all bits are ones.
     pub fn memory_read(&self, address: u64, data: &mut [u8]) {
-        for (byte, at) in data.iter_mut().zip(address..) {
-            *byte = self.memory.find(at).map_or(0xff, |(device, offset)| device.read(offset));
+        match self.memory.find(address, data.len()) {
+            Some((device, offset)) => device.read(offset, data),
+            None => data.fill(0xff),
         }
     }
 
     /// The guest writes memory that is not RAM.
     pub fn memory_write(&self, address: u64, data: &[u8]) -> Option<End> {
-        data.iter().zip(address..).find_map(|(byte, at)| {
-            let (device, offset) = self.memory.find(at)?;
-            device.write(offset, *byte)
-        })
+        let (device, offset) = self.memory.find(address, data.len())?;
+        device.write(offset, data)
     }
 }
 
@@ -127,10 +130,12 @@ impl Map {
         self.devices.insert(at, (range, device));
     }
 
-    fn find(&self, address: u64) -> Option<(&dyn Device, u64)> {
+    /// The device that has all of these bytes, and where in it they begin.
+    fn find(&self, address: u64, bytes: usize) -> Option<(&dyn Device, u64)> {
         let at = self.devices.partition_point(|(known, _)| known.end <= address);
         let (range, device) = self.devices.get(at)?;
-        range.contains(&address).then(|| (device.as_ref(), address - range.start))
+        let inside = range.start <= address && bytes as u64 <= range.end - address;
+        inside.then(|| (device.as_ref(), address - range.start))
     }
 }
 
@@ -138,34 +143,41 @@ impl Map {
 mod tests {
     use super::*;
 
+    /// Reads as where, and how wide.
     struct Echo;
 
     impl Device for Echo {
-        fn read(&self, offset: u64) -> u8 {
-            offset as u8
+        fn read(&self, offset: u64, data: &mut [u8]) {
+            data.fill((offset as u8) << 4 | data.len() as u8);
         }
 
-        fn write(&self, _: u64, value: u8) -> Option<End> {
-            (value == 9).then_some(End::Reset)
+        fn write(&self, _: u64, data: &[u8]) -> Option<End> {
+            data.contains(&9).then_some(End::Reset)
         }
     }
 
     #[test]
-    fn accesses_find_their_device_and_nothing_reads_as_ones() {
+    fn accesses_find_their_device_whole_and_nothing_reads_as_ones() {
         let mut bus = Bus::default();
         bus.add_ports(0x60..0x65, Arc::new(Echo));
         bus.add_ports(0x10..0x20, Arc::new(Echo));
-        bus.add_memory(0x1000..0x1002, Arc::new(Echo));
+        bus.add_memory(0x1000..0x1006, Arc::new(Echo));
         let mut data = [0; 2];
         bus.port_read(0x64, &mut data);
-        assert_eq!(data, [4, 4], "two accesses to one port");
+        assert_eq!(data, [0x42; 2], "perhaps two accesses to one port");
         bus.port_read(0x65, &mut data);
         assert_eq!(data, [0xff; 2]);
         let mut data = [0; 4];
-        bus.memory_read(0xfff, &mut data);
-        assert_eq!(data, [0xff, 0, 1, 0xff]);
+        for (address, expected) in
+            [(0xfff, 0xff), (0x1000, 0x04), (0x1002, 0x24), (0x1003, 0xff), (0x1006, 0xff)]
+        {
+            bus.memory_read(address, &mut data);
+            assert_eq!(data, [expected; 4], "{address:#x}");
+        }
         assert_eq!(bus.port_write(0x10, &[1, 9]), Some(End::Reset));
         assert_eq!(bus.port_write(0x30, &[9]), None);
+        assert_eq!(bus.memory_write(0x1004, &[1, 9]), Some(End::Reset));
+        assert_eq!(bus.memory_write(0x1005, &[1, 9]), None);
     }
 
     #[test]

@@ -31,19 +31,19 @@ pub enum ResetControl {
 }
 
 impl Device for ResetControl {
-    fn read(&self, _: u64) -> u8 {
-        match self {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        data.fill(match self {
             Self::Keyboard => 0xff,
             Self::Chipset => 0,
-        }
+        });
     }
 
-    fn write(&self, _: u64, value: u8) -> Option<End> {
-        let reset = match self {
-            Self::Keyboard => value == PULSE_RESET,
-            Self::Chipset => value & RESET_CPU != 0,
+    fn write(&self, _: u64, data: &[u8]) -> Option<End> {
+        let resets = |value: &u8| match self {
+            Self::Keyboard => *value == PULSE_RESET,
+            Self::Chipset => *value & RESET_CPU != 0,
         };
-        reset.then_some(End::Reset)
+        data.iter().any(resets).then_some(End::Reset)
     }
 }
 
@@ -60,13 +60,15 @@ pub struct PowerManagement;
 const CONTROL: u64 = (PM1_CONTROL - PM1_EVENTS) as u64;
 
 impl Device for PowerManagement {
-    fn read(&self, offset: u64) -> u8 {
-        if offset == CONTROL { ACPI_MODE } else { 0 }
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            *byte = if at == CONTROL { ACPI_MODE } else { 0 };
+        }
     }
 
-    /// The bus hands both bytes of a word to its first port; no bit that a guest may write in the low one is this one.
-    fn write(&self, offset: u64, value: u8) -> Option<End> {
-        (offset >= CONTROL && value & SLEEP != 0).then_some(End::Shutdown)
+    fn write(&self, offset: u64, data: &[u8]) -> Option<End> {
+        let sleep = data.iter().zip(offset..).any(|(byte, at)| at == CONTROL + 1 && byte & SLEEP != 0);
+        sleep.then_some(End::Shutdown)
     }
 }
 
@@ -76,13 +78,16 @@ mod tests {
 
     #[test]
     fn only_the_right_values_reset() {
-        assert_eq!(ResetControl::Keyboard.write(0, 0xfe), Some(End::Reset));
-        assert_eq!(ResetControl::Keyboard.write(0, 0xff), None);
-        assert_eq!(ResetControl::Chipset.write(0, 2), None);
-        assert_eq!(ResetControl::Chipset.write(0, 6), Some(End::Reset));
-        assert_eq!(PowerManagement.write(CONTROL, 0x20), Some(End::Shutdown));
-        assert_eq!(PowerManagement.write(CONTROL + 1, 0x20), Some(End::Shutdown));
-        assert_eq!(PowerManagement.write(CONTROL, 0x1d), None, "a sleep type alone");
-        assert_eq!(PowerManagement.write(0, 0xff), None, "a status register is cleared");
+        assert_eq!(ResetControl::Keyboard.write(0, &[0xfe]), Some(End::Reset));
+        assert_eq!(ResetControl::Keyboard.write(0, &[0xff]), None);
+        assert_eq!(ResetControl::Chipset.write(0, &[2]), None);
+        assert_eq!(ResetControl::Chipset.write(0, &[6]), Some(End::Reset));
+        assert_eq!(PowerManagement.write(CONTROL, &[0, 0x20]), Some(End::Shutdown));
+        assert_eq!(PowerManagement.write(CONTROL + 1, &[0x20]), Some(End::Shutdown));
+        assert_eq!(PowerManagement.write(CONTROL, &[0x20, 0x1d]), None, "a sleep type alone");
+        assert_eq!(PowerManagement.write(0, &[0xff; 4]), None, "status registers are cleared");
+        let mut control = [0xff; 2];
+        PowerManagement.read(CONTROL, &mut control);
+        assert_eq!(control, [1, 0]);
     }
 }

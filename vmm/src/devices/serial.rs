@@ -39,7 +39,7 @@ pub struct SerialState {
 
 /// The port.
 pub struct SerialPort {
-    /// vCPUs and typing people come at the same time; held for one register access.
+    /// vCPUs and typing people come at the same time; held for one exit of a vCPU.
     inner: Mutex<Inner>,
     console: Console,
 }
@@ -176,18 +176,22 @@ impl SerialPort {
 }
 
 impl Device for SerialPort {
-    fn read(&self, offset: u64) -> u8 {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         let mut inner = self.inner();
-        let value = inner.uart.read(offset as u8);
-        if inner.uart.fifo_capacity() == FIFO {
-            self.take_input(&mut inner);
+        for byte in data {
+            *byte = inner.uart.read(offset as u8);
+            if inner.uart.fifo_capacity() == FIFO {
+                self.take_input(&mut inner);
+            }
         }
-        value
     }
 
-    fn write(&self, offset: u64, value: u8) -> Option<End> {
-        // The console takes every byte and the interrupt cannot fail.
-        let _ = self.inner().uart.write(offset as u8, value);
+    fn write(&self, offset: u64, data: &[u8]) -> Option<End> {
+        let mut inner = self.inner();
+        for byte in data {
+            // The console takes every byte and the interrupt cannot fail.
+            let _ = inner.uart.write(offset as u8, *byte);
+        }
         None
     }
 }
@@ -237,33 +241,39 @@ mod tests {
         (SerialPort::new(console.clone(), pulse), console, pulses)
     }
 
+    fn read(port: &SerialPort, offset: u64) -> u8 {
+        let mut data = [0];
+        port.read(offset, &mut data);
+        data[0]
+    }
+
     #[test]
     fn output_reaches_the_console() {
         let (port, console, _) = port();
-        b"hi".iter().for_each(|byte| assert_eq!(port.write(0, *byte), None));
+        assert_eq!(port.write(0, b"hi"), None);
         assert_eq!(console.recent(), b"hi");
     }
 
     #[test]
     fn input_longer_than_the_fifo_arrives_whole_once_open() {
         let (port, console, pulses) = port();
-        port.write(1, 1); // Interrupt on received data.
+        port.write(1, &[1]); // Interrupt on received data.
         let text: Vec<u8> = (0..200).collect();
         assert_eq!(console.input(&text), 200);
         assert_eq!(pulses.load(Ordering::SeqCst), 0, "closed: nothing is taken");
         port.open();
         assert_eq!(pulses.load(Ordering::SeqCst), 1);
-        let read: Vec<u8> = text.iter().map(|_| port.read(0)).collect();
-        assert_eq!(read, text);
-        assert_eq!(port.read(5) & 1, 0, "nothing left");
+        let arrived: Vec<u8> = text.iter().map(|_| read(&port, 0)).collect();
+        assert_eq!(arrived, text);
+        assert_eq!(read(&port, 5) & 1, 0, "nothing left");
     }
 
     #[test]
     fn state_goes_through_its_section_and_no_input_is_lost() {
         let (port, console, _) = port();
         port.open();
-        port.write(1, 1);
-        port.write(7, 0x5a);
+        port.write(1, &[1]);
+        port.write(7, &[0x5a]);
         let text = [7; 100];
         console.input(&text);
         let mut writer = crate::state::StreamWriter::new(Vec::new());
@@ -276,8 +286,8 @@ mod tests {
         other.set_state(state);
         assert_eq!(pulses.load(Ordering::SeqCst), 1, "received data is announced again");
         other.open();
-        assert_eq!(other.read(7), 0x5a);
-        assert!(text.iter().all(|byte| other.read(0) == *byte));
-        assert_eq!(other.read(5) & 1, 0);
+        assert_eq!(read(&other, 7), 0x5a);
+        assert!(text.iter().all(|byte| read(&other, 0) == *byte));
+        assert_eq!(read(&other, 5) & 1, 0);
     }
 }

@@ -273,7 +273,7 @@ async fn events_come_in_order_and_the_last_arrives_although_the_vm_ends() {
 async fn the_console_starts_with_what_was_said_before() {
     let served = Served::start();
     let serial = SerialPort::new(served.vm.console.clone(), Arc::new(|| ()));
-    let say = |text: &[u8]| text.iter().for_each(|&byte| drop(serial.write(0, byte)));
+    let say = |text: &[u8]| drop(serial.write(0, text));
     say(b"hello");
     let mut console = served.client().console().await.unwrap();
     say(b" world");
