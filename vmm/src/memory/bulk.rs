@@ -12,7 +12,7 @@ use super::PAGE;
 use super::ram::GuestRam;
 
 /// Most pieces in one system call: Linux's UIO_MAXIOV.
-const MAX_PIECES: usize = 1024;
+pub(super) const MAX_PIECES: usize = 1024;
 
 /// A run of pages: guest-physical address and bytes.
 pub type Piece = (u64, u64);
@@ -95,7 +95,7 @@ pub fn hash_pages(ram: &GuestRam, gpa: u64, bytes: u64, into: &mut Vec<u64>) -> 
     })
 }
 
-fn push_pieces(ram: &GuestRam, pieces: &[Piece], vectors: &mut Vec<libc::iovec>) {
+pub(super) fn push_pieces(ram: &GuestRam, pieces: &[Piece], vectors: &mut Vec<libc::iovec>) {
     vectors.extend(
         pieces.iter().map(|&(gpa, bytes)| libc::iovec {
             iov_base: ram.host(gpa, bytes).cast(),
@@ -130,7 +130,7 @@ fn transfer(
 }
 
 /// What is left of `vectors` after `moved` bytes.
-fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
+pub(super) fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
     while let Some(first) = vectors.first_mut() {
         if moved < first.iov_len {
             first.iov_base = first.iov_base.cast::<u8>().wrapping_add(moved).cast();

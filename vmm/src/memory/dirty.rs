@@ -11,9 +11,6 @@ use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log, kvm_dirty_log};
 use kvm_ioctls::VmFd;
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use self::numbers::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DIRTY_LOG};
@@ -82,16 +79,8 @@ impl DirtyLog {
             check(answer, "read KVM's dirty log")?;
             each(span.start / PAGE, &bitmap);
         }
-        self.read_own_writes(each);
+        self.ram.take_own_writes(each);
         Ok(())
-    }
-
-    /// The VMM's own writes since the last call.
-    fn read_own_writes(&self, mut each: impl FnMut(u64, &[u64])) {
-        for region in self.ram.mmap().iter() {
-            let mapping: &MmapRegion<AtomicBitmap> = region;
-            each(region.start_addr().0 / PAGE, &mapping.bitmap().get_and_reset());
-        }
     }
 
     /// Takes the pages of `bits` out of the log and watches them anew. Bit 0 of `bits[0]` is page `first`, a

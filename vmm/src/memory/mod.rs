@@ -1,11 +1,13 @@
 //! Guest memory: where it lies ([`layout`]), the RAM behind it ([`ram`]), moving it in bulk ([`bulk`]),
-//! which pages were written ([`dirty`]), and catching touches of pages that are not here yet ([`userfault`]).
+//! to and from files ([`files`]), which pages were written ([`dirty`]), and catching touches of pages that are not
+//! here yet ([`userfault`]).
 //!
 //! Invariant: every access goes through [`ram::GuestRam`], which turns guest-physical addresses into host
 //! memory after checking that they lie inside RAM. Nothing here knows why memory is read or moved.
 
 pub mod bulk;
 pub mod dirty;
+pub mod files;
 pub mod layout;
 pub mod ram;
 pub mod userfault;

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::layout::Layout;
@@ -74,6 +75,36 @@ impl GuestRam {
     #[must_use]
     pub fn mmap(&self) -> &Mmap {
         &self.mmap
+    }
+
+    /// Calls `each(first gfn, bitmap)` for every region with the VMM's own writes since the last call.
+    pub(super) fn take_own_writes(&self, mut each: impl FnMut(u64, &[u64])) {
+        for region in self.mmap.iter() {
+            let mapping: &MmapRegion<AtomicBitmap> = region;
+            each(region.start_addr().0 / PAGE, &mapping.bitmap().get_and_reset());
+        }
+    }
+
+    /// The pages that these are.
+    #[cfg(test)]
+    pub(crate) fn own_writes(&self) -> Vec<u64> {
+        let mut pages = Vec::new();
+        self.take_own_writes(|first, bits| {
+            let written = |page: &u64| bits[*page as usize / 64] >> (page % 64) & 1 == 1;
+            pages.extend((0..bits.len() as u64 * 64).filter(written).map(|page| first + page));
+        });
+        pages
+    }
+
+    /// Says that the VMM wrote there by another way than [`mmap`](Self::mmap), which knows by itself.
+    ///
+    /// # Panics
+    /// When it is not RAM.
+    pub(super) fn mark_written(&self, gpa: u64, bytes: u64) {
+        let region =
+            self.mmap.find_region(GuestAddress(gpa)).unwrap_or_else(|| panic!("{gpa:#x} is not RAM"));
+        let mapping: &MmapRegion<AtomicBitmap> = region;
+        mapping.bitmap().mark_dirty((gpa - region.start_addr().0) as usize, bytes as usize);
     }
 
     /// Makes it the guest's physical memory: region *i* is KVM's slot *i*.
