@@ -6,6 +6,7 @@
 mod console;
 mod power;
 mod serial;
+pub mod virtio;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,0 +1,68 @@
+//! Virtio devices: what Linux guests know without a chipset around it (virtio 1.2).
+//!
+//! ```text
+//! guest ── registers ──> mmio (transport: negotiation, status, interrupts) ── kick ──> rng, block
+//!   └───── rings in RAM ──────────> queue (chains to requests) <───────────────────────┘
+//! ```
+//!
+//! The transport does what all devices have in common, a device only its requests. A request is served inside the exit
+//! of the vCPU that called for it: once all vCPUs are parked none is half-way, and all there is to save are the
+//! transport's registers and positions in the rings ([`state`]). Requests that the driver has not called for yet wait in
+//! guest memory and move with it.
+
+pub mod mmio;
+pub mod queue;
+mod rng;
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+use virtio_bindings::bindings::{virtio_config, virtio_ring};
+
+use crate::state::{Kind, Section, SectionWriter, StateError};
+use queue::{Broken, Requests};
+
+pub use mmio::MmioTransport;
+pub use rng::{KIND as RNG_KIND, Rng};
+
+/// What every device offers: to be one of virtio 1, and tables of descriptors outside the ring. Not event indices:
+/// requests are served at once, so that there is nothing to hold back.
+const COMMON_FEATURES: u64 = VERSION_1 | 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+/// Without this bit a driver is of before virtio 1, which nothing here is.
+const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+
+/// One kind of device: what is its own, behind the transport.
+pub trait VirtioDevice: Send {
+    /// Its number in the specification (section 5).
+    fn id(&self) -> u32;
+
+    /// Its own feature bits.
+    fn features(&self) -> u64;
+
+    /// How many descriptors each of its queues can have: powers of two.
+    fn queue_sizes(&self) -> &'static [u16];
+
+    /// Its configuration space. It never changes, so its generation is always 0.
+    fn config(&self) -> &[u8];
+
+    /// The driver is ready and has taken these features. Comes before any [`kick`](Self::kick), also after a restore.
+    fn activate(&mut self, features: u64);
+
+    /// The driver calls for a queue: serves what is in it.
+    ///
+    /// # Errors
+    /// When what is in it are not requests.
+    fn kick(&mut self, queue: usize, requests: &mut Requests<'_>) -> Result<(), Broken>;
+
+    /// Its section in the saved state.
+    fn section(&self) -> &'static Kind;
+
+    /// Writes what makes it this device and no other, with tags from [`state::FIRST_OWN_TAG`].
+    fn write_identity(&self, section: &mut SectionWriter<'_>);
+
+    /// Refuses the state of another device by name.
+    ///
+    /// # Errors
+    /// What differs.
+    fn check_identity(&self, section: &Section<'_>) -> Result<(), StateError>;
+}
