@@ -1,10 +1,14 @@
 //! What was asked for, parsed once into values that cannot be wrong.
 
+mod disk;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use uuid::Uuid;
+
+pub use disk::{DiskAccess, DiskConfig, DiskSerial};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -29,6 +33,15 @@ pub enum ConfigError {
     /// A kernel command line that cannot be handed over.
     #[error("kernel command line of {0} bytes is not possible: at most {max}, without NUL", max = Cmdline::MAX)]
     Cmdline(usize),
+    /// Not a disk.
+    #[error("disk \"{0}\" is not possible: write FILE[,ro][,serial=NAME]")]
+    Disk(String),
+    /// A serial that a disk cannot have.
+    #[error(
+        "serial \"{0}\" is not possible: use 1 to {max} letters, digits, '-', '_' or '.'",
+        max = DiskSerial::MAX
+    )]
+    Serial(String),
 }
 
 /// All that is said about a guest before it boots.

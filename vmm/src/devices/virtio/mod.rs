@@ -10,6 +10,7 @@
 //! transport's registers and positions in the rings ([`state`]). Requests that the driver has not called for yet wait in
 //! guest memory and move with it.
 
+mod block;
 pub mod mmio;
 pub mod queue;
 mod rng;
@@ -22,6 +23,7 @@ use virtio_bindings::bindings::{virtio_config, virtio_ring};
 use crate::state::{Kind, Section, SectionWriter, StateError};
 use queue::{Broken, Requests};
 
+pub use block::{Block, DiskError, DiskImage, KIND as BLOCK_KIND};
 pub use mmio::MmioTransport;
 pub use rng::{KIND as RNG_KIND, Rng};
 

@@ -1,5 +1,6 @@
 //! Drivers good and bad against the devices, without KVM.
 
+mod block;
 mod driver;
 mod hostile;
 mod rng;

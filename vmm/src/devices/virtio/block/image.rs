@@ -1,0 +1,146 @@
+//! The raw image behind a disk: its file, how long it is, and who may use it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::SeekFrom;
+
+use super::lock::DiskLock;
+use crate::config::DiskAccess;
+
+/// Bytes of a sector: virtio counts in these, whatever the block size.
+pub(super) const SECTOR: u64 = 512;
+
+/// Why an image cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// It cannot be opened.
+    #[error("cannot open disk {}: {error}", path.display())]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// How it failed.
+        error: io::Error,
+    },
+    /// Something else than a file.
+    #[error("disk {} is neither a file nor a block device: give a raw image", .0.display())]
+    Kind(PathBuf),
+    /// Its length is not one that a disk can have.
+    #[error(
+        "disk {} has {bytes} bytes, not a multiple of {SECTOR}: give a raw image, or enlarge it with \
+         \"truncate -s %{SECTOR} {}\"", path.display(), path.display()
+    )]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// It has no sector.
+    #[error("disk {} is empty: give a raw image", .0.display())]
+    Empty(PathBuf),
+    /// Another machine has it.
+    #[error(
+        "disk {} is in use: stop the machine that has it, or give it to each of them with \"ro\"",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// It cannot be locked.
+    #[error("cannot lock disk {}: {error}: put it on a file system with locks", path.display())]
+    Lock {
+        /// The image.
+        path: PathBuf,
+        /// How it failed.
+        error: io::Error,
+    },
+}
+
+/// An open image. Whether it is locked is its owner's affair: a guest that arrives may not have it before it has left
+/// where it was.
+#[derive(Debug)]
+pub struct DiskImage {
+    path: PathBuf,
+    file: File,
+    access: DiskAccess,
+    sectors: u64,
+    lock: DiskLock,
+}
+
+impl DiskImage {
+    /// Opens an image, and does not lock it.
+    ///
+    /// # Errors
+    /// One line: what is wrong with it, and the way out.
+    pub fn open(path: &Path, access: DiskAccess) -> Result<Self, DiskError> {
+        let failed = |error: io::Error| DiskError::Open { path: path.into(), error };
+        // Before it is opened: opening a pipe would wait for its other end.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::Kind(path.into()));
+        }
+        let writable = access == DiskAccess::ReadWrite;
+        let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
+        // Of a block device, too, which has no length to look up.
+        let bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+        if bytes == 0 {
+            return Err(DiskError::Empty(path.into()));
+        }
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(DiskError::Size { path: path.into(), bytes });
+        }
+        let lock = DiskLock::new(access);
+        Ok(Self { path: path.into(), file, access, sectors: bytes / SECTOR, lock })
+    }
+
+    /// Takes it for this machine alone; shared where it is only read. Again is as good as once.
+    ///
+    /// # Errors
+    /// One line: that another has it.
+    pub fn take(&self) -> Result<(), DiskError> {
+        self.lock.take(&self.file).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => DiskError::InUse(self.path.clone()),
+            _ => DiskError::Lock { path: self.path.clone(), error },
+        })
+    }
+
+    /// Lets another machine take it. What the guest wrote is with the host's kernel; [`sync`](Self::sync) before, where
+    /// the other machine is on another host.
+    ///
+    /// # Errors
+    /// As the host fails.
+    pub fn release(&self) -> Result<(), DiskError> {
+        self.lock.release(&self.file).map_err(|error| DiskError::Lock { path: self.path.clone(), error })
+    }
+
+    /// Puts what was written on stable storage.
+    ///
+    /// # Errors
+    /// As the file fails.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Its path, as it was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// What may be done with it.
+    #[must_use]
+    pub fn access(&self) -> DiskAccess {
+        self.access
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+}
