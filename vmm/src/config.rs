@@ -61,6 +61,8 @@ pub struct MachineConfig {
     pub kernel: Kernel,
     /// Its initial file system.
     pub initramfs: Option<PathBuf>,
+    /// Its disks, in the order in which it finds them.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// What boots.

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 use crate::bench::BenchArgs;
-use crate::config::{Cmdline, GuestName, Kernel, MachineConfig, MemorySize, Vcpus};
+use crate::config::{Cmdline, DiskConfig, GuestName, Kernel, MachineConfig, MemorySize, Vcpus};
 use crate::demo::DemoArgs;
 use crate::lab::tether::TetherArgs;
 
@@ -85,6 +85,9 @@ pub struct RunArgs {
     /// Initial file system
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initramfs: Option<PathBuf>,
+    /// Disk of the guest: a raw image, read-only with ro, known to the guest by NAME; may be given several times
+    #[arg(long = "disk", value_name = "FILE[,ro][,serial=NAME]", requires = "kernel")]
+    pub disks: Vec<DiskConfig>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: Cmdline,
@@ -132,6 +135,7 @@ impl RunArgs {
             cmdline: self.cmdline.clone(),
             kernel: self.kernel.clone().map_or(Kernel::Demo, Kernel::File),
             initramfs: self.initramfs.clone(),
+            disks: self.disks.clone(),
         }
     }
 }
@@ -164,6 +168,11 @@ mod tests {
         assert_eq!((machine.memory.bytes(), machine.cpus.get(), machine.name.as_str()), (256 << 20, 4, "a"));
         assert_eq!((machine.kernel, machine.initramfs), (Kernel::File("k".into()), Some("i".into())));
         assert_eq!(machine.cmdline.as_str(), "console=ttyS0 quiet");
+        let Ok(Command::Run(args)) = parse(&["run", "--kernel", "k", "--disk", "d", "--disk", "e,ro"]) else {
+            panic!()
+        };
+        let disks = args.machine().disks;
+        assert_eq!(disks, ["d".parse().unwrap(), "e,ro".parse().unwrap()]);
     }
 
     #[test]
@@ -186,6 +195,8 @@ mod tests {
         wrong(&["run", "--cpus", "0"], "give 1 to");
         wrong(&["run", "--name", "../x"], "is not possible");
         wrong(&["run", "--initramfs", "i"], "--kernel <FILE>");
+        wrong(&["run", "--disk", "d"], "--kernel <FILE>");
+        wrong(&["run", "--kernel", "k", "--disk", "d,rw"], "write FILE[,ro][,serial=NAME]");
         wrong(&["receive"], "--listen <HOST:PORT>");
     }
 }

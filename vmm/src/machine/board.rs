@@ -7,6 +7,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use super::description::{MachineDescription, fits};
+use super::virtio::{MmioSlot, VirtioDevices, VirtioPlan};
 use super::{Hooks, MachineError};
 use crate::config::{MachineConfig, Vcpus as VcpuCount};
 use crate::devices::{
@@ -24,6 +25,7 @@ pub struct Board {
     ram: Arc<GuestRam>,
     hooks: Hooks,
     serial: Arc<SerialPort>,
+    virtio: VirtioDevices,
     shape: MachineDescription,
 }
 
@@ -46,6 +48,12 @@ impl Board {
         &self.hooks.console
     }
 
+    /// Where its virtio devices are.
+    #[must_use]
+    pub fn virtio_slots(&self) -> Vec<MmioSlot> {
+        self.virtio.slots()
+    }
+
     /// What another host must know before it can take the guest.
     #[must_use]
     pub fn description(&self) -> MachineDescription {
@@ -58,6 +66,10 @@ impl Board {
 
     pub(super) fn serial(&self) -> &SerialPort {
         &self.serial
+    }
+
+    pub(super) fn virtio(&self) -> &VirtioDevices {
+        &self.virtio
     }
 
     pub(super) fn vm_fd(&self) -> BorrowedFd<'_> {
@@ -76,6 +88,7 @@ pub(super) struct Parts {
     vm: VmFd,
     ram: Arc<GuestRam>,
     vcpus: Vec<VcpuFd>,
+    virtio: VirtioPlan,
     shape: MachineDescription,
 }
 
@@ -83,13 +96,16 @@ impl Parts {
     /// For a guest that boots here: this host decides what its CPU is.
     pub(super) fn for_boot(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
         let count = config.cpus.get();
+        let virtio = VirtioPlan::for_boot(config)?;
         let cpuid = vcpu::template_for(kvm, count)?;
-        Self::build(kvm, count, config.memory.bytes(), cpuid, None)
+        Ok(Self::build(kvm, count, config.memory.bytes(), cpuid, None)?.with_virtio(virtio))
     }
 
     /// For a guest that comes from elsewhere: its CPU stays what it was.
     pub(super) fn for_arrival(kvm: &KvmHost, shape: &MachineDescription) -> Result<Self, MachineError> {
-        Self::build(kvm, shape.vcpus, shape.memory, shape.cpuid.clone(), Some(shape.tsc_khz))
+        let virtio = VirtioPlan::for_arrival(shape)?;
+        let parts = Self::build(kvm, shape.vcpus, shape.memory, shape.cpuid.clone(), Some(shape.tsc_khz))?;
+        Ok(parts.with_virtio(virtio))
     }
 
     fn build(
@@ -118,7 +134,11 @@ impl Parts {
             ioctl::has_tsc_offset(ioctl::borrow(first)),
             xsave_bytes(&vm),
         );
-        Ok(Self { vm, ram, vcpus, shape })
+        Ok(Self { vm, ram, vcpus, virtio: VirtioPlan::default(), shape })
+    }
+
+    fn with_virtio(self, virtio: VirtioPlan) -> Self {
+        Self { shape: self.shape.with_virtio(virtio.has_rng(), virtio.describe_disks()), virtio, ..self }
     }
 
     pub(super) fn ram(&self) -> &GuestRam {
@@ -135,11 +155,14 @@ impl Parts {
     }
 
     pub(super) fn assemble(self, hooks: Hooks) -> Result<(Board, Vcpus), MachineError> {
-        let Self { vm, ram, vcpus, shape } = self;
+        let Self { vm, ram, vcpus, virtio, shape } = self;
         let vm = Arc::new(vm);
         let serial = SerialPort::new(hooks.console.clone(), pulse(&vm, SERIAL_GSI));
+        let virtio = virtio.build(&ram, |gsi| pulse(&vm, gsi));
+        let mut bus = bus(&serial);
+        virtio.add_to(&mut bus);
         let surroundings = Surroundings {
-            bus: Arc::new(bus(&serial)),
+            bus: Arc::new(bus),
             on_end: Arc::clone(&hooks.on_end),
             xsave_bytes: shape.xsave_bytes as usize,
             msrs: shape.msrs.as_slice().into(),
@@ -148,7 +171,7 @@ impl Parts {
             ram: Arc::clone(&ram),
         };
         let vcpus = Vcpus::start(vcpus, &surroundings).map_err(KvmError::refused("start a vCPU's thread"))?;
-        Ok((Board { vm, ram, hooks, serial, shape }, vcpus))
+        Ok((Board { vm, ram, hooks, serial, virtio, shape }, vcpus))
     }
 }
 

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::virtio::{DiskDescription, too_many_disks};
 use crate::config::{MemorySize, Vcpus};
 use crate::devices::SERIAL_KIND;
+use crate::devices::virtio::{BLOCK_KIND, RNG_KIND};
 use crate::kvm::{KvmError, KvmHost, ioctl};
-use crate::state;
+use crate::state::{self, Kind};
 use crate::vcpu::{self, CpuidEntry, realtime_ns};
 
 /// A machine's shape: all that is fixed when it is built. Serialises to the JSON that `docs/state.md` describes.
@@ -33,6 +35,9 @@ pub struct MachineDescription {
     pub xsave_bytes: u32,
     /// Devices with state.
     pub devices: Vec<DeviceDescription>,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub disks: Vec<DiskDescription>,
 }
 
 /// A device with a section in the saved state.
@@ -43,6 +48,15 @@ pub struct DeviceDescription {
     /// The section's version.
     pub version: u16,
 }
+
+impl DeviceDescription {
+    fn of(kind: &Kind) -> Self {
+        Self { name: kind.name.into(), version: kind.version }
+    }
+}
+
+/// The devices there can be.
+const DEVICES: [Kind; 3] = [SERIAL_KIND, RNG_KIND, BLOCK_KIND];
 
 /// Two TSC frequencies nearer than this are one: measuring them has such an error, and clocks are corrected by more
 /// (Linux's own limit for a guest that migrates, as used by other VMMs).
@@ -66,7 +80,7 @@ impl MachineDescription {
         tsc_offset: bool,
         xsave_bytes: u32,
     ) -> Self {
-        let devices = vec![DeviceDescription { name: SERIAL_KIND.name.into(), version: SERIAL_KIND.version }];
+        let devices = vec![DeviceDescription::of(&SERIAL_KIND)];
         let state_version = state::VERSION;
         let (host_tsc, host_realtime_ns) = (0, 0);
         Self {
@@ -81,7 +95,20 @@ impl MachineDescription {
             host_realtime_ns,
             xsave_bytes,
             devices,
+            disks: Vec::new(),
         }
+    }
+
+    /// With these devices, too.
+    pub(super) fn with_virtio(mut self, rng: bool, disks: Vec<DiskDescription>) -> Self {
+        self.devices.extend(rng.then(|| DeviceDescription::of(&RNG_KIND)));
+        self.devices.extend((!disks.is_empty()).then(|| DeviceDescription::of(&BLOCK_KIND)));
+        Self { disks, ..self }
+    }
+
+    /// Whether there is such a device.
+    pub(super) fn has(&self, device: &str) -> bool {
+        self.devices.iter().any(|known| known.name == device)
     }
 
     /// With the host's clocks as they are now.
@@ -102,6 +129,7 @@ impl MachineDescription {
     pub fn unsupported(&self, kvm: &KvmHost) -> Vec<String> {
         let mut reasons = self.impossible_shape(kvm);
         reasons.extend(self.unknown_state());
+        reasons.extend(self.lacking_disks());
         match Probe::new(kvm, self.vcpus.clamp(1, Vcpus::MAX)) {
             Ok(here) => reasons.extend(self.lacking(&here)),
             Err(error) => reasons.push(error.to_string()),
@@ -127,7 +155,8 @@ impl MachineDescription {
             reasons.push(format!("the guest's state is of version {there}, this program reads {here}"));
         }
         for device in &self.devices {
-            if device.name != SERIAL_KIND.name || device.version > SERIAL_KIND.version {
+            let known = DEVICES.iter().any(|kind| device.name == kind.name && device.version <= kind.version);
+            if !known {
                 let DeviceDescription { name, version } = device;
                 reasons.push(format!(
                     "the guest has a device \"{}\" of version {version}, unknown here",
@@ -136,6 +165,13 @@ impl MachineDescription {
             }
         }
         reasons
+    }
+
+    fn lacking_disks(&self) -> Vec<String> {
+        match too_many_disks(self.disks.len()) {
+            Some(why) => vec![why],
+            None => self.disks.iter().filter_map(DiskDescription::unsupported).collect(),
+        }
     }
 
     fn lacking(&self, here: &Probe) -> Vec<String> {

@@ -16,6 +16,7 @@ mod description;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod virtio;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use crate::boot::{self, BootError};
 use crate::config::{ConfigError, MachineConfig};
 use crate::devices::Console;
+use crate::devices::virtio::DiskError;
 use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
 use crate::memory::ram::GuestRam;
@@ -33,6 +35,7 @@ use board::Parts;
 
 pub use board::Board;
 pub use description::{DeviceDescription, MachineDescription};
+pub use virtio::{DiskDescription, MmioSlot};
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; only one that waits for memory which does not
 /// come (post-copy without its source) takes longer.
@@ -59,6 +62,12 @@ pub enum MachineError {
     /// With a value of the machine's shape.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// With a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// With the disks of a guest that arrives, or with how many there are.
+    #[error("{0}")]
+    Disks(String),
     /// More vCPUs than this host can run in one guest.
     #[error("{wanted} vCPUs are more than KVM on this host can run in one guest ({most}): give fewer")]
     TooManyVcpus {
@@ -161,6 +170,21 @@ impl Machine<Paused> {
     pub fn blank(shape: &MachineDescription, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
         let kvm = KvmHost::open()?;
         Self::assemble(Parts::for_arrival(&kvm, shape)?, hooks.into())
+    }
+
+    /// Takes the guest's disks, all or none: before it runs. A guest that was booted here has them. Again is as good as
+    /// once.
+    ///
+    /// # Errors
+    /// One line: which disk another machine has.
+    pub fn take_disks(&self) -> Result<(), MachineError> {
+        Ok(self.board.virtio().take_disks()?)
+    }
+
+    /// Lets another machine take the guest's disks. It must not run here any more, or must [take](Self::take_disks)
+    /// them before.
+    pub fn release_disks(&self) {
+        self.board.virtio().release_disks();
     }
 
     fn assemble(parts: Parts, hooks: Hooks) -> Result<Self, MachineError> {

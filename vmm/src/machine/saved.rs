@@ -6,6 +6,7 @@ use super::MachineError;
 use super::board::Board;
 use super::chips::{self, ChipsImage};
 use super::description::MachineDescription;
+use crate::devices::virtio::{BLOCK_KIND, RNG_KIND};
 use crate::devices::{SERIAL_KIND, SerialState};
 use crate::state::{Kind, Section, StateError, Stream, StreamWriter};
 use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
@@ -14,7 +15,8 @@ use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
 const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
 
 /// All sections there are.
-pub(super) const KINDS: [Kind; 5] = [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND];
+pub(super) const KINDS: [Kind; 7] =
+    [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND, RNG_KIND, BLOCK_KIND];
 
 /// More than a vCPU's section takes on most hosts: so that the buffer need not grow during the pause.
 const USUAL_VCPU_BYTES: usize = 16 << 10;
@@ -32,6 +34,7 @@ pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError
     vcpus.save(&mut stream)?;
     stream.append(chips, &others);
     stream.section(&SERIAL_KIND, 0, |section| board.serial().state().write(section));
+    board.virtio().save(&mut stream);
     Ok(stream.finish())
 }
 
@@ -45,10 +48,12 @@ pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), 
     let chips =
         ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
     let serial = SerialState::read(stream.section(&SERIAL_KIND, 0)?)?;
+    let virtio = board.virtio().images(&stream)?;
 
     vcpus.restore(images)?;
     chips.restore(board.vm_fd())?;
     board.serial().set_state(serial);
+    board.virtio().restore(virtio);
     Ok(())
 }
 

@@ -3,13 +3,15 @@
 //! ```text
 //! 0            3 GiB          4 GiB
 //! |    RAM      |   hole       |    RAM (what did not fit below)  …
-//!                ^ devices, IOAPIC 0xfec00000, LAPIC 0xfee00000, KVM's own pages
+//!                ^ virtio 0xd0000000, IOAPIC 0xfec00000, LAPIC 0xfee00000, KVM's own pages
 //! ```
 
 use super::MemoryError;
 
 /// Where the hole for devices begins: the lowest address that PCs keep for them.
 pub const HOLE_START: u64 = 3 << 30;
+/// Where virtio devices are, inside the hole, far from its start and from what PCs have at its end.
+pub const VIRTIO_START: u64 = 0xd000_0000;
 /// Where RAM goes on above the hole.
 pub const HOLE_END: u64 = 4 << 30;
 /// Three pages for KVM's task state segment, inside the hole (needed by Intel hosts without unrestricted guest).

@@ -38,7 +38,10 @@ impl Departing for Resident {
     }
 
     fn save(&self) -> Result<Vec<u8>> {
-        self.save()
+        let state = self.save()?;
+        // From here on who resumes the guest needs them: the destination, or this side again.
+        self.release_disks();
+        Ok(state)
     }
 
     fn first_pages(&self, state: &[u8]) -> Vec<u64> {

@@ -129,10 +129,13 @@ impl Resident {
     /// Runs it. Idempotent.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When it is gone, or another machine has its disks.
     pub fn resume(&self) -> Result<()> {
         self.change(|life| match life {
-            Life::Paused(machine) => (Life::Running(machine.resume()), Ok(())),
+            Life::Paused(machine) => match machine.take_disks() {
+                Ok(()) => (Life::Running(machine.resume()), Ok(())),
+                Err(error) => (Life::Paused(machine), Err(refused(error))),
+            },
             life => (life, Ok(())),
         })
     }
@@ -145,6 +148,13 @@ impl Resident {
         match &mut *self.lock() {
             Life::Paused(machine) => machine.save().map_err(refused),
             _ => Err(GuestError("state can be saved only while the guest is paused".into())),
+        }
+    }
+
+    /// Lets the machine in which the guest goes on take its disks. [`resume`](Self::resume) takes them back.
+    pub(super) fn release_disks(&self) {
+        if let Life::Paused(machine) = &*self.lock() {
+            machine.release_disks();
         }
     }
 

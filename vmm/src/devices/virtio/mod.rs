@@ -24,7 +24,7 @@ use crate::state::{Kind, Section, SectionWriter, StateError};
 use queue::{Broken, Requests};
 
 pub use block::{Block, DiskError, DiskImage, KIND as BLOCK_KIND};
-pub use mmio::MmioTransport;
+pub use mmio::{BYTES as MMIO_BYTES, MmioTransport};
 pub use rng::{KIND as RNG_KIND, Rng};
 
 /// What every device offers: to be one of virtio 1, and tables of descriptors outside the ring. Not event indices:

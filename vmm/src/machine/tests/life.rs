@@ -29,7 +29,7 @@ fn dropping_a_running_machine_ends_its_threads() {
 }
 
 /// A kernel of a few bytes at 1 MiB, entered through its PVH note.
-fn tiny_kernel(code: &[u8]) -> Vec<u8> {
+pub(super) fn tiny_kernel(code: &[u8]) -> Vec<u8> {
     elf_kernel(code, 4)
 }
 
@@ -62,7 +62,7 @@ fn elf_kernel(code: &[u8], note_kind: u32) -> Vec<u8> {
     elf
 }
 
-fn run_kernel(image: &[u8]) -> Result<(Vec<u8>, GuestEnd), MachineError> {
+pub(super) fn run_kernel(image: &[u8]) -> Result<(Vec<u8>, GuestEnd), MachineError> {
     run_kernel_with(image, None, "")
 }
 

@@ -5,6 +5,7 @@
 mod hop;
 mod life;
 mod pauses;
+mod virtio;
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
         cmdline: cmdline.parse().unwrap(),
         kernel: Kernel::Demo,
         initramfs: None,
+        disks: Vec::new(),
     }
 }
 

@@ -90,8 +90,8 @@ impl DiskImage {
         if !bytes.is_multiple_of(SECTOR) {
             return Err(DiskError::Size { path: path.into(), bytes });
         }
-        let lock = DiskLock::new(access);
-        Ok(Self { path: path.into(), file, access, sectors: bytes / SECTOR, lock })
+        let (path, lock) = (std::path::absolute(path).map_err(failed)?, DiskLock::new(access));
+        Ok(Self { path, file, access, sectors: bytes / SECTOR, lock })
     }
 
     /// Takes it for this machine alone; shared where it is only read. Again is as good as once.
@@ -122,13 +122,19 @@ impl DiskImage {
         self.file.sync_data()
     }
 
-    /// Its path, as it was given.
+    /// Its path, absolute.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Its length.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.sectors * SECTOR
+    }
+
+    /// Its length in sectors.
     #[must_use]
     pub fn sectors(&self) -> u64 {
         self.sectors

@@ -1,0 +1,99 @@
+//! Virtio devices in a machine: where the guest finds them, and disks that move.
+
+use std::path::Path;
+
+use super::life::{run_kernel, tiny_kernel};
+use super::*;
+use crate::config::DiskConfig;
+
+fn image() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    file
+}
+
+fn disk(path: &Path, more: &str) -> DiskConfig {
+    format!("{}{more}", path.display()).parse().unwrap()
+}
+
+/// A machine with a kernel that halts and these disks.
+fn with_disks(disks: Vec<DiskConfig>) -> Result<Machine<Paused>, MachineError> {
+    let kernel = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(kernel.path(), tiny_kernel(&[0xf4])).unwrap();
+    let config = MachineConfig { kernel: Kernel::File(kernel.path().into()), disks, ..config(1, "") };
+    Machine::boot(&config, Console::new())
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_kernel_finds_a_device_at_the_first_slot() {
+    #[rustfmt::skip]
+    let kernel: &[u8] = &[
+        0xbb, 0, 0, 0, 0xd0,          // mov ebx, 0xd0000000
+        0x8b, 0x03,                   // mov eax, [ebx]: "virt"
+        0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
+        0xee,                         // out dx, al
+        0x8b, 0x43, 0x08,             // mov eax, [ebx + 8]: the device's kind
+        0x04, b'0', 0xee,             // add al, '0'; out dx, al
+        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+    ];
+    let (output, ended) = run_kernel(&tiny_kernel(kernel)).unwrap();
+    assert_eq!((output.as_slice(), ended.end), (&b"v4"[..], End::Shutdown));
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn the_demo_guest_has_no_virtio_devices() {
+    let machine = Machine::boot(&config(1, ""), Console::new()).unwrap();
+    assert_eq!(machine.board().virtio_slots(), []);
+    assert_eq!((machine.description().devices.len(), machine.description().disks.len()), (1, 0));
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn disks_move_with_the_guest_and_only_one_machine_has_them() {
+    let (one, two) = (image(), image());
+    let disks = || vec![disk(one.path(), ",serial=root"), disk(two.path(), ",ro")];
+    let from = with_disks(disks()).unwrap();
+    let slots = from.board().virtio_slots();
+    let places: Vec<_> = slots.iter().map(|slot| (slot.address, slot.gsi)).collect();
+    assert_eq!(places, [(0xd000_0000, 16), (0xd000_1000, 17), (0xd000_2000, 18)]);
+    let error = with_disks(disks()).unwrap_err().to_string();
+    assert!(error.contains("is in use: stop the machine that has it"), "{error}");
+
+    let description = from.description();
+    assert_eq!(description.unsupported(&KvmHost::open().unwrap()), [""; 0]);
+    let mut to = Machine::blank(&description, Console::new()).unwrap();
+    assert_eq!((to.board().virtio_slots(), &to.description().disks), (slots, &description.disks));
+    let state = from.save().unwrap();
+    to.restore(&state).unwrap();
+    assert!(to.take_disks().is_err());
+    from.release_disks();
+    to.take_disks().unwrap();
+    assert!(from.take_disks().is_err());
+    drop(to);
+    from.take_disks().unwrap();
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_host_without_the_guests_disks_says_so_before() {
+    let (one, two) = (image(), image());
+    let from = with_disks(vec![disk(one.path(), ""), disk(two.path(), ",ro")]).unwrap();
+    let description = from.description();
+    one.as_file().set_len(2 << 20).unwrap();
+    let path = two.path().display().to_string();
+    drop(two);
+    let reasons = description.unsupported(&KvmHost::open().unwrap());
+    let [size, missing] = reasons.as_slice() else { panic!("{reasons:?}") };
+    assert!(size.contains("has 2097152 bytes here, the guest's has 1048576"), "{size}");
+    assert!(missing.starts_with(&format!("cannot open disk {path}: ")), "{missing}");
+    assert!(Machine::blank(&description, Console::new()).is_err());
+
+    let without = MachineDescription { disks: Vec::new(), ..description };
+    let mut other = Machine::blank(&without, Console::new()).unwrap();
+    let error = other.restore(&from.save().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("number of disks"), "{error}");
+    let error = with_disks(vec![disk(one.path(), ",ro"); 8]).unwrap_err().to_string();
+    assert!(error.contains("8 disks are more than a guest can have: at most 7"), "{error}");
+}
