@@ -34,18 +34,32 @@ tours() {
 }
 
 # boot_linux KERNEL CPUS [WORD]: boots Debian's kernel, in this form, to its first program; $vmm is its process then.
+# With disk.img as its disk, if there is one.
 boot_linux() {
-    vmm run --name linux --memory 256M --cpus "$2" --kernel "$1" --initramfs "$BED/inner.cpio" \
+    disk=
+    [ ! -e disk.img ] || disk="--disk $PWD/disk.img"
+    vmm run $disk --name linux --memory 256M --cpus "$2" --kernel "$1" --initramfs "$BED/inner.cpio" \
         --cmdline "console=ttyS0 loglevel=6 panic=-1 ${LINUX_WORDS:-} ${3:-}" --console console.log 2>vmm.log &
     vmm=$!
     hear "INNER INIT RUNS on .*, $2 CPUs" console.log 150 "$vmm"
 }
 
-# linux_moves MODE: Debian's kernel with two vCPUs moves to a second VMM and goes on there: its program found nothing
-# wrong, no line of its console is missing or said twice, all of its memory was compared.
+# check_disk RECORDS: each record is on the disk, whole.
+check_disk() {
+    for record in $(seq "$1"); do
+        yes "record $record" | head -c 4096 >wanted
+        dd if=disk.img bs=4096 skip="$record" count=1 2>/dev/null | cmp - wanted || fail "record $record is not on the disk"
+    done
+}
+
+# linux_moves MODE: Debian's kernel with two vCPUs and a disk moves to a second VMM and goes on there: its program found
+# nothing wrong, no line of its console is missing or said twice, all of its memory was compared, and what it has written
+# is on the disk, which only one of both hosts held at a time.
 linux_moves() {
     [ -e /dev/userfaultfd ] || case $1 in postcopy | hybrid) skip "needs /dev/userfaultfd" ;; esac
+    truncate -s 8M disk.img
     boot_linux "$BED/vmlinuz" 2
+    hear 'INNER HAS disks vda, randomness virtio_rng' console.log 30 "$vmm"
     hear 'inner second 3' console.log 60 "$vmm"
     vmm receive --name there --listen 127.0.0.1:7400 --console there.log 2>receive.log &
     there=$!
@@ -59,6 +73,10 @@ linux_moves() {
     ! grep CORRUPT both.log || fail "the guest found something wrong"
     sed -n 's/^inner second //p' both.log >seconds
     seq "$(wc -l <seconds)" | cmp - seconds || fail "the console's lines are not all there, in order, once"
+    vmm run --name thief --memory 64M --disk "$PWD/disk.img" --kernel "$BED/vmlinuz" >thief.log 2>&1 &&
+        fail "a second VMM took the guest's disk"
+    grep -q disk.img thief.log || fail "a second VMM does not say that the disk is taken"
     vmm stop there
     wait "$there" || fail "the destination did not end well"
+    check_disk "$(wc -l <seconds)"
 }

@@ -1,4 +1,4 @@
-# Debian's kernel with two vCPUs moves by pre-copy and goes on.
+# Debian's kernel with two vCPUs and a disk moves by pre-copy and goes on.
 # deadline: 300
 . "$BED/words.sh"
 

@@ -11,6 +11,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
+use crate::devices::virtio::MmioSlot;
 use crate::devices::{PM1_CONTROL, PM1_END, PM1_EVENTS, RESET_CONTROL, RESET_NOW, SERIAL_GSI, SERIAL_PORT};
 
 /// Where the first of them lies, in the range that is searched for it (5.2.5.1).
@@ -27,9 +28,9 @@ const IOAPIC: u32 = 0xfec0_0000;
 const SCI: u8 = 9;
 
 /// All tables, to be put at [`AT`].
-pub(super) fn tables(cpus: u32) -> Vec<u8> {
+pub(super) fn tables(cpus: u32, virtio: &[MmioSlot]) -> Vec<u8> {
     let mut area = Area(vec![0; Rsdp::len().next_multiple_of(ALIGN)]);
-    let dsdt = area.add(&dsdt());
+    let dsdt = area.add(&dsdt(virtio));
     let fadt = area.add(&fadt(dsdt));
     let madt = area.add(&madt(cpus));
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
@@ -103,8 +104,8 @@ fn madt(cpus: u32) -> Sdt {
     madt
 }
 
-/// What cannot be found by itself, in ACPI's language: the state "off", the serial port.
-fn dsdt() -> Sdt {
+/// What cannot be found by itself, in ACPI's language: the state "off", the serial port, virtio devices.
+fn dsdt(virtio: &[MmioSlot]) -> Sdt {
     const COM1: u16 = SERIAL_PORT;
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     aml::Name::new("_S5_".into(), &aml::Package::new(vec![&0_u8, &0_u8, &0_u8, &0_u8]))
@@ -124,7 +125,29 @@ fn dsdt() -> Sdt {
         ],
     )
     .to_aml_bytes(&mut dsdt);
+    for (number, slot) in virtio.iter().enumerate() {
+        virtio_device(number, slot, &mut dsdt);
+    }
     dsdt
+}
+
+/// A virtio device, as Linux's virtio_mmio driver knows it (`LNRO0005`).
+fn virtio_device(number: usize, slot: &MmioSlot, dsdt: &mut Sdt) {
+    let name = format!("_SB_.V{number:03}");
+    // The slots lie in the hole below 4 GiB.
+    let registers = aml::Memory32Fixed::new(true, slot.address as u32, slot.bytes as u32);
+    let interrupt = aml::Interrupt::new(true, true, false, false, slot.gsi);
+    aml::Device::new(
+        name.as_str().into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"LNRO0005"),
+            &aml::Name::new("_UID".into(), &(number as u8)),
+            // Coherent with the caches (6.2.17).
+            &aml::Name::new("_CCA".into(), &aml::ONE),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&registers, &interrupt])),
+        ],
+    )
+    .to_aml_bytes(dsdt);
 }
 
 #[cfg(test)]
@@ -151,14 +174,16 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_first_and_sums_to_zero() {
-        let area = tables(3);
+        let area = tables(3, &[MmioSlot { address: 0xd000_0000, bytes: 0x1000, gsi: 16 }]);
         assert!(area.len() < 0x2_0000);
         assert_eq!((&area[..8], sum(&area[..20]), sum(&area[..36])), (&b"RSD PTR "[..], 0, 0));
         let (signature, xsdt) = table(&area, number::<8>(&area, 24));
         assert_eq!((signature, xsdt.len()), (&b"XSDT"[..], 36 + 2 * 8));
         let (signature, fadt) = table(&area, number::<8>(xsdt, 36));
         assert_eq!(signature, b"FACP");
-        assert_eq!(table(&area, number::<8>(fadt, 140)).0, b"DSDT");
+        let (signature, dsdt) = table(&area, number::<8>(fadt, 140));
+        assert_eq!(signature, b"DSDT");
+        assert!(dsdt.windows(8).any(|text| text == b"LNRO0005"), "a virtio device");
         let (signature, madt) = table(&area, number::<8>(xsdt, 44));
         assert_eq!(signature, b"APIC");
         let lapics: Vec<_> = madt[44..].chunks(8).take(3).map(|lapic| (lapic[0], lapic[3])).collect();

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::config::{Kernel, MachineConfig};
+use crate::devices::virtio::MmioSlot;
 use crate::memory::ram::{GuestRam, Mmap};
 
 pub use entry::Entry;
@@ -85,7 +86,12 @@ pub enum BootError {
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it.
-pub fn load(ram: &GuestRam, config: &MachineConfig, tsc_khz: u32) -> Result<Entry, BootError> {
+pub fn load(
+    ram: &GuestRam,
+    config: &MachineConfig,
+    tsc_khz: u32,
+    virtio: &[MmioSlot],
+) -> Result<Entry, BootError> {
     let memory = ram.mmap();
     let low_end = map::low_end(ram.layout());
     let (kernel, cmdline) = match &config.kernel {
@@ -105,7 +111,7 @@ pub fn load(ram: &GuestRam, config: &MachineConfig, tsc_khz: u32) -> Result<Entr
         None => None,
     };
     write(memory, CMDLINE, &[cmdline.trim().as_bytes(), b"\0"].concat(), "the command line")?;
-    write(memory, acpi::AT, &acpi::tables(config.cpus.get()), "the ACPI tables")?;
+    write(memory, acpi::AT, &acpi::tables(config.cpus.get(), virtio), "the ACPI tables")?;
     let told = params::Told { map: map::of(ram.layout()), cmdline_bytes: cmdline.trim().len(), initramfs };
     match kernel.way_in {
         elf::WayIn::Pvh(address) => {

@@ -7,9 +7,10 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use super::description::{MachineDescription, fits};
-use super::virtio::{MmioSlot, VirtioDevices, VirtioPlan};
+use super::virtio::{VirtioDevices, VirtioPlan};
 use super::{Hooks, MachineError};
 use crate::config::{MachineConfig, Vcpus as VcpuCount};
+use crate::devices::virtio::MmioSlot;
 use crate::devices::{
     Bus, Console, KEYBOARD_COMMAND, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, ResetControl,
     SERIAL_GSI, SERIAL_PORT, SerialPort,
@@ -147,6 +148,10 @@ impl Parts {
 
     pub(super) fn tsc_khz(&self) -> u32 {
         self.shape.tsc_khz
+    }
+
+    pub(super) fn virtio_slots(&self) -> Vec<MmioSlot> {
+        self.virtio.slots()
     }
 
     /// The vCPU at which a kernel begins. The others wait for it to start them (INIT, SIPI).

@@ -35,7 +35,7 @@ use board::Parts;
 
 pub use board::Board;
 pub use description::{DeviceDescription, MachineDescription};
-pub use virtio::{DiskDescription, MmioSlot};
+pub use virtio::DiskDescription;
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; only one that waits for memory which does not
 /// come (post-copy without its source) takes longer.
@@ -158,7 +158,7 @@ impl Machine<Paused> {
     pub fn boot(config: &MachineConfig, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
         let kvm = KvmHost::open()?;
         let parts = Parts::for_boot(&kvm, config)?;
-        let entry = boot::load(parts.ram(), config, parts.tsc_khz())?;
+        let entry = boot::load(parts.ram(), config, parts.tsc_khz(), &parts.virtio_slots())?;
         entry.apply(parts.boot_vcpu()).map_err(KvmError::refused("set the entry registers"))?;
         Self::assemble(parts, hooks.into())
     }

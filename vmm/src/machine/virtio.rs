@@ -14,7 +14,7 @@ use crate::config::{DiskAccess, DiskConfig, DiskSerial, Kernel, MachineConfig};
 use crate::devices::Bus;
 use crate::devices::virtio::state::TransportImage;
 use crate::devices::virtio::{
-    BLOCK_KIND, Block, DiskError, DiskImage, MMIO_BYTES, MmioTransport, RNG_KIND, Rng, VirtioDevice,
+    BLOCK_KIND, Block, DiskError, DiskImage, MMIO_BYTES, MmioSlot, MmioTransport, RNG_KIND, Rng, VirtioDevice,
 };
 use crate::memory::layout::VIRTIO_START;
 use crate::memory::ram::GuestRam;
@@ -27,22 +27,9 @@ const SLOTS: usize = 8;
 /// One slot is the source of randomness.
 const MAX_DISKS: usize = SLOTS - 1;
 
-/// Where a virtio device is. The guest's tables name it: nothing else tells the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MmioSlot {
-    /// Guest-physical address of its registers.
-    pub address: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// Its interrupt line, edge-triggered, active high.
-    pub gsi: u32,
-}
-
-impl MmioSlot {
-    fn number(number: usize) -> Self {
-        let address = VIRTIO_START + number as u64 * MMIO_BYTES;
-        Self { address, bytes: MMIO_BYTES, gsi: FIRST_GSI + number as u32 }
-    }
+fn slot(number: usize) -> MmioSlot {
+    let address = VIRTIO_START + number as u64 * MMIO_BYTES;
+    MmioSlot { address, bytes: MMIO_BYTES, gsi: FIRST_GSI + number as u32 }
 }
 
 /// A disk, as the other host must have it.
@@ -133,7 +120,7 @@ impl VirtioPlan {
 
     /// Where the devices will be.
     pub(super) fn slots(&self) -> Vec<MmioSlot> {
-        (0..usize::from(self.rng) + self.disks.len()).map(MmioSlot::number).collect()
+        (0..usize::from(self.rng) + self.disks.len()).map(slot).collect()
     }
 
     /// Connects the devices. `pulse` gives the interrupt of a line.

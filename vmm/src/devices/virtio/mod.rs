@@ -33,6 +33,17 @@ const COMMON_FEATURES: u64 = VERSION_1 | 1 << virtio_ring::VIRTIO_RING_F_INDIREC
 /// Without this bit a driver is of before virtio 1, which nothing here is.
 const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
 
+/// Where a virtio device is. The guest's ACPI tables name it: nothing else tells the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmioSlot {
+    /// Guest-physical address of its registers, below 4 GiB.
+    pub address: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Its interrupt line, edge-triggered, active high.
+    pub gsi: u32,
+}
+
 /// One kind of device: what is its own, behind the transport.
 pub trait VirtioDevice: Send {
     /// Its number in the specification (section 5).

@@ -35,7 +35,7 @@ fn a_kernel_finds_a_device_at_the_first_slot() {
         0xee,                         // out dx, al
         0x8b, 0x43, 0x08,             // mov eax, [ebx + 8]: the device's kind
         0x04, b'0', 0xee,             // add al, '0'; out dx, al
-        0x66, 0xba, 0x04, 0x06, 0xee, // mov dx, 0x604; out dx, al
+        0x66, 0xba, 0x05, 0x06, 0xb0, 0x20, 0xee, // mov dx, 0x605; mov al, 0x20; out dx, al
     ];
     let (output, ended) = run_kernel(&tiny_kernel(kernel)).unwrap();
     assert_eq!((output.as_slice(), ended.end), (&b"v4"[..], End::Shutdown));
