@@ -9,14 +9,17 @@ pub struct Guest {
     pub memory: &'static str,
     /// vCPUs.
     pub cpus: u32,
+    /// Its disk, as `vmm run --disk` takes it. With one it is a guest of its own kernel, with virtio devices.
+    pub disk: Option<&'static str>,
 }
 
 impl Guest {
     /// Writes 5000 pages a second over 32 MiB; 96 MiB of its 256 are filled with what cannot be compressed.
-    pub const BUSY: Self = Self { words: "dirty ws=32 rate=5000 fill=96", memory: "256M", cpus: 1 };
+    pub const BUSY: Self =
+        Self { words: "dirty ws=32 rate=5000 fill=96", memory: "256M", cpus: 1, disk: None };
 
     /// Only reads the TSC.
-    pub const IDLE: Self = Self { words: "idle", memory: "64M", cpus: 1 };
+    pub const IDLE: Self = Self { words: "idle", memory: "64M", cpus: 1, disk: None };
 
     /// The same with other words.
     #[must_use]
@@ -28,6 +31,12 @@ impl Guest {
     #[must_use]
     pub fn memory(self, memory: &'static str) -> Self {
         Self { memory, ..self }
+    }
+
+    /// The same with a disk.
+    #[must_use]
+    pub fn disk(self, disk: &'static str) -> Self {
+        Self { disk: Some(disk), ..self }
     }
 
     /// The same with so many vCPUs.

@@ -77,7 +77,12 @@ impl World {
     #[track_caller]
     pub fn run(&self, name: &str, guest: Guest) -> Vm {
         let cpus = guest.cpus.to_string();
-        Vm::start(self, name, &["run", "--memory", guest.memory, "--cpus", &cpus, "--cmdline", guest.words])
+        let mut line = vec!["run", "--memory", guest.memory, "--cpus", &cpus, "--cmdline", guest.words];
+        if let Some(disk) = guest.disk {
+            std::fs::write(self.path("kernel"), ::guest::IMAGE).expect("a kernel");
+            line.extend(["--kernel", "kernel", "--disk", disk]);
+        }
+        Vm::start(self, name, &line)
     }
 
     /// Starts a VMM that waits for a guest.
