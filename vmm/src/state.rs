@@ -111,6 +111,16 @@ pub enum StateError {
     },
 }
 
+impl StateError {
+    /// Refuses a value that is not that of the machine built.
+    ///
+    /// # Errors
+    /// Where both differ.
+    pub fn unless_same(what: &'static str, found: u64, wanted: u64) -> Result<(), Self> {
+        if found == wanted { Ok(()) } else { Err(Self::OtherMachine { what, found, wanted }) }
+    }
+}
+
 /// Name and instance of a section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SectionName {

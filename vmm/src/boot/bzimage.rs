@@ -7,10 +7,11 @@ use super::elf::{Loaded, WayIn, damaged, number};
 use super::{BootError, HIGH, write};
 use crate::memory::ram::Mmap;
 
-/// First and one past the last byte of the header that goes into the zero page; the last is told at `JUMP_OFFSET`.
+/// First byte of the header, which goes into the zero page at the same place.
 pub(super) const HEADER: usize = 0x1f1;
+/// How long the header is from `JUMPED_FROM` on: the jump over it says so (section "Details of Header Fields").
 const JUMP_OFFSET: usize = 0x201;
-const HEADER_FROM: usize = 0x202;
+const JUMPED_FROM: usize = 0x202;
 
 const SETUP_SECTORS: usize = 0x1f1;
 const MAGIC: usize = 0x202;
@@ -60,7 +61,7 @@ pub(super) fn load(memory: &Mmap, ram_end: u64, name: &str, image: &[u8]) -> Res
         return Err(BootError::TooBig { what: format!("kernel {name}"), end, ram: ram_end });
     }
     write(memory, start, kernel, "the kernel")?;
-    let header_end = (HEADER_FROM + field(JUMP_OFFSET, 1) as usize).min(image.len());
+    let header_end = (JUMPED_FROM + field(JUMP_OFFSET, 1) as usize).min(image.len());
     let header = image[HEADER..header_end].to_vec();
     Ok(Loaded { way_in: WayIn::Linux64 { entry: start + ENTRY_64, header }, end })
 }

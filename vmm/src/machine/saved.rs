@@ -71,9 +71,7 @@ pub(super) fn first_pages(board: &Board, state: &[u8]) -> Result<Vec<u64>, State
 
 /// Refuses the state of another machine by name.
 fn check_shape(section: &Section<'_>, shape: &MachineDescription) -> Result<(), StateError> {
-    let same = |what, found: u64, wanted: u64| {
-        if found == wanted { Ok(()) } else { Err(StateError::OtherMachine { what, found, wanted }) }
-    };
+    let same = StateError::unless_same;
     same("number of vCPUs", section.number::<4>(1, "vcpus")?, shape.vcpus.into())?;
     same("bytes of RAM", section.number::<8>(2, "memory")?, shape.memory)?;
     same("checksum of CPUID", section.number::<4>(3, "cpuid")?, shape.cpuid_crc().into())

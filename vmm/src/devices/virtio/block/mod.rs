@@ -105,9 +105,7 @@ impl VirtioDevice for Block {
     }
 
     fn check_identity(&self, section: &Section<'_>) -> Result<(), StateError> {
-        let same = |what, found: u64, wanted: u64| {
-            if found == wanted { Ok(()) } else { Err(StateError::OtherMachine { what, found, wanted }) }
-        };
+        let same = StateError::unless_same;
         same("a disk's number of sectors", section.number::<8>(SECTORS, "sectors")?, self.image.sectors())?;
         same(
             "whether a disk is read-only",
