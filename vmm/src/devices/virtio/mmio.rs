@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::bindings::virtio_config::*;
 use virtio_bindings::bindings::virtio_mmio::*;
 
-use super::queue::{Broken, VirtQueue};
+use super::queue::{Broken, Requests, VirtQueue};
 use super::state::{self, Registers, TransportImage};
 use super::{COMMON_FEATURES, VERSION_1, VirtioDevice};
 use crate::devices::{Device, End};
@@ -43,6 +43,8 @@ pub struct MmioTransport {
 }
 
 struct Inner {
+    /// What comes from outside is delivered only while the machine runs: what was saved stays what it was.
+    open: bool,
     device: Box<dyn VirtioDevice>,
     registers: Registers,
     queues: Vec<VirtQueue>,
@@ -57,8 +59,56 @@ impl MmioTransport {
         interrupt: Arc<dyn Fn() + Send + Sync>,
     ) -> Arc<Self> {
         let queues = new_queues(device.as_ref());
-        let inner = Inner { device, registers: Registers::default(), queues };
+        let inner = Inner { open: false, device, registers: Registers::default(), queues };
         Arc::new(Self { inner: Mutex::new(inner), ram, interrupt })
+    }
+
+    /// The machine runs: what comes from outside may be delivered.
+    pub fn open(&self) {
+        let mut inner = self.inner();
+        inner.open = true;
+        inner.device.wake();
+    }
+
+    /// The machine stands still: when this returns, nothing is being delivered, and nothing will be.
+    pub fn close(&self) {
+        self.inner().open = false;
+    }
+
+    /// The guest has come to another place, and runs.
+    pub fn moved(&self) {
+        let mut inner = self.inner();
+        if inner.device.moved() && inner.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+            self.raise(&mut inner, VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
+    /// For whoever feeds the device from outside: `deliver` fills requests of this queue, if it can be now.
+    pub fn feed<T>(
+        &self,
+        queue: usize,
+        deliver: impl FnOnce(&mut Requests<'_>) -> Result<T, Broken>,
+    ) -> Fed<T> {
+        let mut inner = self.inner();
+        if !inner.open {
+            return Fed::Closed;
+        }
+        let serves = inner.serves();
+        let Some(queue) = inner.queues.get_mut(queue).filter(|queue| serves && queue.is_ready()) else {
+            return Fed::NoDriver;
+        };
+        let (finished, fed) = serve(queue, &self.ram, deliver);
+        let broken = if fed.is_err() { inner.ask_for_reset() } else { 0 };
+        self.raise(&mut inner, finished | broken);
+        fed.ok().flatten().map_or(Fed::NoDriver, Fed::Done)
+    }
+
+    /// Under the lock: a machine that stands still raises nothing.
+    fn raise(&self, inner: &mut Inner, reasons: Reasons) {
+        inner.registers.interrupt |= reasons;
+        if reasons != 0 {
+            (self.interrupt)();
+        }
     }
 
     /// Its section in the saved state.
@@ -105,12 +155,24 @@ impl MmioTransport {
     }
 }
 
+/// What became of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fed<T> {
+    /// It was made.
+    Done(T),
+    /// No driver takes it.
+    NoDriver,
+    /// The machine stands still.
+    Closed,
+}
+
 impl Device for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let inner = self.inner();
         if let Some(at) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
-            let config = inner.device.config().get(at as usize..).unwrap_or_default();
+            let config = inner.device.config();
+            let config = config.get(at as usize..).unwrap_or_default();
             data.iter_mut().zip(config).for_each(|(byte, value)| *byte = *value);
         } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             *data = inner.read(offset as u32).to_le_bytes();
@@ -121,11 +183,7 @@ impl Device for MmioTransport {
         let value = u32::from_le_bytes(data.try_into().ok()?);
         let mut inner = self.inner();
         let reasons = inner.write(offset as u32, value, &self.ram);
-        inner.registers.interrupt |= reasons;
-        drop(inner);
-        if reasons != 0 {
-            (self.interrupt)();
-        }
+        self.raise(&mut inner, reasons);
         None
     }
 }
@@ -148,6 +206,7 @@ impl Inner {
             VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(VirtQueue::is_ready).into(),
             VIRTIO_MMIO_INTERRUPT_STATUS => registers.interrupt,
             VIRTIO_MMIO_STATUS => registers.status,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
             // There is no shared memory: a length of ones says so (section 4.2.2).
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
@@ -186,8 +245,13 @@ impl Inner {
         self.device.features() | COMMON_FEATURES
     }
 
+    fn serves(&self) -> bool {
+        self.has(VIRTIO_CONFIG_S_DRIVER_OK) && !self.has(VIRTIO_CONFIG_S_NEEDS_RESET)
+    }
+
     fn activate(&mut self) {
         self.device.activate(self.registers.features);
+        self.device.wake();
     }
 
     fn take_features(&mut self, word: u32) {
@@ -259,10 +323,10 @@ impl Inner {
     }
 
     fn kick(&mut self, number: usize, ram: &GuestRam) -> Reasons {
-        let serves = self.has(VIRTIO_CONFIG_S_DRIVER_OK) && !self.has(VIRTIO_CONFIG_S_NEEDS_RESET);
+        let serves = self.serves();
         let Some(queue) = self.queues.get_mut(number).filter(|_| serves) else { return 0 };
-        match serve(self.device.as_mut(), number, queue, ram) {
-            (finished, Ok(())) => finished,
+        match serve(queue, ram, |requests| self.device.kick(number, requests)) {
+            (finished, Ok(_)) => finished,
             (finished, Err(Broken(_))) => finished | self.ask_for_reset(),
         }
     }
@@ -274,17 +338,16 @@ impl Inner {
     }
 }
 
-/// Serves a queue. What was finished is to be told also when it breaks after that.
-fn serve(
-    device: &mut dyn VirtioDevice,
-    number: usize,
+/// Serves a queue, if it is ready. What was finished is to be told also when it breaks after that.
+fn serve<T>(
     queue: &mut VirtQueue,
     ram: &GuestRam,
-) -> (Reasons, Result<(), Broken>) {
+    work: impl FnOnce(&mut Requests<'_>) -> Result<T, Broken>,
+) -> (Reasons, Result<Option<T>, Broken>) {
     match queue.requests(ram) {
-        Ok(None) => (0, Ok(())),
+        Ok(None) => (0, Ok(None)),
         Ok(Some(mut requests)) => {
-            let outcome = device.kick(number, &mut requests);
+            let outcome = work(&mut requests).map(Some);
             (if requests.any_finished() { VIRTIO_MMIO_INT_VRING } else { 0 }, outcome)
         }
         Err(broken) => (0, Err(broken)),

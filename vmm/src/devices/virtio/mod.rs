@@ -6,9 +6,10 @@
 //! ```
 //!
 //! The transport does what all devices have in common, a device only its requests. A request is served inside the exit
-//! of the vCPU that called for it: once all vCPUs are parked none is half-way, and all there is to save are the
-//! transport's registers and positions in the rings ([`state`]). Requests that the driver has not called for yet wait in
-//! guest memory and move with it.
+//! of the vCPU that called for it; what comes from outside is delivered by a thread of the device, and only while the
+//! transport is open, which it is while the machine runs. So once all vCPUs are parked and the transports closed nothing
+//! is half-way, and all there is to save are the transport's registers and positions in the rings ([`state`]). Requests
+//! that the driver has not called for yet, and buffers that were not filled, are in guest memory and move with it.
 
 mod block;
 pub mod mmio;
@@ -17,6 +18,8 @@ mod rng;
 pub mod state;
 #[cfg(test)]
 mod tests;
+
+use std::borrow::Cow;
 
 use virtio_bindings::bindings::{virtio_config, virtio_ring};
 
@@ -55,8 +58,13 @@ pub trait VirtioDevice: Send {
     /// How many descriptors each of its queues can have: powers of two.
     fn queue_sizes(&self) -> &'static [u16];
 
-    /// Its configuration space. It never changes, so its generation is always 0.
-    fn config(&self) -> &[u8];
+    /// Its configuration space.
+    fn config(&self) -> Cow<'_, [u8]>;
+
+    /// Another number each time the configuration space has changed.
+    fn config_generation(&self) -> u32 {
+        0
+    }
 
     /// The driver is ready and has taken these features. Comes before any [`kick`](Self::kick), also after a restore.
     fn activate(&mut self, features: u64);
@@ -66,6 +74,15 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// When what is in it are not requests.
     fn kick(&mut self, queue: usize, requests: &mut Requests<'_>) -> Result<(), Broken>;
+
+    /// For devices that are fed from outside as well: the machine runs, or the driver is ready now, so what could not be
+    /// delivered before may be tried again. Whoever feeds the device is woken; nothing is done here.
+    fn wake(&mut self) {}
+
+    /// The guest has come to another place, and runs. Whether the configuration has changed by that.
+    fn moved(&mut self) -> bool {
+        false
+    }
 
     /// Its section in the saved state.
     fn section(&self) -> &'static Kind;

@@ -2,6 +2,8 @@
 //!
 //! It has nothing of its own to save.
 
+use std::borrow::Cow;
+
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::VirtioDevice;
@@ -33,8 +35,8 @@ impl VirtioDevice for Rng {
         &[64]
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
 
     fn activate(&mut self, _: u64) {}

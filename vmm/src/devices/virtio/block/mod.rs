@@ -7,6 +7,7 @@ mod image;
 mod lock;
 mod request;
 
+use std::borrow::Cow;
 use std::mem::offset_of;
 use std::sync::Arc;
 
@@ -78,8 +79,8 @@ impl VirtioDevice for Block {
         &[MAX_DESCRIPTORS as u16]
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, features: u64) {
