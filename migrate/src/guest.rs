@@ -39,6 +39,9 @@ pub struct Description {
     pub vcpus: u32,
     /// RAM, ascending and disjoint.
     pub ram: Vec<PageRun>,
+    /// Number of network interfaces.
+    #[serde(default)]
+    pub nics: u32,
     /// What the VMM wants to judge itself (CPUID, MSRs, devices, state versions): opaque to the engine.
     pub machine: serde_json::Value,
 }
@@ -132,6 +135,15 @@ pub struct Telemetry {
     pub corruptions: u64,
 }
 
+/// What came from the network for a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// For which of its network interfaces, from 0.
+    pub nic: u32,
+    /// An Ethernet frame.
+    pub bytes: Vec<u8>,
+}
+
 /// The guest that may leave: what the source asks of its VMM.
 pub trait Departing: Send + Sync {
     /// What the destination must know.
@@ -185,6 +197,10 @@ pub trait Departing: Send + Sync {
     /// When the guest has already been given up.
     fn resume(&self) -> Result<()>;
 
+    /// The guest runs elsewhere: takes what has come from the network for it here since it was paused, and what still
+    /// comes. Waits for the first, not much longer than `wait`.
+    fn take_packets(&self, wait: Duration, into: &mut Vec<Packet>);
+
     /// The guest runs elsewhere and all of it has arrived: lets go of it and its memory.
     fn release(&self);
 
@@ -233,6 +249,9 @@ pub trait Arriving: Send + Sync {
     /// # Errors
     /// When a vCPU cannot be started.
     fn resume(&self) -> Result<()>;
+
+    /// The source has sent a packet after the guest.
+    fn deliver_packet(&self, packet: &Packet);
 
     /// Pauses a guest that runs but whose memory can no longer come (post-copy with a lost source).
     fn suspend(&self);

@@ -21,6 +21,17 @@ pub enum Mode {
     Hybrid,
 }
 
+/// What becomes of packets that come to the source for a guest that has stopped there and runs on the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum InFlightPolicy {
+    /// They are sent after it.
+    #[default]
+    Forward,
+    /// They are lost, as they are where a network cable is moved.
+    Drop,
+}
+
 /// The options of one migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -38,6 +49,8 @@ pub struct Options {
     pub bandwidth: Option<u64>,
     /// Compare all RAM on both sides.
     pub verify: bool,
+    /// Packets in flight.
+    pub in_flight: InFlightPolicy,
 }
 
 /// Most data connections of one migration.

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::options::Mode;
+use crate::options::{InFlightPolicy, Mode};
 
 /// Version of the report's schema. A new field keeps it; a changed meaning raises it.
 pub const SCHEMA: &str = "migration-report/1";
@@ -53,6 +53,8 @@ pub struct Report {
     pub traffic: Traffic,
     /// Post-copy, when there was any.
     pub postcopy: Option<Postcopy>,
+    /// Packets that came to the source after the guest had left; absent when it has no network, or did not leave.
+    pub in_flight: Option<InFlight>,
     /// What the guest measured itself; absent for guests without telemetry.
     pub guest_measured: Option<GuestMeasured>,
     /// Comparison of all RAM on both sides, when asked for.
@@ -81,12 +83,27 @@ impl Report {
             switchover: None,
             traffic: Traffic::default(),
             postcopy: None,
+            in_flight: None,
             guest_measured: None,
             verification: None,
             unverified: None,
             residual_bytes: 0,
         }
     }
+}
+
+/// Packets that came to the source for a guest that had left: from its pause until neighbours and switches had learned
+/// where it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InFlight {
+    /// What was to become of them.
+    pub policy: InFlightPolicy,
+    /// Sent after the guest.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// From the guest's start on the destination until the last one came, µs; 0 when none came.
+    pub last_us: u64,
 }
 
 /// One phase and how long it took.

@@ -9,7 +9,8 @@ use std::time::Duration;
 use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
 use migrate::channel::{Deadlines, Dial, Listen};
-use migrate::options::{Mode, Options};
+use migrate::guest::Packet;
+use migrate::options::{InFlightPolicy, Mode, Options};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
 use migrate::source::{Route, migrate_over};
@@ -211,6 +212,69 @@ fn a_guest_with_telemetry_measures_its_own_move() {
     assert!(late.guest_measured.is_some(), "a busy host's guest was not waited for");
     let without = in_memory(&options(Mode::Precopy), Habit::default(), |_, _| {}).0;
     assert_eq!(without.guest_measured, None);
+}
+
+/// A packet that says where and when it came.
+fn packet(nic: u32, text: &str) -> Packet {
+    Packet { nic, bytes: text.as_bytes().to_vec() }
+}
+
+#[test]
+fn packets_that_come_late_are_sent_after_the_guest() {
+    for mode in MODES {
+        let habit = Habit { nics: 2, ..Habit::default() };
+        let runners = Runners::default();
+        let (guest, host) = (Sim::booted(habit, runners.clone()), SimHost::new(habit, &runners));
+        *guest.packets() = vec![packet(0, "in the pause"), packet(1, "on the other interface")];
+        // One comes when the guest has run there for a while.
+        let observer = At(|event: &Event| {
+            if matches!(event, Event::Switched { .. }) {
+                guest.packets().push(packet(1, "late"));
+            }
+        });
+        let place = Place::new();
+        let receiver = Receiver::over(Box::new(place.clone()), deadlines());
+        let (report, arrival) = std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+            let route = Route { dial: &place, deadlines: deadlines() };
+            let report = migrate_over(&*guest, &options(mode), route, &Cancel::new(), &observer);
+            (report, receiving.join().expect("no panic"))
+        });
+        assert_moved(&report, &arrival);
+        let there = host.guest().expect("a machine");
+        let texts = [packet(0, "in the pause"), packet(1, "on the other interface"), packet(1, "late")];
+        assert_eq!(*there.packets(), texts, "{mode:?}");
+        let counted = report.in_flight.expect("it has a network");
+        let bytes = texts.iter().map(|packet| packet.bytes.len() as u64).sum();
+        assert_eq!((counted.packets, counted.bytes), (3, bytes), "{mode:?} {counted:?}");
+        assert!(counted.last_us > 0);
+        guest.shut_down();
+        host.shut_down();
+    }
+}
+
+#[test]
+fn packets_are_dropped_where_that_is_asked_for_and_kept_where_the_guest_stays() {
+    let networked = Habit { nics: 1, ..Habit::default() };
+    let dropping = Options { in_flight: InFlightPolicy::Drop, ..options(Mode::Precopy) };
+    let mut built = None;
+    let (report, arrival) = in_memory(&dropping, networked, |guest, host| {
+        guest.packets().push(packet(0, "lost"));
+        built = Some(Arc::clone(&host.built));
+    });
+    assert_moved(&report, &arrival);
+    let counted = report.in_flight.expect("it has a network");
+    assert_eq!((counted.policy, counted.packets), (InFlightPolicy::Drop, 0));
+    let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
+    assert_eq!(*there.packets(), []);
+
+    let (report, _) = in_memory(&options(Mode::Precopy), networked, |guest, host| {
+        guest.packets().push(packet(0, "its own"));
+        host.prepare = |sim| sim.broken.resume.store(true, Ordering::SeqCst);
+    });
+    assert_eq!((report.outcome, report.in_flight), (Outcome::Kept, None));
+    let (report, _) = in_memory(&options(Mode::Precopy), Habit::default(), |_, _| {});
+    assert_eq!((report.outcome, report.in_flight), (Outcome::Moved, None), "no network");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What was asked for, parsed once into values that cannot be wrong.
 
 mod disk;
+mod nic;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::str::FromStr;
 use uuid::Uuid;
 
 pub use disk::{DiskAccess, DiskConfig, DiskSerial};
+pub use nic::{InterfaceName, Mac, NicConfig, TapConfig};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -42,6 +44,25 @@ pub enum ConfigError {
         max = DiskSerial::MAX
     )]
     Serial(String),
+    /// Not a network interface.
+    #[error("network interface \"{0}\" is not possible: write tap=NAME[,create][,bridge=BRIDGE][,mac=MAC]")]
+    Nic(String),
+    /// Not a place for the network of a guest that arrives.
+    #[error(
+        "tap \"{0}\" is not possible: write tap=NAME[,create][,bridge=BRIDGE]; the guest brings its MAC address"
+    )]
+    Tap(String),
+    /// A name that no interface can have here.
+    #[error(
+        "interface name \"{0}\" is not possible: use 1 to {max} letters, digits, '-', '_' or '.'",
+        max = InterfaceName::MAX
+    )]
+    Interface(String),
+    /// Not an address of a network interface.
+    #[error(
+        "MAC address \"{0}\" is not possible: write six bytes like 02:00:00:12:34:56, the first one even"
+    )]
+    Mac(String),
 }
 
 /// All that is said about a guest before it boots.
@@ -63,6 +84,15 @@ pub struct MachineConfig {
     pub initramfs: Option<PathBuf>,
     /// Its disks, in the order in which it finds them.
     pub disks: Vec<DiskConfig>,
+    /// Its network interfaces, in the order in which it finds them.
+    pub nics: Vec<NicConfig>,
+}
+
+/// What guests that arrive find here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ArrivalConfig {
+    /// Tap interfaces for a guest's first network interfaces, in the place of those that it had elsewhere.
+    pub taps: Vec<TapConfig>,
 }
 
 /// What boots.

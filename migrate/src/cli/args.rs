@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{parse_bytes, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
-use crate::options::{MAX_STREAMS, Mode};
+use crate::options::{InFlightPolicy, MAX_STREAMS, Mode};
 
 /// Moves a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -58,6 +58,9 @@ pub struct StartArgs {
     /// Compare all memory on both hosts afterwards
     #[arg(long)]
     pub verify: bool,
+    /// What becomes of packets that come here for the guest after it has left
+    #[arg(long, value_enum, default_value_t = InFlightPolicy::Forward)]
+    pub in_flight: InFlightPolicy,
     /// Print every event as a line of JSON, the report last
     #[arg(long)]
     pub json: bool,
@@ -135,6 +138,7 @@ impl StartArgs {
             timeout_ms: Some(whole(self.timeout.as_millis())),
             bandwidth: self.bandwidth,
             verify: self.verify,
+            in_flight: self.in_flight,
         }
     }
 }
@@ -170,6 +174,7 @@ mod tests {
             timeout_ms: Some(120_000),
             bandwidth: Some(100 << 20),
             verify: true,
+            in_flight: InFlightPolicy::Forward,
         };
         assert_eq!(start.request(), expected);
     }

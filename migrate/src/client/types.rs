@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::options::{DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, MAX_STREAMS, Mode, Options, default_streams};
+use crate::options::{
+    DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode, Options, default_streams,
+};
 use crate::progress::Progress;
 use crate::report::Report;
 
@@ -74,6 +76,9 @@ pub struct MigrateRequest {
     /// Compare all RAM on both sides.
     #[serde(default)]
     pub verify: bool,
+    /// What becomes of packets that come for the guest after it has left; default: they are sent after it.
+    #[serde(default)]
+    pub in_flight: InFlightPolicy,
 }
 
 /// Why a [`MigrateRequest`] cannot become [`Options`].
@@ -104,6 +109,7 @@ impl MigrateRequest {
             timeout: self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
             bandwidth: self.bandwidth,
             verify: self.verify,
+            in_flight: self.in_flight,
         };
         if options.streams == 0 || options.streams > MAX_STREAMS {
             return Err(OptionsError::Streams(options.streams));

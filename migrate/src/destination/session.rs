@@ -149,6 +149,8 @@ fn preflight(
 struct Lines {
     data: Vec<Line>,
     urgent: Option<Line>,
+    /// For packets that come after the guest.
+    packets: Option<Line>,
 }
 
 /// Accepts, and waits for the other connections of the session.
@@ -164,7 +166,10 @@ fn welcome(
     if preflight.postcopy() {
         wanted.insert((Role::Urgent, 0));
     }
-    let mut lines = Lines { data: Vec::new(), urgent: None };
+    if preflight.packets {
+        wanted.insert((Role::Packets, 0));
+    }
+    let mut lines = Lines { data: Vec::new(), urgent: None, packets: None };
     let deadline = Instant::now() + deadlines.connect;
     while !wanted.is_empty() {
         let silent = || Failure::Silent { peer: control.peer().to_owned(), after: deadlines.connect };
@@ -176,6 +181,7 @@ fn welcome(
         line.set_limit(deadlines.idle)?;
         match hello.role {
             Role::Urgent => lines.urgent = Some(line),
+            Role::Packets => lines.packets = Some(line),
             _ => lines.data.push(line),
         }
     }
@@ -204,7 +210,7 @@ impl<'a> Session<'a> {
     {
         let context = self.context;
         context.alarm.watch(context.control.link(), Shutdown::Read);
-        for line in lines.data.iter().chain(&lines.urgent) {
+        for line in lines.data.iter().chain(&lines.urgent).chain(&lines.packets) {
             context.alarm.watch(line.link(), Shutdown::Both);
         }
         for line in lines.data.clone() {
@@ -215,6 +221,9 @@ impl<'a> Session<'a> {
         }
         if let Some(line) = lines.urgent.clone() {
             scope.spawn(move || context.receive_stream(&line, Role::Urgent));
+        }
+        if let Some(line) = lines.packets.clone() {
+            scope.spawn(move || context.receive_packets(&line));
         }
         // Without a core of its own it would only take turns with the streams, which can prepare memory themselves.
         if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {

@@ -20,6 +20,8 @@ pub(super) struct Lines {
     pub(super) control: Line,
     pub(super) data: Vec<Line>,
     pub(super) urgent: Option<Line>,
+    /// For packets that come after the guest has left.
+    pub(super) packets: Option<Line>,
     pub(super) rehearsal: Rehearsal,
     pub(super) round_trip: Duration,
 }
@@ -28,7 +30,8 @@ impl Lines {
     /// A conversation that has just begun.
     pub(super) fn only(control: Line) -> Self {
         let round_trip = Duration::ZERO;
-        Self { control, data: Vec::new(), urgent: None, rehearsal: Rehearsal::default(), round_trip }
+        let (data, urgent, packets) = (Vec::new(), None, None);
+        Self { control, data, urgent, packets, rehearsal: Rehearsal::default(), round_trip }
     }
 }
 
@@ -49,7 +52,8 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     let urgent = matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid)
         .then(|| open(context, session, Role::Urgent, 0))
         .transpose()?;
-    Ok(Lines { control, data, urgent, rehearsal, round_trip })
+    let packets = context.forwards().then(|| open(context, session, Role::Packets, 0)).transpose()?;
+    Ok(Lines { control, data, urgent, packets, rehearsal, round_trip })
 }
 
 /// A new connection that has said hello.
@@ -110,6 +114,7 @@ fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure
         mode: context.options.mode,
         streams: context.streams(),
         verify: context.options.verify,
+        packets: context.forwards(),
     })))?;
     match control.hear()? {
         Message::Accept(accept) => Ok(accept.rehearsal),

@@ -11,7 +11,7 @@ use crate::channel::limiter::Limiter;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{Departing, Description, Ram};
-use crate::options::{MAX_STREAMS, Options};
+use crate::options::{InFlightPolicy, MAX_STREAMS, Options};
 use crate::progress::{Event, Observer, Progress};
 use crate::report::{Phase, Traffic};
 use crate::wire::Message;
@@ -33,6 +33,8 @@ pub(super) struct Context<'a> {
     pub(super) control: OnceLock<Line>,
     /// Set in the pause of post-copy: pages that may be requested and pushed from then on.
     pub(super) unsent: OnceLock<Arc<Unsent>>,
+    /// Set when the guest runs on the destination.
+    pub(super) departed: OnceLock<Instant>,
     started: Instant,
     /// When a pause began, and how long it may last.
     pause: Mutex<Option<(Instant, Duration)>>,
@@ -74,6 +76,7 @@ impl<'a> Context<'a> {
             meter: Meter::default(),
             control: OnceLock::new(),
             unsent: OnceLock::new(),
+            departed: OnceLock::new(),
             started: Instant::now(),
             pause: Mutex::new(None),
             logging: AtomicBool::new(false),
@@ -83,6 +86,11 @@ impl<'a> Context<'a> {
     /// Data connections.
     pub(super) fn streams(&self) -> u32 {
         self.options.streams.clamp(1, MAX_STREAMS)
+    }
+
+    /// Whether packets are sent after the guest.
+    pub(super) fn forwards(&self) -> bool {
+        self.description.nics > 0 && self.options.in_flight == InFlightPolicy::Forward
     }
 
     /// Whether the dirty log has been started.

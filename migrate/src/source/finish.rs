@@ -1,9 +1,10 @@
-//! After the guest has moved: comparison (post-copy), its own figures, goodbye.
+//! After the guest has moved: comparison (post-copy), its own figures, the last packets, goodbye.
 //!
 //! The guest is on the destination whatever happens here; a failure only costs figures, and the
 //! comparison, which the report then calls not done.
 
 use super::connect::Lines;
+use super::in_flight::Forwarding;
 use super::{Journey, us_since};
 use crate::failure::Failure;
 use crate::guest::Telemetry;
@@ -12,16 +13,16 @@ use crate::verify::send_hashes;
 use crate::wire::{Kind, Message};
 
 impl Journey<'_> {
-    /// Comparison, figures, goodbye.
+    /// Comparison, figures, packets, goodbye.
     ///
     /// # Errors
     /// When RAM differs: the guest has moved, but somebody should know.
-    pub(super) fn last_words(&mut self, lines: &Lines) -> Result<(), Failure> {
+    pub(super) fn last_words(&mut self, lines: &Lines, forwarding: Forwarding<'_>) -> Result<(), Failure> {
         self.journal.enter(Phase::Finish);
         self.journal.stop_clock();
         self.journal.leave_alone();
         // The guest has moved: what cannot be heard any more stays absent from the report.
-        match self.hear_figures(lines) {
+        match self.hear_figures(lines, forwarding) {
             Ok((end, settled)) => {
                 let before = self.journal.before.take();
                 self.journal.report.guest_measured = measured(before, end, settled);
@@ -32,7 +33,11 @@ impl Journey<'_> {
         differs.map_or(Ok(()), |found| Err(Failure::Mismatch(found)))
     }
 
-    fn hear_figures(&mut self, lines: &Lines) -> Result<(Option<Telemetry>, Option<Telemetry>), Failure> {
+    fn hear_figures(
+        &mut self,
+        lines: &Lines,
+        forwarding: Forwarding<'_>,
+    ) -> Result<(Option<Telemetry>, Option<Telemetry>), Failure> {
         let control = &lines.control;
         if self.postcopy() && self.context.options.verify {
             let since = std::time::Instant::now();
@@ -52,6 +57,7 @@ impl Journey<'_> {
             Message::Settled(figures) => figures.telemetry,
             other => return Err(control.unexpected(other.kind(), Kind::Settled.word())),
         };
+        self.end_forwarding(forwarding);
         control.tell(&Message::Bye)?;
         Ok((end, settled))
     }

@@ -4,6 +4,7 @@
 //!   calling thread   the score; hears the control connection, sends small rounds and the state
 //!   crew (streams)   pages and zero marks, one thread a data connection, parked between rounds
 //!   page server      answers page requests on the urgent connection (post-copy)
+//!   forwarder        sends packets after the guest (one with a network)
 //!   pulse            signs of life, progress, the time limit
 //! ```
 //!
@@ -16,6 +17,7 @@ mod courier;
 mod crew;
 mod custody;
 mod finish;
+mod in_flight;
 mod journal;
 mod missing;
 mod page_server;
@@ -124,10 +126,11 @@ impl<'a> Journey<'a> {
             Mode::Postcopy => self.survey_all()?,
             Mode::Stopcopy => self.nothing_yet(),
         };
+        let forwarding = self.stand_by(scope, &lines);
         self.switch_over(&lines, &crew, left)?;
         self.serve_pages(&lines)?;
         self.custody.on(SourceEvent::Complete)?;
-        self.last_words(&lines)
+        self.last_words(&lines, forwarding)
     }
 
     /// All threads are gone: nothing may linger, and the report says what happened.

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::Error;
 use super::limits::{
-    BITMAP_WORDS, CONTROL_BYTES, FRAME_VERSION, HASHES_PER_FRAME, HEAD_BYTES, MAGIC, PAGES_PER_FRAME,
-    PAGES_PER_PUSH, REQUESTS_PER_FRAME, RUN_BYTES, RUNS_PER_FRAME, SMALL_BYTES, STATE_BYTES,
+    BITMAP_WORDS, CONTROL_BYTES, FRAME_VERSION, HASHES_PER_FRAME, HEAD_BYTES, MAGIC, PACKET_BYTES,
+    PAGES_PER_FRAME, PAGES_PER_PUSH, REQUESTS_PER_FRAME, RUN_BYTES, RUNS_PER_FRAME, SMALL_BYTES, STATE_BYTES,
 };
 use crate::pages::PAGE_SIZE;
 
@@ -143,6 +143,8 @@ kinds! {
     Request = 20, "request", REQUESTS_PER_FRAME * 8;
     /// A pushed frame's pages are in place: another may follow.
     Placed = 21, "placed", 0;
+    /// A packet that came for the guest where it ran before.
+    Packet = 22, "packet", PACKET_BYTES;
     /// This connection has sent its part of a round.
     RoundEnd = 32, "round-end", 0;
     /// All of the round has landed.

@@ -36,6 +36,9 @@ pub const BITMAP_WORDS: usize = 65_536;
 /// Hashes in one frame: 512 KiB, for 256 MiB of guest.
 pub const HASHES_PER_FRAME: usize = 65_536;
 
+/// An Ethernet frame: the largest that anyone sends (64 KiB of payload), with room for tags.
+pub const PACKET_BYTES: usize = (64 << 10) + 64;
+
 /// Payload of a small control frame.
 pub const SMALL_BYTES: usize = 4 << 10;
 

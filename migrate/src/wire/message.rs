@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::{HEAD_BYTES, TEXT_CHARS};
 use super::runs::le_u64s;
 use super::{Error, Head, Kind};
-use crate::guest::{Description, Rehearsal, Telemetry};
+use crate::guest::{Description, Packet, Rehearsal, Telemetry};
 use crate::options::Mode;
 use crate::report::{Postcopy, Verification};
 
@@ -28,6 +28,7 @@ pub enum Message {
     Populated { first: u64, words: Vec<u64> },
     Request { gfns: Vec<u64> },
     Placed,
+    Packet(Packet),
     RoundEnd { round: u32, last: bool },
     RoundDone { round: u32 },
     Missing { first: u64, words: Vec<u64> },
@@ -79,6 +80,8 @@ pub enum Role {
     Data,
     /// Page requests and their answers.
     Urgent,
+    /// Packets sent after the guest.
+    Packets,
 }
 
 /// The version chosen.
@@ -99,6 +102,9 @@ pub struct Preflight {
     pub streams: u32,
     /// Whether all RAM will be compared.
     pub verify: bool,
+    /// Whether packets will be sent after the guest.
+    #[serde(default)]
+    pub packets: bool,
 }
 
 impl Preflight {
@@ -157,6 +163,7 @@ impl Message {
             Self::Populated { .. } => Kind::Populated,
             Self::Request { .. } => Kind::Request,
             Self::Placed => Kind::Placed,
+            Self::Packet(_) => Kind::Packet,
             Self::RoundEnd { .. } => Kind::RoundEnd,
             Self::RoundDone { .. } => Kind::RoundDone,
             Self::Missing { .. } => Kind::Missing,
@@ -210,6 +217,7 @@ impl Message {
             Self::Populated { first, words } | Self::Missing { first, words } => (*first, le_bytes(words)),
             Self::Hashes { first, hashes } => (*first, le_bytes(hashes)),
             Self::Request { gfns } => (0, le_bytes(gfns)),
+            Self::Packet(packet) => (packet.nic.into(), packet.bytes.clone()),
             Self::RoundEnd { round, last } => {
                 (u64::from(*round) | if *last { LAST_ROUND } else { 0 }, vec![])
             }
@@ -245,6 +253,7 @@ impl Message {
             Kind::Hashes => Self::Hashes { first: argument, hashes: words(head, payload)? },
             Kind::Request => Self::Request { gfns: words(head, payload)? },
             Kind::Placed => Self::Placed,
+            Kind::Packet => Self::Packet(packet(head, payload)?),
             Kind::RoundEnd => Self::RoundEnd {
                 round: round(head, argument & !LAST_ROUND)?,
                 last: argument & LAST_ROUND != 0,
@@ -284,6 +293,13 @@ fn from_json<T: DeserializeOwned>(head: &Head, payload: &[u8]) -> Result<T, Erro
 fn reason(head: &Head, payload: &[u8]) -> Result<Reason, Error> {
     let Reason { reason } = from_json(head, payload)?;
     Ok(Reason { reason: tame(&reason) })
+}
+
+fn packet(head: &Head, payload: &[u8]) -> Result<Packet, Error> {
+    let number = head.argument;
+    let unknown = || Error::Value { kind: head.kind, what: format!("network interface {number}") };
+    let nic = u32::try_from(number).map_err(|_| unknown())?;
+    Ok(Packet { nic, bytes: payload.to_vec() })
 }
 
 fn le_bytes(words: &[u64]) -> Vec<u8> {
@@ -329,6 +345,8 @@ mod tests {
                 .prop_map(|reasons| Message::Refuse(Refuse { reasons })),
             any::<u64>().prop_map(|restore_us| Message::Ready(Ready { restore_us })),
             Just(Message::Placed),
+            (any::<u32>(), proptest::collection::vec(any::<u8>(), 0..100))
+                .prop_map(|(nic, bytes)| Message::Packet(Packet { nic, bytes })),
             Just(Message::Commit),
             Just(Message::Running),
             Just(Message::Alive),

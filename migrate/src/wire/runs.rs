@@ -225,7 +225,14 @@ mod tests {
         let of = |ram: &[(u64, u64)]| {
             let ram = ram.iter().map(|(first, count)| PageRun { first: *first, count: *count }).collect();
             let machine = serde_json::Value::Null;
-            RamMap::of(&Description { name: String::new(), uuid: uuid::Uuid::nil(), vcpus: 1, ram, machine })
+            RamMap::of(&Description {
+                name: String::new(),
+                uuid: uuid::Uuid::nil(),
+                vcpus: 1,
+                ram,
+                nics: 0,
+                machine,
+            })
         };
         assert!(of(&[(0, 10), (10, 5)]).is_ok());
         for wrong in

@@ -17,8 +17,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(crate) use host::SimHost;
-use migrate::guest::{Departing, GuestError, Result, Telemetry};
-use migrate::options::{Mode, Options};
+use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
+use migrate::options::{InFlightPolicy, Mode, Options};
 use migrate::progress::{Event, Observer};
 pub(crate) use ram::SimRam;
 
@@ -34,6 +34,7 @@ pub(crate) fn options(mode: Mode) -> Options {
         timeout: Duration::from_secs(20),
         bandwidth: None,
         verify: false,
+        in_flight: InFlightPolicy::Forward,
     }
 }
 
@@ -79,6 +80,7 @@ pub(crate) struct Habit {
     pub(crate) acknowledges_after: Duration,
     /// Pages `0..zeros` are touched but zero when it has booted.
     pub(crate) zeros: u64,
+    pub(crate) nics: u32,
 }
 
 impl Default for Habit {
@@ -91,6 +93,7 @@ impl Default for Habit {
             telemetry: false,
             acknowledges_after: Duration::ZERO,
             zeros: 0,
+            nics: 0,
         }
     }
 }
@@ -123,6 +126,8 @@ pub(crate) struct Sim {
     pub(crate) pauses: AtomicU64,
     /// Pages told to be missing when faults began to be caught.
     pub(crate) told_first: AtomicU64,
+    /// From the network: not yet taken where it has left, and all that was delivered where it is.
+    packets: Mutex<Vec<Packet>>,
     /// What shall fail, for once.
     pub(crate) broken: Broken,
 }
@@ -158,6 +163,7 @@ impl Sim {
             window: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
             told_first: AtomicU64::new(0),
+            packets: Mutex::default(),
             broken: Broken::default(),
         });
         let vcpu = Arc::clone(&sim);
@@ -182,6 +188,10 @@ impl Sim {
 
     fn mind(&self) -> MutexGuard<'_, Mind> {
         self.mind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn packets(&self) -> MutexGuard<'_, Vec<Packet>> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cpu(&self) -> MutexGuard<'_, Cpu> {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use migrate::guest::{
-    Arriving, Departing, Description, Faults, GuestError, Ram, Rehearsal, Result, Telemetry,
+    Arriving, Departing, Description, Faults, GuestError, Packet, Ram, Rehearsal, Result, Telemetry,
 };
 use migrate::pages::{PageRun, PageSet};
 
@@ -19,6 +19,7 @@ impl Departing for Sim {
             uuid: uuid::Uuid::nil(),
             vcpus: 1,
             ram: vec![PageRun { first: 0, count: self.habit.pages }],
+            nics: self.habit.nics,
             machine: serde_json::json!({ "telemetry": self.habit.telemetry }),
         }
     }
@@ -75,6 +76,17 @@ impl Departing for Sim {
         vec![0, 1, self.ram.last(), u64::MAX]
     }
 
+    fn take_packets(&self, wait: Duration, into: &mut Vec<Packet>) {
+        assert!(!self.is_running(), "packets are taken only where the guest does not run");
+        let mut waiting = self.packets();
+        if waiting.is_empty() {
+            drop(waiting);
+            std::thread::sleep(wait);
+            waiting = self.packets();
+        }
+        into.append(&mut waiting);
+    }
+
     fn release(&self) {
         assert!(!self.is_running(), "a running guest is not released");
         self.released.store(true, Ordering::SeqCst);
@@ -126,6 +138,11 @@ impl Arriving for Sim {
         Broken::check(&self.broken.resume, "resume")?;
         self.start_cpu();
         Ok(())
+    }
+
+    fn deliver_packet(&self, packet: &Packet) {
+        assert!(self.is_running(), "packets are sent after a guest that runs");
+        self.packets().push(packet.clone());
     }
 
     fn suspend(&self) {

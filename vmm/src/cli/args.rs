@@ -6,7 +6,10 @@ use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 use crate::bench::BenchArgs;
-use crate::config::{Cmdline, DiskConfig, GuestName, Kernel, MachineConfig, MemorySize, Vcpus};
+use crate::config::{
+    ArrivalConfig, Cmdline, DiskConfig, GuestName, Kernel, MachineConfig, MemorySize, NicConfig, TapConfig,
+    Vcpus,
+};
 use crate::demo::DemoArgs;
 use crate::lab::tether::TetherArgs;
 
@@ -88,6 +91,10 @@ pub struct RunArgs {
     /// Disk of the guest: a raw image, read-only with ro, known to the guest by NAME; may be given several times
     #[arg(long = "disk", value_name = "FILE[,ro][,serial=NAME]", requires = "kernel")]
     pub disks: Vec<DiskConfig>,
+    /// Network interface of the guest: on the tap interface NAME, which may be made, and made a port of BRIDGE; may be
+    /// given several times
+    #[arg(long = "net", value_name = "tap=NAME[,create][,bridge=BRIDGE][,mac=MAC]", requires = "kernel")]
+    pub nics: Vec<NicConfig>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: Cmdline,
@@ -105,6 +112,10 @@ pub struct ReceiveArgs {
     /// The VM's name, unique on this host [default: receive-PORT]
     #[arg(long)]
     pub name: Option<GuestName>,
+    /// Tap interface here for the guest's network interface, in the place of the source's NAME; may be given several
+    /// times, for the first, the second and so on
+    #[arg(long = "net", value_name = "tap=NAME[,create][,bridge=BRIDGE]")]
+    pub taps: Vec<TapConfig>,
     /// How to host it.
     #[command(flatten)]
     pub hosting: HostingArgs,
@@ -124,6 +135,13 @@ pub struct HostingArgs {
     pub detached: bool,
 }
 
+impl ReceiveArgs {
+    /// What a guest finds here.
+    pub(super) fn arrival(&self) -> ArrivalConfig {
+        ArrivalConfig { taps: self.taps.clone() }
+    }
+}
+
 impl RunArgs {
     /// The machine asked for: a new one, with an identity of its own.
     pub(super) fn machine(&self) -> MachineConfig {
@@ -136,6 +154,7 @@ impl RunArgs {
             kernel: self.kernel.clone().map_or(Kernel::Demo, Kernel::File),
             initramfs: self.initramfs.clone(),
             disks: self.disks.clone(),
+            nics: self.nics.clone(),
         }
     }
 }

@@ -41,12 +41,13 @@ pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         format!("cannot listen on {}; give HOST:PORT of this host, port 0 for a free one", args.listen)
     })?;
     let address = listener.local_addr().context("cannot say where it listens")?;
+    let arrival = args.arrival();
     let name = match args.name {
         Some(name) => name,
         None => format!("receive-{}", address.port()).parse()?,
     };
     let socket = ControlSocket::claim(&RuntimeDir::from_env()?, name.as_str())?;
-    let vm = machine::receive(&name, listener, console)?;
+    let vm = machine::receive(&name, listener, arrival, console)?;
     words::say(&words::listens(&address));
     host(socket, vm, &args.hosting, Some(address.to_string()))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::config::{GuestName, MachineConfig};
+use crate::config::{ArrivalConfig, GuestName, MachineConfig};
 use crate::control::Vm;
 use crate::devices::Console;
 use crate::vm::VmHandle;
@@ -23,9 +23,10 @@ pub(super) fn boot(config: &MachineConfig, sink: ConsoleSink) -> anyhow::Result<
 pub(super) fn receive(
     name: &GuestName,
     listener: TcpListener,
+    arrival: ArrivalConfig,
     sink: ConsoleSink,
 ) -> anyhow::Result<Arc<dyn Vm>> {
-    Ok(Arc::new(VmHandle::receive(name.as_str(), listener, console(sink)?)?))
+    Ok(Arc::new(VmHandle::receive(name.as_str(), listener, arrival, console(sink)?)?))
 }
 
 fn console(sink: ConsoleSink) -> anyhow::Result<Console> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::client::types::MigrateRequest;
-use migrate::options::Mode;
+use migrate::options::{InFlightPolicy, Mode};
 use migrate::report::{Outcome, Report};
 use serde::Serialize;
 
@@ -139,6 +139,7 @@ impl Order {
             timeout_ms: Some(whole(self.timeout.as_millis())),
             bandwidth: None,
             verify: self.verify,
+            in_flight: InFlightPolicy::Forward,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
@@ -53,6 +54,17 @@ impl Board {
     #[must_use]
     pub fn virtio_slots(&self) -> Vec<MmioSlot> {
         self.virtio.slots()
+    }
+
+    /// What comes from the network for a guest that runs elsewhere now, by interface: Ethernet frames. Waits for the first,
+    /// not much longer than `wait`.
+    pub fn take_frames(&self, wait: Duration, into: &mut Vec<(u32, Vec<u8>)>) {
+        self.virtio.take_frames(wait, into);
+    }
+
+    /// Another host sends a frame after the guest, for its interface of this number.
+    pub fn bring_frame(&self, nic: u32, frame: &[u8]) {
+        self.virtio.bring_frame(nic, frame);
     }
 
     /// What another host must know before it can take the guest.
@@ -139,7 +151,7 @@ impl Parts {
     }
 
     fn with_virtio(self, virtio: VirtioPlan) -> Self {
-        Self { shape: self.shape.with_virtio(virtio.has_rng(), virtio.describe_disks()), virtio, ..self }
+        Self { shape: virtio.describe(self.shape), virtio, ..self }
     }
 
     pub(super) fn ram(&self) -> &GuestRam {
@@ -163,7 +175,9 @@ impl Parts {
         let Self { vm, ram, vcpus, virtio, shape } = self;
         let vm = Arc::new(vm);
         let serial = SerialPort::new(hooks.console.clone(), pulse(&vm, SERIAL_GSI));
-        let virtio = virtio.build(&ram, |gsi| pulse(&vm, gsi));
+        let virtio = virtio
+            .build(&ram, |gsi| pulse(&vm, gsi))
+            .map_err(KvmError::refused("start a network interface's thread"))?;
         let mut bus = bus(&serial);
         virtio.add_to(&mut bus);
         let surroundings = Surroundings {

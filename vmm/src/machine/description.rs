@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::virtio::{DiskDescription, too_many_disks};
+use super::virtio::{self, DiskDescription, NicDescription};
 use crate::config::{MemorySize, Vcpus};
 use crate::devices::SERIAL_KIND;
-use crate::devices::virtio::{BLOCK_KIND, RNG_KIND};
+use crate::devices::virtio::{BLOCK_KIND, NET_KIND, RNG_KIND};
 use crate::kvm::{KvmError, KvmHost, ioctl};
 use crate::state::{self, Kind};
 use crate::vcpu::{self, CpuidEntry, realtime_ns};
@@ -38,6 +38,9 @@ pub struct MachineDescription {
     /// Disks, in the order in which the guest finds them.
     #[serde(default)]
     pub disks: Vec<DiskDescription>,
+    /// Network interfaces, in the order in which the guest finds them.
+    #[serde(default)]
+    pub nics: Vec<NicDescription>,
 }
 
 /// A device with a section in the saved state.
@@ -56,7 +59,7 @@ impl DeviceDescription {
 }
 
 /// The devices there can be.
-const DEVICES: [Kind; 3] = [SERIAL_KIND, RNG_KIND, BLOCK_KIND];
+const DEVICES: [Kind; 4] = [SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND];
 
 /// Two TSC frequencies nearer than this are one: measuring them has such an error, and clocks are corrected by more
 /// (Linux's own limit for a guest that migrates, as used by other VMMs).
@@ -96,14 +99,21 @@ impl MachineDescription {
             xsave_bytes,
             devices,
             disks: Vec::new(),
+            nics: Vec::new(),
         }
     }
 
     /// With these devices, too.
-    pub(super) fn with_virtio(mut self, rng: bool, disks: Vec<DiskDescription>) -> Self {
+    pub(super) fn with_virtio(
+        mut self,
+        rng: bool,
+        disks: Vec<DiskDescription>,
+        nics: Vec<NicDescription>,
+    ) -> Self {
         self.devices.extend(rng.then(|| DeviceDescription::of(&RNG_KIND)));
         self.devices.extend((!disks.is_empty()).then(|| DeviceDescription::of(&BLOCK_KIND)));
-        Self { disks, ..self }
+        self.devices.extend((!nics.is_empty()).then(|| DeviceDescription::of(&NET_KIND)));
+        Self { disks, nics, ..self }
     }
 
     /// Whether there is such a device.
@@ -129,7 +139,7 @@ impl MachineDescription {
     pub fn unsupported(&self, kvm: &KvmHost) -> Vec<String> {
         let mut reasons = self.impossible_shape(kvm);
         reasons.extend(self.unknown_state());
-        reasons.extend(self.lacking_disks());
+        reasons.extend(virtio::lacking(self));
         match Probe::new(kvm, self.vcpus.clamp(1, Vcpus::MAX)) {
             Ok(here) => reasons.extend(self.lacking(&here)),
             Err(error) => reasons.push(error.to_string()),
@@ -165,13 +175,6 @@ impl MachineDescription {
             }
         }
         reasons
-    }
-
-    fn lacking_disks(&self) -> Vec<String> {
-        match too_many_disks(self.disks.len()) {
-            Some(why) => vec![why],
-            None => self.disks.iter().filter_map(DiskDescription::unsupported).collect(),
-        }
     }
 
     fn lacking(&self, here: &Probe) -> Vec<String> {

@@ -25,7 +25,7 @@ use std::time::Duration;
 use crate::boot::{self, BootError};
 use crate::config::{ConfigError, MachineConfig};
 use crate::devices::Console;
-use crate::devices::virtio::DiskError;
+use crate::devices::virtio::{DiskError, TapError};
 use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
 use crate::memory::ram::GuestRam;
@@ -35,7 +35,7 @@ use board::Parts;
 
 pub use board::Board;
 pub use description::{DeviceDescription, MachineDescription};
-pub use virtio::DiskDescription;
+pub use virtio::{DiskDescription, NicDescription};
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; only one that waits for memory which does not
 /// come (post-copy without its source) takes longer.
@@ -65,9 +65,12 @@ pub enum MachineError {
     /// With a disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// With the disks of a guest that arrives, or with how many there are.
+    /// With a tap interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// With the devices of a guest that arrives, or with how many there are.
     #[error("{0}")]
-    Disks(String),
+    Devices(String),
     /// More vCPUs than this host can run in one guest.
     #[error("{wanted} vCPUs are more than KVM on this host can run in one guest ({most}): give fewer")]
     TooManyVcpus {
@@ -196,6 +199,7 @@ impl Machine<Paused> {
     #[must_use]
     pub fn resume(self) -> Machine<Running> {
         self.board.serial().open();
+        self.board.virtio().open();
         self.vcpus.run();
         self.lives()
     }
@@ -226,6 +230,11 @@ impl Machine<Paused> {
 }
 
 impl Machine<Running> {
+    /// The guest has come here from elsewhere: tells its network where it is now, a few times.
+    pub fn announce(&self) {
+        self.board.virtio().announce();
+    }
+
     /// Ends the running of a guest whose memory cannot come any more. No vCPU runs guest code from here on, though
     /// one may hang in the kernel, waiting for memory, where the host's KVM does not let it be called back.
     pub fn hold(&self) {
@@ -241,6 +250,7 @@ impl Machine<Running> {
         match self.vcpus.park(PAUSE_LIMIT) {
             Ok(()) => {
                 self.board.serial().close();
+                self.board.virtio().close();
                 Ok(self.lives())
             }
             Err(error) => Err(Box::new(NotPaused { machine: self, error })),

@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use migrate::guest::{Arriving, Description, Faults, Host, Ram, Rehearsal, Result, Telemetry};
+use migrate::guest::{Arriving, Description, Faults, Host, Packet, Ram, Rehearsal, Result, Telemetry};
 use migrate::pages::PageSet;
 
-use crate::config::GuestName;
+use crate::config::{ArrivalConfig, GuestName};
 use crate::kvm::KvmHost;
 use crate::machine::{Hooks, Machine, MachineDescription};
 use crate::memory::layout::Layout;
@@ -23,6 +23,7 @@ const REHEARSALS: u32 = 3;
 /// This host, ready for a guest.
 pub struct Arrivals {
     kvm: KvmHost,
+    config: ArrivalConfig,
     hooks: Hooks,
     /// Told of each machine built, before the engine sees it. May refuse it.
     built: Box<dyn Fn(Arc<Resident>) -> Result<()> + Send + Sync>,
@@ -33,10 +34,11 @@ impl Arrivals {
     /// Machines built here get these hooks.
     pub fn new(
         kvm: KvmHost,
+        config: ArrivalConfig,
         hooks: Hooks,
         built: impl Fn(Arc<Resident>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { kvm, hooks, built: Box::new(built), latest: Mutex::default() }
+        Self { kvm, config, hooks, built: Box::new(built), latest: Mutex::default() }
     }
 
     /// The resident built last: the guest that has arrived.
@@ -47,7 +49,7 @@ impl Arrivals {
 
 impl Host for Arrivals {
     fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String> {
-        let mut reasons = match shape_of(guest) {
+        let mut reasons = match self.shape_of(guest) {
             Ok(shape) => shape.unsupported(&self.kvm).into_iter().chain(too_large(shape.memory)).collect(),
             Err(error) => vec![error.to_string()],
         };
@@ -58,12 +60,23 @@ impl Host for Arrivals {
     }
 
     fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
-        let machine = Machine::blank(&shape_of(guest)?, self.hooks.clone()).map_err(refused)?;
+        let machine = Machine::blank(&self.shape_of(guest)?, self.hooks.clone()).map_err(refused)?;
         let identity = Identity { name: guest.name.clone(), uuid: guest.uuid };
         let resident = Resident::new(machine, identity);
         (self.built)(Arc::clone(&resident))?;
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&resident));
         Ok(resident)
+    }
+}
+
+impl Arrivals {
+    /// The machine as it would be here.
+    fn shape_of(&self, guest: &Description) -> Result<MachineDescription> {
+        let mut shape = shape_of(guest)?;
+        for (nic, tap) in shape.nics.iter_mut().zip(&self.config.taps) {
+            nic.tap = tap.clone();
+        }
+        Ok(shape)
     }
 }
 
@@ -75,9 +88,10 @@ fn shape_of(guest: &Description) -> Result<MachineDescription> {
         refused(format!("the source's description of its machine cannot be read: {error}"))
     })?;
     let layout = Layout::for_bytes(shape.memory).map_err(refused)?;
-    if shape.vcpus != guest.vcpus || runs_of(&layout) != guest.ram {
+    let same = shape.vcpus == guest.vcpus && shape.nics.len() == guest.nics as usize;
+    if !same || runs_of(&layout) != guest.ram {
         return Err(refused(
-            "the source's description contradicts itself: vCPUs or RAM differ in its two parts",
+            "the source's description contradicts itself: vCPUs, RAM or network interfaces differ in its two parts",
         ));
     }
     Ok(shape)
@@ -127,7 +141,13 @@ impl Arriving for Resident {
     }
 
     fn resume(&self) -> Result<()> {
-        self.resume()
+        self.resume()?;
+        self.announce();
+        Ok(())
+    }
+
+    fn deliver_packet(&self, packet: &Packet) {
+        self.deliver_packet(packet);
     }
 
     fn suspend(&self) {

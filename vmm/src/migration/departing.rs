@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate::guest::{Departing, Description, Ram, Result, Telemetry};
+use migrate::guest::{Departing, Description, Packet, Ram, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
 
 use super::resident::Resident;
@@ -50,6 +50,10 @@ impl Departing for Resident {
 
     fn resume(&self) -> Result<()> {
         self.resume()
+    }
+
+    fn take_packets(&self, wait: Duration, into: &mut Vec<Packet>) {
+        self.take_packets(wait, into);
     }
 
     fn release(&self) {

@@ -6,11 +6,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migrate::guest::{Description, GuestError, Result, Telemetry};
+use migrate::guest::{Description, GuestError, Packet, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
 use uuid::Uuid;
 
-use crate::machine::{Machine, MachineDescription, Paused, Running};
+use crate::machine::{Board, Machine, MachineDescription, Paused, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
 
@@ -53,6 +53,7 @@ impl Resident {
             uuid: identity.uuid,
             vcpus: shape.vcpus,
             ram: runs_of(ram.layout()),
+            nics: shape.nics.len() as u32,
             machine: opaque(&shape),
         };
         let log = DirtyLog::new(Arc::clone(machine.board().vm()), Arc::clone(&ram));
@@ -155,6 +156,36 @@ impl Resident {
     pub(super) fn release_disks(&self) {
         if let Life::Paused(machine) = &*self.lock() {
             machine.release_disks();
+        }
+    }
+
+    /// Tells the guest's network that it is here now.
+    pub(super) fn announce(&self) {
+        if let Life::Running(machine) = &*self.lock() {
+            machine.announce();
+        }
+    }
+
+    /// What comes from the network for a guest that runs elsewhere now. The machine is not held while it is waited for.
+    pub(super) fn take_packets(&self, wait: Duration, into: &mut Vec<Packet>) {
+        let Some(board) = self.board() else { return };
+        let mut frames = Vec::new();
+        board.take_frames(wait, &mut frames);
+        into.extend(frames.into_iter().map(|(nic, bytes)| Packet { nic, bytes }));
+    }
+
+    /// A packet that was sent after the guest.
+    pub(super) fn deliver_packet(&self, packet: &Packet) {
+        if let Some(board) = self.board() {
+            board.bring_frame(packet.nic, &packet.bytes);
+        }
+    }
+
+    fn board(&self) -> Option<Arc<Board>> {
+        match &*self.lock() {
+            Life::Running(machine) => Some(Arc::clone(machine.board())),
+            Life::Paused(machine) => Some(Arc::clone(machine.board())),
+            Life::Gone => None,
         }
     }
 

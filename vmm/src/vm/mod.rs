@@ -25,7 +25,7 @@ use migrate::progress::Event;
 use migrate::{Cancel, Receiver};
 use tokio::sync::broadcast;
 
-use crate::config::MachineConfig;
+use crate::config::{ArrivalConfig, MachineConfig};
 use crate::control::Ending;
 use crate::devices::{Console, End, GuestEnd};
 use crate::kvm::{KvmError, KvmHost};
@@ -105,13 +105,18 @@ impl VmHandle {
     ///
     /// # Errors
     /// When the host cannot run guests, or the address cannot be listened on.
-    pub fn receive(name: &str, listener: TcpListener, console: Console) -> Result<Self, StartError> {
+    pub fn receive(
+        name: &str,
+        listener: TcpListener,
+        arrival: ArrivalConfig,
+        console: Console,
+    ) -> Result<Self, StartError> {
         let kvm = KvmHost::open()?;
         let receiver = Arc::new(Receiver::on(listener)?);
         let address = receiver.local_addr();
         let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);
         let _ = handle.inner.receiver.set(Arc::downgrade(&receiver));
-        moving::receive_in_background(&handle, kvm, receiver)?;
+        moving::receive_in_background(&handle, kvm, arrival, receiver)?;
         Ok(handle)
     }
 

@@ -13,6 +13,7 @@ use migrate::progress::{Event, Observer};
 use migrate::report::{Outcome, Report};
 use migrate::{Arrival, Cancel, Receiver};
 
+use crate::config::ArrivalConfig;
 use crate::control::{Ending, Refusal};
 use crate::kvm::KvmHost;
 use crate::migration::{Arrivals, Resident};
@@ -88,6 +89,7 @@ fn lost(guest: &Resident, options: &Options) -> Report {
 pub(super) fn receive_in_background(
     handle: &VmHandle,
     kvm: KvmHost,
+    arrival: ArrivalConfig,
     receiver: Arc<Receiver>,
 ) -> io::Result<()> {
     let inner = Arc::clone(&handle.inner);
@@ -98,7 +100,7 @@ pub(super) fn receive_in_background(
             entered.then_some(()).ok_or_else(|| GuestError("this VMM is ending".into()))
         }
     };
-    let arrivals = Arrivals::new(kvm, handle.hooks(), built);
+    let arrivals = Arrivals::new(kvm, arrival, handle.hooks(), built);
     thread::Builder::new()
         .name("receive".into())
         .spawn(move || receive(&inner, &arrivals, &receiver))

@@ -11,7 +11,7 @@ use crate::control::Vm;
 fn stopping_the_wait_for_a_guest_closes_its_port() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let handle = VmHandle::receive("test", listener, Console::new()).unwrap();
+    let handle = VmHandle::receive("test", listener, ArrivalConfig::default(), Console::new()).unwrap();
     assert_eq!(handle.info().listen, Some(address.to_string()));
     handle.stop().unwrap();
     assert_eq!(handle.wait_ended(), Ending::Stopped);

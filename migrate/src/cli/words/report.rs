@@ -2,7 +2,8 @@
 
 use super::layout::{Page, Row};
 use super::{bytes, count, micros, mode, phase};
-use crate::report::{GuestMeasured, Outcome, Postcopy, Report, Switchover, Verification};
+use crate::options::InFlightPolicy;
+use crate::report::{GuestMeasured, InFlight, Outcome, Postcopy, Report, Switchover, Verification};
 
 /// A report for people, several lines.
 #[must_use]
@@ -18,6 +19,9 @@ pub fn report(report: &Report) -> String {
     traffic(&mut page, report);
     if let Some(it) = &report.postcopy {
         postcopy(&mut page, it);
+    }
+    if let Some(it) = &report.in_flight {
+        in_flight(&mut page, it);
     }
     if let Some(it) = &report.guest_measured {
         guest(&mut page, it);
@@ -138,6 +142,17 @@ fn postcopy(page: &mut Page, it: &Postcopy) {
         rows.push(row("pages that came twice", count(it.duplicate_pages), "something is wrong"));
     }
     page.section("Post-copy", rows);
+}
+
+fn in_flight(page: &mut Page, it: &InFlight) {
+    let rows = match it.policy {
+        InFlightPolicy::Forward => vec![
+            row("sent after the guest", count(it.packets), &bytes(it.bytes as f64)),
+            row("until the last one came", us(it.last_us), "after the guest's start there"),
+        ],
+        InFlightPolicy::Drop => vec![row("sent after the guest", "-".into(), "dropped, as was asked for")],
+    };
+    page.section("Packets in flight", rows);
 }
 
 fn guest(page: &mut Page, it: &GuestMeasured) {

@@ -1,9 +1,9 @@
 //! Reports and figures to test the words with.
 
-use crate::options::Mode;
+use crate::options::{InFlightPolicy, Mode};
 use crate::progress::Progress;
 use crate::report::{
-    GuestMeasured, Outcome, Phase, PhaseTime, Postcopy, Report, Round, SCHEMA, Switchover, Traffic,
+    GuestMeasured, InFlight, Outcome, Phase, PhaseTime, Postcopy, Report, Round, SCHEMA, Switchover, Traffic,
     Verification,
 };
 
@@ -70,6 +70,12 @@ pub(crate) fn moved() -> Report {
             last_page_us: 98_000,
             duplicate_pages: 0,
         }),
+        in_flight: Some(InFlight {
+            policy: InFlightPolicy::Forward,
+            packets: 17,
+            bytes: 21_000,
+            last_us: 52_300,
+        }),
         guest_measured: Some(GuestMeasured {
             downtime_us: 12_400.0,
             downtime_at_us: 261_000.0,
@@ -108,6 +114,7 @@ pub(crate) fn kept() -> Report {
         switchover: None,
         traffic: Traffic { bytes: 1_200, ..Traffic::default() },
         postcopy: None,
+        in_flight: None,
         guest_measured: None,
         verification: None,
         residual_bytes: 1 << 30,

@@ -1,7 +1,7 @@
 //! Virtio devices: what Linux guests know without a chipset around it (virtio 1.2).
 //!
 //! ```text
-//! guest ── registers ──> mmio (transport: negotiation, status, interrupts) ── kick ──> rng, block
+//! guest ── registers ──> mmio (transport: negotiation, status, interrupts) ── kick ──> rng, block, net
 //!   └───── rings in RAM ──────────> queue (chains to requests) <───────────────────────┘
 //! ```
 //!
@@ -13,6 +13,7 @@
 
 mod block;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 mod rng;
 pub mod state;
@@ -28,6 +29,7 @@ use queue::{Broken, Requests};
 
 pub use block::{Block, DiskError, DiskImage, KIND as BLOCK_KIND};
 pub use mmio::{BYTES as MMIO_BYTES, MmioTransport};
+pub use net::{KIND as NET_KIND, Nic, Tap, TapError};
 pub use rng::{KIND as RNG_KIND, Rng};
 
 /// What every device offers: to be one of virtio 1, and tables of descriptors outside the ring. Not event indices:

@@ -37,6 +37,7 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
         kernel: Kernel::Demo,
         initramfs: None,
         disks: Vec::new(),
+        nics: Vec::new(),
     }
 }
 

@@ -95,5 +95,8 @@ fn a_host_without_the_guests_disks_says_so_before() {
     let error = other.restore(&from.save().unwrap()).unwrap_err().to_string();
     assert!(error.contains("number of disks"), "{error}");
     let error = with_disks(vec![disk(one.path(), ",ro"); 8]).unwrap_err().to_string();
-    assert!(error.contains("8 disks are more than a guest can have: at most 7"), "{error}");
+    assert!(
+        error.contains("8 disks and 0 network interfaces are more than a guest can have: at most 7"),
+        "{error}"
+    );
 }

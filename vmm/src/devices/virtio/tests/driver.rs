@@ -15,6 +15,8 @@ pub(super) const RAM_BYTES: u64 = 16 << 20;
 pub(super) const DESCRIPTORS: u64 = 0x1000;
 pub(super) const AVAIL: u64 = 0x2000;
 pub(super) const USED: u64 = 0x3000;
+/// The second queue's rings are so far behind the first one's, and so on.
+const NEXT_QUEUE: u64 = 0x1_0000;
 /// Where requests' memory may lie.
 pub(super) const BUFFERS: u64 = 0x10_0000;
 pub(super) const QUEUE_SIZE: u16 = 16;
@@ -26,7 +28,9 @@ pub(super) struct Driver {
     pub(super) transport: Arc<MmioTransport>,
     pub(super) ram: Arc<GuestRam>,
     pub(super) pulses: Arc<AtomicU32>,
-    next_descriptor: u16,
+    /// The queue that it works with now.
+    queue: u16,
+    next_descriptor: [u16; 3],
 }
 
 impl Driver {
@@ -36,13 +40,30 @@ impl Driver {
     }
 
     pub(super) fn with_ram(device: impl VirtioDevice + 'static, ram: Arc<GuestRam>) -> Self {
+        Self::connected(ram, |ram, pulse| MmioTransport::new(Box::new(device), ram, pulse))
+    }
+
+    /// The driver of a device that `connect` makes.
+    pub(super) fn connected(
+        ram: Arc<GuestRam>,
+        connect: impl FnOnce(Arc<GuestRam>, Arc<dyn Fn() + Send + Sync>) -> Arc<MmioTransport>,
+    ) -> Self {
         let pulses = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&pulses);
         let pulse = Arc::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         });
-        let transport = MmioTransport::new(Box::new(device), Arc::clone(&ram), pulse);
-        Self { transport, ram, pulses, next_descriptor: 0 }
+        Self { transport: connect(Arc::clone(&ram), pulse), ram, pulses, queue: 0, next_descriptor: [0; 3] }
+    }
+
+    /// The same driver, working with another queue.
+    pub(super) fn on(&mut self, queue: u16) -> &mut Self {
+        self.queue = queue;
+        self
+    }
+
+    fn ring(&self, base: u64) -> u64 {
+        base + u64::from(self.queue) * NEXT_QUEUE
     }
 
     /// The same after negotiation, with its first queue ready.
@@ -79,11 +100,11 @@ impl Driver {
     }
 
     pub(super) fn set_up_queue(&self) {
-        self.set(VIRTIO_MMIO_QUEUE_SEL, 0);
+        self.set(VIRTIO_MMIO_QUEUE_SEL, self.queue.into());
         self.set(VIRTIO_MMIO_QUEUE_NUM, QUEUE_SIZE.into());
-        self.set(VIRTIO_MMIO_QUEUE_DESC_LOW, DESCRIPTORS as u32);
-        self.set(VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAIL as u32);
-        self.set(VIRTIO_MMIO_QUEUE_USED_LOW, USED as u32);
+        self.set(VIRTIO_MMIO_QUEUE_DESC_LOW, self.ring(DESCRIPTORS) as u32);
+        self.set(VIRTIO_MMIO_QUEUE_AVAIL_LOW, self.ring(AVAIL) as u32);
+        self.set(VIRTIO_MMIO_QUEUE_USED_LOW, self.ring(USED) as u32);
         self.set(VIRTIO_MMIO_QUEUE_READY, 1);
     }
 
@@ -119,35 +140,37 @@ impl Driver {
 
     /// A chain of (address, bytes, [`WRITE`] or 0). Its head.
     pub(super) fn chain(&mut self, pieces: &[(u64, u32, u16)]) -> u16 {
-        let head = self.next_descriptor;
+        let (table, queue) = (self.ring(DESCRIPTORS), self.queue as usize);
+        let head = self.next_descriptor[queue];
         for (number, (address, bytes, flags)) in pieces.iter().enumerate() {
-            let at = self.next_descriptor % QUEUE_SIZE;
-            self.next_descriptor = (at + 1) % QUEUE_SIZE;
+            let at = self.next_descriptor[queue] % QUEUE_SIZE;
+            self.next_descriptor[queue] = (at + 1) % QUEUE_SIZE;
             let more = if number + 1 < pieces.len() { NEXT } else { 0 };
-            self.descriptor(DESCRIPTORS, at, *address, *bytes, flags | more, self.next_descriptor);
+            self.descriptor(table, at, *address, *bytes, flags | more, self.next_descriptor[queue]);
         }
         head
     }
 
     /// Makes a chain available without calling.
     pub(super) fn offer(&self, head: u16) {
-        let index = self.look_u16(AVAIL + 2);
-        self.put(AVAIL + 4 + u64::from(index % QUEUE_SIZE) * 2, &head.to_le_bytes());
-        self.put(AVAIL + 2, &index.wrapping_add(1).to_le_bytes());
+        let avail = self.ring(AVAIL);
+        let index = self.look_u16(avail + 2);
+        self.put(avail + 4 + u64::from(index % QUEUE_SIZE) * 2, &head.to_le_bytes());
+        self.put(avail + 2, &index.wrapping_add(1).to_le_bytes());
     }
 
     pub(super) fn notify(&self) {
-        self.set(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        self.set(VIRTIO_MMIO_QUEUE_NOTIFY, self.queue.into());
     }
 
     /// How many requests were given back.
     pub(super) fn finished(&self) -> u16 {
-        self.look_u16(USED + 2)
+        self.look_u16(self.ring(USED) + 2)
     }
 
     /// The newest entry of the used ring: head and bytes written.
     pub(super) fn last_used(&self) -> (u32, u32) {
-        let at = USED + 4 + u64::from(self.finished().wrapping_sub(1) % QUEUE_SIZE) * 8;
+        let at = self.ring(USED) + 4 + u64::from(self.finished().wrapping_sub(1) % QUEUE_SIZE) * 8;
         (
             self.ram.mmap().read_obj(GuestAddress(at)).unwrap(),
             self.ram.mmap().read_obj(GuestAddress(at + 4)).unwrap(),

@@ -3,6 +3,7 @@
 mod block;
 mod driver;
 mod hostile;
+mod net;
 mod rng;
 mod transport;
 
