@@ -11,15 +11,17 @@ pub struct Guest {
     pub cpus: u32,
     /// Its disk, as `vmm run --disk` takes it. With one it is a guest of its own kernel, with virtio devices.
     pub disk: Option<&'static str>,
+    /// Its network interface, as `vmm run --net` takes it. With one the same is true.
+    pub nic: Option<&'static str>,
 }
 
 impl Guest {
     /// Writes 5000 pages a second over 32 MiB; 96 MiB of its 256 are filled with what cannot be compressed.
     pub const BUSY: Self =
-        Self { words: "dirty ws=32 rate=5000 fill=96", memory: "256M", cpus: 1, disk: None };
+        Self { words: "dirty ws=32 rate=5000 fill=96", memory: "256M", cpus: 1, disk: None, nic: None };
 
     /// Only reads the TSC.
-    pub const IDLE: Self = Self { words: "idle", memory: "64M", cpus: 1, disk: None };
+    pub const IDLE: Self = Self { words: "idle", memory: "64M", cpus: 1, disk: None, nic: None };
 
     /// The same with other words.
     #[must_use]

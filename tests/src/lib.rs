@@ -5,6 +5,7 @@
 //!   ├── Vm         one `vmm` process: its control API, its console, its end
 //!   ├── Migration  one `migrate` process: its events while it lasts, its report and status when it is over
 //!   ├── Journey    one guest on its way through several VMMs, and what it said on all of them
+//!   ├── Network    a namespace with a bridge and taps, for a world whose guests have a network
 //!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent
 //! ```
 //!
@@ -15,6 +16,7 @@ mod binaries;
 mod guest;
 mod journey;
 mod migration;
+mod network;
 mod process;
 mod proxy;
 mod transcript;
@@ -28,6 +30,7 @@ pub use binaries::binary;
 pub use guest::Guest;
 pub use journey::Journey;
 pub use migration::{Ending, Migration};
+pub use network::{Network, Stream};
 pub use process::{Output, Process};
 pub use proxy::{Cut, Proxy};
 pub use transcript::{SecondOfWork, Transcript};

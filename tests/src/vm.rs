@@ -17,8 +17,12 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Starts a VMM and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
     #[track_caller]
-    pub(crate) fn start(world: &World, name: &str, arguments: &[&str]) -> Self {
+    pub fn start(world: &World, name: &str, arguments: &[&str]) -> Self {
         let console = world.path(&format!("{name}.console"));
         let mut command = world.command("vmm", arguments.iter().copied());
         command.args(["--name", name, "--console"]).arg(&console);

@@ -8,13 +8,14 @@ use migrate::client::RuntimeDir;
 use tempfile::TempDir;
 
 use crate::turn::{Company, Turn};
-use crate::{Guest, Migration, Output, Process, Vm, binary};
+use crate::{Guest, Migration, Network, Output, Process, Vm, binary};
 
 /// Everything of one test. Processes end with the values that stand for them; keep those shorter than this.
 #[derive(Debug)]
 pub struct World {
     folder: TempDir,
     started: Cell<u32>,
+    network: Option<Network>,
     _turn: Turn,
 }
 
@@ -31,17 +32,36 @@ impl World {
         Self::new(Company::Quiet)
     }
 
+    /// A world like that in a network of its own. Guests have `tap0` in it, VMMs that receive the next ones.
+    #[must_use]
+    pub fn networked() -> Self {
+        let network = Network::make();
+        // The guest's own.
+        network.next_tap();
+        // Alone: the kernel makes and unmakes interfaces one at a time, and slowly, for the whole machine.
+        Self { network: Some(network), ..Self::alone() }
+    }
+
     fn new(company: Company) -> Self {
         let turn = Turn::wait(company);
         // A short path: a socket's address has room for 108 bytes.
         let folder = tempfile::Builder::new().prefix("vm").tempdir().expect("a temporary folder");
-        Self { folder, started: Cell::new(0), _turn: turn }
+        Self { folder, started: Cell::new(0), network: None, _turn: turn }
     }
 
     /// A path in the world's folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Its network.
+    ///
+    /// # Panics
+    /// When it has none of its own.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("a world with a network")
     }
 
     /// Where the control sockets are.
@@ -53,7 +73,11 @@ impl World {
     /// A program under test with these arguments, to be started in this world.
     #[must_use]
     pub fn command<'a>(&self, program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = Command::new(binary(program));
+        let program = binary(program);
+        let mut command = match &self.network {
+            Some(network) => network.wrap(program),
+            None => Command::new(program),
+        };
         command.args(arguments).env("VMM_RUNTIME_DIR", self.runtime().path()).current_dir(self.folder.path());
         command
     }
@@ -78,10 +102,12 @@ impl World {
     pub fn run(&self, name: &str, guest: Guest) -> Vm {
         let cpus = guest.cpus.to_string();
         let mut line = vec!["run", "--memory", guest.memory, "--cpus", &cpus, "--cmdline", guest.words];
-        if let Some(disk) = guest.disk {
+        if guest.disk.or(guest.nic).is_some() {
             std::fs::write(self.path("kernel"), ::guest::IMAGE).expect("a kernel");
-            line.extend(["--kernel", "kernel", "--disk", disk]);
+            line.extend(["--kernel", "kernel"]);
         }
+        line.extend(guest.disk.iter().flat_map(|disk| ["--disk", disk]));
+        line.extend(guest.nic.iter().flat_map(|nic| ["--net", nic]));
         Vm::start(self, name, &line)
     }
 
@@ -89,7 +115,10 @@ impl World {
     #[must_use]
     #[track_caller]
     pub fn receive(&self, name: &str) -> Vm {
-        Vm::start(self, name, &["receive", "--listen", "127.0.0.1:0"])
+        let tap = self.network.as_ref().map(|network| format!("tap={}", network.next_tap()));
+        let mut line = vec!["receive", "--listen", "127.0.0.1:0"];
+        line.extend(tap.iter().flat_map(|tap| ["--net", tap]));
+        Vm::start(self, name, &line)
     }
 
     /// Starts moving the guest of a VMM. `words` are further arguments. Unless they say otherwise, a long pause is allowed:

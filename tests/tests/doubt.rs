@@ -158,7 +158,7 @@ fn whichever_message_is_the_last_the_guest_runs_once_at_most() {
     let goodbye = [Kind::Hashes, Kind::Verified, Kind::Finish, Kind::Figures, Kind::Settled, Kind::Bye];
     let kinds = kinds.into_iter().chain(goodbye);
     for cut in kinds.flat_map(|kind| [Cut::Before(kind), Cut::After(kind)]) {
-        let guest = Guest { words: "dirty ws=8 rate=2000 fill=16", memory: "64M", cpus: 1, disk: None };
+        let guest = Guest { words: "dirty ws=8 rate=2000 fill=16", memory: "64M", ..Guest::IDLE };
         let [mut source, next] = [world.run("from", guest), world.receive("to")];
         until("the guest to work", || source.transcript().has_begun().then_some(()));
         let proxy = Proxy::new(&next.address(), cut);

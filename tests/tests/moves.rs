@@ -144,7 +144,7 @@ fn there_and_back_three_times_in_all_modes() {
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn memory_on_both_sides_of_the_hole_below_4_gib() {
     let world = World::alone();
-    let guest = Guest { words: "dirty ws=256 rate=5000 fill=128", memory: "6G", cpus: 2, disk: None };
+    let guest = Guest { words: "dirty ws=256 rate=5000 fill=128", memory: "6G", cpus: 2, ..Guest::IDLE };
     let mut journey = Journey::begin(&world, guest);
     check(&journey.hop("--mode precopy"), Mode::Precopy, false);
     check(&journey.hop("--mode hybrid"), Mode::Hybrid, false);
@@ -218,7 +218,7 @@ fn the_witness_is_not_blind() {
     let ways = ["stamp", "generation", "content", "ticks", "tsc", "fault"];
     let guests = ways.map(|way| {
         let words = format!("dirty ws=8 rate=5000 fill=16 sabotage={way}");
-        world.run(way, Guest { words: words.leak(), memory: "64M", cpus: 1, disk: None })
+        world.run(way, Guest { words: words.leak(), memory: "64M", cpus: 1, ..Guest::IDLE })
     });
     for guest in guests {
         let told = until("the damage to be told", || guest.transcript().check().err());

@@ -85,7 +85,8 @@ impl VirtioPlan {
 
     /// For a guest that comes from elsewhere, which still has its disks.
     pub(super) fn for_arrival(shape: &MachineDescription) -> Result<Self, MachineError> {
-        if let Some(why) = lacking(shape).into_iter().next() {
+        let wrong_disk = || shape.disks.iter().find_map(DiskDescription::unsupported);
+        if let Some(why) = too_many(shape.disks.len(), shape.nics.len()).or_else(wrong_disk) {
             return Err(MachineError::Devices(why));
         }
         let disks = shape.disks.iter().map(DiskPlan::for_arrival);

@@ -151,8 +151,12 @@ impl Drop for Nic {
 
 impl Feeder {
     fn run(&self) {
-        while !self.over.load(Ordering::Acquire) {
+        loop {
+            // In this order: what rang the bell is seen.
             self.bell.hear();
+            if self.over.load(Ordering::Acquire) {
+                return;
+            }
             let announcement = self.announce();
             let listens = self.deliver();
             let mut events = vec![PollFd::new(&self.bell.0, PollFlags::IN)];
@@ -206,11 +210,9 @@ impl Feeder {
         let all = !std::mem::replace(&mut desk.taken, true);
         let held = std::mem::take(&mut desk.held);
         drop(desk);
-        let mine = |frame: &Vec<u8>| {
-            all || frame.get(HEADER_BYTES..).is_some_and(|f| f.starts_with(&self.mac.bytes()))
-        };
         let waiting = held.into_iter().chain(std::iter::from_fn(|| self.next_frame())).take(MAX_HELD);
-        into.extend(waiting.filter(mine).filter_map(|frame| frame.get(HEADER_BYTES..).map(<[u8]>::to_vec)));
+        let frames = waiting.filter_map(|frame| frame.get(HEADER_BYTES..).map(<[u8]>::to_vec));
+        into.extend(frames.filter(|frame| concerns(self.mac, all, frame)));
     }
 
     /// Announces the guest if it is time to. How long until the next time.
@@ -232,6 +234,13 @@ impl Feeder {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a frame is for this station, or for all where that counts, and not from itself: its announcements come by here.
+fn concerns(mac: Mac, all: bool, frame: &[u8]) -> bool {
+    let mac = mac.bytes();
+    let (to, from) = (frame.get(..6), frame.get(6..12));
+    (all || to == Some(&mac)) && from != Some(&mac)
 }
 
 /// Gives a frame to the driver. Whether it had room.

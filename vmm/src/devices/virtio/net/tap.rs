@@ -91,6 +91,7 @@ impl Tap {
             plug_in(control.as_fd(), name, bridge)?;
         }
         switch_on(control.as_fd(), name).map_err(host("switch on"))?;
+        set_carrier(&file).map_err(host("give a carrier to"))?;
         Ok(Self { file })
     }
 
@@ -119,7 +120,7 @@ impl AsFd for Tap {
 }
 
 fn attach(file: &File, name: &InterfaceName) -> Result<(), TapError> {
-    let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_NO_CARRIER;
     let mut request = request(name);
     request.ifr_ifru.ifru_flags = kind as libc::c_short;
     // SAFETY: the kernel reads and writes one ifreq, which outlives the call.
@@ -130,6 +131,14 @@ fn attach(file: &File, name: &InterfaceName) -> Result<(), TapError> {
         Some(libc::EPERM) => TapError::Forbidden(name.clone()),
         _ => TapError::Host { name: name.clone(), doing: "connect to", error },
     })
+}
+
+/// Comes last: a bridge hears at once of the carrier of an interface that is switched on, but up to a second late of
+/// one that had a carrier before (linkwatch), and passes nothing on for as long. Kernels before 6.0 give it earlier.
+fn set_carrier(file: &File) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads one int, which outlives the call.
+    done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETCARRIER, &on) })
 }
 
 fn set_header(file: &File, bytes: libc::c_int) -> io::Result<()> {
