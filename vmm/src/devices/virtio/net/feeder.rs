@@ -210,9 +210,14 @@ impl Feeder {
         let all = !std::mem::replace(&mut desk.taken, true);
         let held = std::mem::take(&mut desk.held);
         drop(desk);
-        let waiting = held.into_iter().chain(std::iter::from_fn(|| self.next_frame())).take(MAX_HELD);
-        let frames = waiting.filter_map(|frame| frame.get(HEADER_BYTES..).map(<[u8]>::to_vec));
-        into.extend(frames.filter(|frame| concerns(self.mac, all, frame)));
+        // What the thread holds it has read before that, too: it reads on only where it is rung for.
+        let held = held.into_iter().map(|frame| (true, frame));
+        let waiting = std::iter::from_fn(|| self.next_frame()).take(MAX_HELD).map(|frame| (all, frame));
+        let frames = held.chain(waiting).filter_map(|(all, frame)| {
+            let frame = frame.get(HEADER_BYTES..)?;
+            concerns(self.mac, all, frame).then(|| frame.to_vec())
+        });
+        into.extend(frames);
     }
 
     /// Announces the guest if it is time to. How long until the next time.
