@@ -175,6 +175,9 @@ pub trait Departing: Send + Sync {
     /// Stops dirty logging: the guest is as fast as before.
     fn stop_dirty_log(&self);
 
+    /// The pause is near: does ahead what would take long in it, while the guest runs.
+    fn prepare_pause(&self);
+
     /// Stops the vCPUs and devices. Idempotent.
     ///
     /// # Errors

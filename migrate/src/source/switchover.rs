@@ -69,7 +69,9 @@ impl Journey<'_> {
 
     /// All that can be done before the guest stops.
     fn prepare_pause(&self, lines: &Lines) -> Result<(), Failure> {
-        let deadlines = &self.context.route.deadlines;
+        let Context { guest, route, .. } = self.context;
+        guest.prepare_pause();
+        let deadlines = &route.deadlines;
         lines.control.set_limit(deadlines.pause)?;
         // How long a whole copy or comparison takes is for the general time limit.
         let bounded = self.context.options.mode != Mode::Stopcopy && !self.context.options.verify;

@@ -48,6 +48,10 @@ impl Departing for Sim {
         self.ram.stop_log();
     }
 
+    fn prepare_pause(&self) {
+        assert!(self.is_running(), "what is prepared is prepared while the guest runs");
+    }
+
     fn pause(&self) -> Result<()> {
         Broken::check(&self.broken.pause, "pause")?;
         self.pauses.fetch_add(1, Ordering::SeqCst);

@@ -56,6 +56,12 @@ impl Board {
         self.virtio.slots()
     }
 
+    /// Puts on stable storage what the guest has written to its disks by now, so that less is left for when they are
+    /// handed over.
+    pub fn sync_disks(&self) {
+        self.virtio.sync_disks();
+    }
+
     /// What comes from the network for a guest that runs elsewhere now, by interface: Ethernet frames. Waits for the first,
     /// not much longer than `wait`.
     pub fn take_frames(&self, wait: Duration, into: &mut Vec<(u32, Vec<u8>)>) {

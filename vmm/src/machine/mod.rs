@@ -184,10 +184,13 @@ impl Machine<Paused> {
         Ok(self.board.virtio().take_disks()?)
     }
 
-    /// Lets another machine take the guest's disks. It must not run here any more, or must [take](Self::take_disks)
-    /// them before.
-    pub fn release_disks(&self) {
-        self.board.virtio().release_disks();
+    /// Lets another machine take the guest's disks, with all that was written on stable storage. The guest must not run here
+    /// any more, or must [take](Self::take_disks) them before.
+    ///
+    /// # Errors
+    /// One line: which disk cannot be made to last. Some may have been let go of.
+    pub fn hand_over_disks(&self) -> Result<(), MachineError> {
+        Ok(self.board.virtio().hand_over_disks()?)
     }
 
     fn assemble(parts: Parts, hooks: Hooks) -> Result<Self, MachineError> {

@@ -33,6 +33,10 @@ impl Departing for Resident {
         self.stop_dirty_log();
     }
 
+    fn prepare_pause(&self) {
+        self.prepare_pause();
+    }
+
     fn pause(&self) -> Result<()> {
         self.pause()
     }
@@ -40,7 +44,7 @@ impl Departing for Resident {
     fn save(&self) -> Result<Vec<u8>> {
         let state = self.save()?;
         // From here on who resumes the guest needs them: the destination, or this side again.
-        self.release_disks();
+        self.hand_over_disks()?;
         Ok(state)
     }
 

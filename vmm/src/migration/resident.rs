@@ -152,10 +152,21 @@ impl Resident {
         }
     }
 
+    /// Does ahead what would take long while the guest stands still.
+    pub(super) fn prepare_pause(&self) {
+        if let Some(board) = self.board() {
+            board.sync_disks();
+        }
+    }
+
     /// Lets the machine in which the guest goes on take its disks. [`resume`](Self::resume) takes them back.
-    pub(super) fn release_disks(&self) {
-        if let Life::Paused(machine) = &*self.lock() {
-            machine.release_disks();
+    ///
+    /// # Errors
+    /// When what it has written cannot be made to last.
+    pub(super) fn hand_over_disks(&self) -> Result<()> {
+        match &*self.lock() {
+            Life::Paused(machine) => machine.hand_over_disks().map_err(refused),
+            _ => Ok(()),
         }
     }
 

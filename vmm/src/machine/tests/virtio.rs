@@ -68,7 +68,7 @@ fn disks_move_with_the_guest_and_only_one_machine_has_them() {
     let state = from.save().unwrap();
     to.restore(&state).unwrap();
     assert!(to.take_disks().is_err());
-    from.release_disks();
+    from.hand_over_disks().unwrap();
     to.take_disks().unwrap();
     assert!(from.take_disks().is_err());
     drop(to);

@@ -212,7 +212,19 @@ impl VirtioDevices {
         taken
     }
 
-    pub(super) fn release_disks(&self) {
+    /// Puts on stable storage what was written by now. What fails now fails again when they are handed over.
+    pub(super) fn sync_disks(&self) {
+        for image in &self.images {
+            let _ = image.sync();
+        }
+    }
+
+    /// All disks, as far as what was written can be made to last.
+    pub(super) fn hand_over_disks(&self) -> Result<(), DiskError> {
+        self.images.iter().try_for_each(|image| image.hand_over())
+    }
+
+    fn release_disks(&self) {
         for image in &self.images {
             // A lock that the host does not let go of ends with the open image: another machine waits that long.
             let _ = image.release();

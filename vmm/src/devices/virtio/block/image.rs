@@ -4,8 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{Advice, SeekFrom};
 
 use super::lock::DiskLock;
 use crate::config::DiskAccess;
@@ -47,6 +49,14 @@ pub enum DiskError {
         .0.display()
     )]
     InUse(PathBuf),
+    /// What was written to it cannot be made to last.
+    #[error("cannot put what was written to disk {} on stable storage: {error}", path.display())]
+    Sync {
+        /// The image.
+        path: PathBuf,
+        /// How it failed.
+        error: io::Error,
+    },
     /// It cannot be locked.
     #[error("cannot lock disk {}: {error}: put it on a file system with locks", path.display())]
     Lock {
@@ -66,6 +76,10 @@ pub struct DiskImage {
     access: DiskAccess,
     sectors: u64,
     lock: DiskLock,
+    /// Something was written since it was synchronised last.
+    written: AtomicBool,
+    /// Held while it is synchronised: who finds nothing left to synchronise must not be earlier than what is under way.
+    syncing: Mutex<()>,
 }
 
 impl DiskImage {
@@ -91,7 +105,15 @@ impl DiskImage {
             return Err(DiskError::Size { path: path.into(), bytes });
         }
         let (path, lock) = (std::path::absolute(path).map_err(failed)?, DiskLock::new(access));
-        Ok(Self { path, file, access, sectors: bytes / SECTOR, lock })
+        Ok(Self {
+            path,
+            file,
+            access,
+            sectors: bytes / SECTOR,
+            lock,
+            written: AtomicBool::new(false),
+            syncing: Mutex::default(),
+        })
     }
 
     /// Takes it for this machine alone; shared where it is only read. Again is as good as once.
@@ -105,8 +127,16 @@ impl DiskImage {
         })
     }
 
-    /// Lets another machine take it. What the guest wrote is with the host's kernel; [`sync`](Self::sync) before, where
-    /// the other machine is on another host.
+    /// Lets another machine take it, perhaps on another host: what was written is on stable storage first.
+    ///
+    /// # Errors
+    /// When it cannot be put there: then nobody else can take it.
+    pub fn hand_over(&self) -> Result<(), DiskError> {
+        self.sync().map_err(|error| DiskError::Sync { path: self.path.clone(), error })?;
+        self.release()
+    }
+
+    /// Lets another machine take it.
     ///
     /// # Errors
     /// As the host fails.
@@ -114,12 +144,28 @@ impl DiskImage {
         self.lock.release(&self.file).map_err(|error| DiskError::Lock { path: self.path.clone(), error })
     }
 
-    /// Puts what was written on stable storage.
+    /// Something was written: said when it was, whether it could be or not.
+    pub fn wrote(&self) {
+        self.written.store(true, Ordering::Release);
+    }
+
+    /// Puts what was written on stable storage. Costs nothing where it is there already.
     ///
     /// # Errors
     /// As the file fails.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        // In this order: what is written meanwhile is for the next time.
+        if self.written.swap(false, Ordering::AcqRel) {
+            self.file.sync_data().inspect_err(|_| self.wrote())?;
+        }
+        Ok(())
+    }
+
+    /// Makes this host's kernel forget what it remembers of the content: another host has written it since, perhaps.
+    pub fn forget(&self) {
+        // Where it cannot be forgotten (a memory file system) it is the content.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 
     /// Its path, absolute.

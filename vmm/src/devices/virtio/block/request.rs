@@ -83,8 +83,8 @@ impl Block {
             }
             VIRTIO_BLK_T_OUT => {
                 self.check_writable()?;
-                files::write_at(ram, data, file, self.place(sector, total(data))?)?;
-                self.after_write()
+                let place = self.place(sector, total(data))?;
+                self.after_write(files::write_at(ram, data, file, place).map_err(Failure::from))
             }
             VIRTIO_BLK_T_FLUSH => {
                 self.image.sync()?;
@@ -93,8 +93,7 @@ impl Block {
             VIRTIO_BLK_T_GET_ID => Ok(copy_to(ram, space, &self.serial.bytes())?),
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.check_writable()?;
-                self.clear(ram, kind, data)?;
-                self.after_write()
+                self.after_write(self.clear(ram, kind, data))
             }
             _ => Err(Failure::Unsupported),
         }
@@ -115,7 +114,10 @@ impl Block {
         if self.is_read_only() { Err(Failure::Host) } else { Ok(()) }
     }
 
-    fn after_write(&self) -> Result<u32, Failure> {
+    /// Something was written, whole or in part.
+    fn after_write<T>(&self, written: Result<T, Failure>) -> Result<u32, Failure> {
+        self.image.wrote();
+        written?;
         if self.write_through {
             self.image.sync()?;
         }
