@@ -190,7 +190,7 @@ mod tests {
         let message = |text: &str| text.parse::<NicConfig>().unwrap_err().to_string();
         let usage = "is not possible: write tap=NAME[,create][,bridge=BRIDGE][,mac=MAC]";
         assert_eq!(message("eth0"), format!("network interface \"eth0\" {usage}"));
-        assert_eq!(message("mac=02:00:00:00:00:01").split_once(" is").unwrap().1, &usage[3..]);
+        assert!(message("mac=02:00:00:00:00:01").ends_with(usage), "without a tap");
         assert!(message("tap=a b").starts_with("interface name \"a b\" is not possible: use 1 to 15"));
         assert!(message("tap=1234567890123456").contains("1 to 15"));
         for mac in [
