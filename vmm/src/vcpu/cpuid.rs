@@ -87,22 +87,37 @@ pub fn template_for(kvm: &KvmHost, vcpus: u32) -> Result<Vec<CpuidEntry>, KvmErr
 
 /// Puts the machine's shape in the place of the host's.
 fn shape(entry: &mut CpuidEntry, vcpus: u32, deadline: bool) {
-    let id_bits = vcpus.next_power_of_two().trailing_zeros();
+    let ids = vcpus.next_power_of_two();
+    let id_bits = ids.trailing_zeros();
     match (entry.function, entry.index) {
         (1, _) => {
             entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
             entry.edx = entry.edx & !HTT | if vcpus > 1 { HTT } else { 0 };
             // EBX: APIC id (put in for each vCPU), number of APIC ids, cache line size and brand of the host.
-            entry.ebx = entry.ebx & 0xffff | vcpus.next_power_of_two() << 16;
+            entry.ebx = entry.ebx & 0xffff | ids << 16;
         }
-        (0xb | 0x1f, 0) => (entry.eax, entry.ebx, entry.ecx) = (0, 1, LEVEL_THREAD),
-        (0xb | 0x1f, 1) => (entry.eax, entry.ebx, entry.ecx) = (id_bits, vcpus, LEVEL_CORE | 1),
+        // EDX: APIC id. KVM lists that of the host's CPU it was asked on.
+        (0xb | 0x1f, 0) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 1, LEVEL_THREAD, 0),
+        (0xb | 0x1f, 1) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (id_bits, vcpus, LEVEL_CORE | 1, 0),
+        // Caches. EAX bits 26..32: cores less one; 14..26: CPUs less one that share it (AMD: 14..26 alone).
+        (4, _) if entry.eax & 0x1f != 0 => {
+            entry.eax = entry.eax & 0x3fff | (ids - 1) << 26 | sharing(entry, ids) << 14;
+        }
+        (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
+            entry.eax = entry.eax & 0x3fff | sharing(entry, ids) << 14;
+        }
         // AMD: ECX has the number of cores less one, and the bits of an APIC id that number them.
         (0x8000_0008, _) => entry.ecx = entry.ecx & !0xf0ff | (vcpus - 1) | id_bits << 12,
         // AMD: APIC id, threads a core less one, nodes less one.
         (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (0, 0, 0),
         _ => {}
     }
+}
+
+/// How many CPUs less one share this cache: all of them the third level, none the others.
+fn sharing(cache: &CpuidEntry, ids: u32) -> u32 {
+    let level = cache.eax >> 5 & 7;
+    if level >= 3 { ids - 1 } else { 0 }
 }
 
 /// The copy for one vCPU: the template with its APIC id, which is its number.
@@ -146,6 +161,36 @@ mod tests {
         assert_eq!(entries[0].ecx, HYPERVISOR | TSC_DEADLINE);
         assert_eq!((entries[1].eax, entries[1].ebx, entries[1].edx), (2, 3, 2));
         assert_eq!((entries[2].eax, entries[2].ebx), (2, 2));
+    }
+
+    /// KVM puts the APIC id of the host's CPU that it is asked on into its list, and how that host shares its caches.
+    #[test]
+    fn nothing_is_left_of_the_cpu_that_kvm_was_asked_on() {
+        let asked_on = |id: u32, shared: u32| {
+            let mut template = vec![leaf(1, 0), leaf(4, 3), leaf(0xb, 0), leaf(0xb, 1), leaf(0x1f, 0)];
+            template[0].ebx = id << 24 | 0x0800;
+            template[1].eax = 0x163 | shared << 14 | shared << 26;
+            template[2..].iter_mut().for_each(|entry| entry.edx = id);
+            template.iter_mut().for_each(|entry| shape(entry, 2, true));
+            template
+        };
+        assert_eq!(asked_on(0, 1), asked_on(77, 5));
+        assert_eq!(asked_on(0, 0)[1].eax, 0x163 | 1 << 14 | 1 << 26, "two CPUs share the third level");
+    }
+
+    #[test]
+    #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+    fn every_cpu_of_this_host_makes_the_same_template() {
+        let kvm = KvmHost::open().unwrap();
+        let here = rustix::thread::sched_getaffinity(None).unwrap();
+        let mut templates = Vec::new();
+        for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| here.is_set(*cpu)) {
+            let mut only = rustix::thread::CpuSet::new();
+            only.set(cpu);
+            rustix::thread::sched_setaffinity(None, &only).unwrap();
+            templates.push(template_for(&kvm, 2).unwrap());
+        }
+        assert!(templates.windows(2).all(|pair| pair[0] == pair[1]));
     }
 
     #[test]
