@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
+use crate::vcpu::CpuChoice;
 pub use disk::{DiskAccess, DiskConfig, DiskSerial};
 pub use nic::{InterfaceName, Mac, NicConfig, TapConfig};
 
@@ -76,6 +77,8 @@ pub struct MachineConfig {
     pub memory: MemorySize,
     /// vCPUs.
     pub cpus: Vcpus,
+    /// What they can do.
+    pub cpu: CpuChoice,
     /// What the kernel is told.
     pub cmdline: Cmdline,
     /// What boots.
@@ -93,6 +96,8 @@ pub struct MachineConfig {
 pub struct ArrivalConfig {
     /// Tap interfaces for a guest's first network interfaces, in the place of those that it had elsewhere.
     pub taps: Vec<TapConfig>,
+    /// The most that their CPUs may have.
+    pub cpu: CpuChoice,
 }
 
 /// What boots.

@@ -12,6 +12,7 @@ use crate::config::{
 };
 use crate::demo::DemoArgs;
 use crate::lab::tether::TetherArgs;
+use crate::vcpu::CpuChoice;
 
 /// Runs virtual machines that can be moved to another host while they run.
 #[derive(Debug, Parser)]
@@ -82,6 +83,9 @@ pub struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value = "2")]
     pub cpus: Vcpus,
+    /// CPU: host, or x86-64-v1 to -v4; then +FEATURE, -FEATURE (vmm cpu lists them)
+    #[arg(long, value_name = "LIST", default_value = "host", allow_hyphen_values = true)]
+    pub cpu: CpuChoice,
     /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF file with a PVH entry [default: the demo guest]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -116,6 +120,9 @@ pub struct ReceiveArgs {
     /// times, for the first, the second and so on
     #[arg(long = "net", value_name = "tap=NAME[,create][,bridge=BRIDGE]")]
     pub taps: Vec<TapConfig>,
+    /// The most that guests' CPUs may have here, as for run: host, or x86-64-v1 to -v4; then +FEATURE, -FEATURE
+    #[arg(long, value_name = "LIST", default_value = "host", allow_hyphen_values = true)]
+    pub cpu: CpuChoice,
     /// How to host it.
     #[command(flatten)]
     pub hosting: HostingArgs,
@@ -138,7 +145,7 @@ pub struct HostingArgs {
 impl ReceiveArgs {
     /// What a guest finds here.
     pub(super) fn arrival(&self) -> ArrivalConfig {
-        ArrivalConfig { taps: self.taps.clone() }
+        ArrivalConfig { taps: self.taps.clone(), cpu: self.cpu.clone() }
     }
 }
 
@@ -150,6 +157,7 @@ impl RunArgs {
             uuid: Uuid::new_v4(),
             memory: self.memory,
             cpus: self.cpus,
+            cpu: self.cpu.clone(),
             cmdline: self.cmdline.clone(),
             kernel: self.kernel.clone().map_or(Kernel::Demo, Kernel::File),
             initramfs: self.initramfs.clone(),

@@ -19,7 +19,7 @@ use crate::devices::{
 use crate::kvm::{KvmError, KvmHost, ioctl};
 use crate::memory::layout::{KVM_IDENTITY_ADDRESS, KVM_TSS_ADDRESS, Layout};
 use crate::memory::ram::GuestRam;
-use crate::vcpu::{self, CpuidEntry, Surroundings, Vcpus};
+use crate::vcpu::{self, CpuError, Surroundings, Template, Vcpus};
 
 /// What a machine's parts share. It outlives the threads.
 pub struct Board {
@@ -112,18 +112,19 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// For a guest that boots here: this host decides what its CPU is.
+    /// For a guest that boots here: its CPU is what was chosen out of what this host offers.
     pub(super) fn for_boot(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
-        let count = config.cpus.get();
+        let (count, memory) = (config.cpus.get(), config.memory.bytes());
         let virtio = VirtioPlan::for_boot(config)?;
-        let cpuid = vcpu::template_for(kvm, count)?;
-        Ok(Self::build(kvm, count, config.memory.bytes(), cpuid, None)?.with_virtio(virtio))
+        let end = Layout::for_bytes(memory)?.end();
+        let cpu = config.cpu.cpu(&vcpu::offer(kvm, count)?, count, end)?;
+        Ok(Self::build(kvm, count, memory, cpu, None)?.with_virtio(virtio))
     }
 
     /// For a guest that comes from elsewhere: its CPU stays what it was.
     pub(super) fn for_arrival(kvm: &KvmHost, shape: &MachineDescription) -> Result<Self, MachineError> {
         let virtio = VirtioPlan::for_arrival(shape)?;
-        let parts = Self::build(kvm, shape.vcpus, shape.memory, shape.cpuid.clone(), Some(shape.tsc_khz))?;
+        let parts = Self::build(kvm, shape.vcpus, shape.memory, shape.cpu.clone(), Some(shape.tsc_khz))?;
         Ok(parts.with_virtio(virtio))
     }
 
@@ -131,7 +132,7 @@ impl Parts {
         kvm: &KvmHost,
         count: u32,
         memory: u64,
-        cpuid: Vec<CpuidEntry>,
+        cpu: Template,
         tsc_khz: Option<u32>,
     ) -> Result<Self, MachineError> {
         VcpuCount::new(count)?;
@@ -142,13 +143,14 @@ impl Parts {
         let ram = GuestRam::new(Layout::for_bytes(memory)?)?;
         let vm = create_vm(kvm)?;
         ram.register(&vm)?;
-        let vcpus = create_vcpus(&vm, count, &cpuid, tsc_khz)?;
+        let vcpus = create_vcpus(&vm, count, &cpu, tsc_khz)?;
         let first = &vcpus[0];
+        let msrs = vcpu::probe_msrs(kvm, ioctl::borrow(first), &cpu)?;
         let shape = MachineDescription::new(
             memory,
             count,
-            cpuid,
-            vcpu::probe_msrs(kvm, ioctl::borrow(first))?,
+            cpu,
+            msrs,
             first.get_tsc_khz().map_err(KvmError::refused("tell the TSC frequency"))?,
             ioctl::has_tsc_offset(ioctl::borrow(first)),
             xsave_bytes(&vm),
@@ -214,13 +216,16 @@ fn create_vm(kvm: &KvmHost) -> Result<VmFd, KvmError> {
 fn create_vcpus(
     vm: &VmFd,
     count: u32,
-    cpuid: &[CpuidEntry],
+    cpu: &Template,
     tsc_khz: Option<u32>,
-) -> Result<Vec<VcpuFd>, KvmError> {
+) -> Result<Vec<VcpuFd>, MachineError> {
     let create = |number: u32| {
         let vcpu = vm.create_vcpu(number.into()).map_err(KvmError::refused("make a vCPU"))?;
-        let cpuid = vcpu::cpuid_for(cpuid, number)?;
-        vcpu.set_cpuid2(&cpuid).map_err(KvmError::refused("give a vCPU this CPUID"))?;
+        if number == 0 {
+            let shown = vcpu::more_than(cpu, &vcpu, count)?;
+            shown.is_empty().then_some(()).ok_or(CpuError::Shows(shown))?;
+        }
+        vcpu::give(&vcpu, cpu, number)?;
         if let Some(khz) = tsc_khz
             && !vcpu.get_tsc_khz().is_ok_and(|here| fits(here, khz))
         {

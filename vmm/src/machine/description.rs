@@ -7,8 +7,9 @@ use crate::config::{MemorySize, Vcpus};
 use crate::devices::SERIAL_KIND;
 use crate::devices::virtio::{BLOCK_KIND, NET_KIND, RNG_KIND};
 use crate::kvm::{KvmError, KvmHost, ioctl};
+use crate::memory::layout::Layout;
 use crate::state::{self, Kind};
-use crate::vcpu::{self, CpuidEntry, realtime_ns};
+use crate::vcpu::{self, CpuChoice, Feature, Template, realtime_ns};
 
 /// A machine's shape: all that is fixed when it is built. Serialises to the JSON that `docs/state.md` describes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +20,9 @@ pub struct MachineDescription {
     pub vcpus: u32,
     /// Bytes of RAM. The address map follows from it.
     pub memory: u64,
-    /// The CPUID template.
-    pub cpuid: Vec<CpuidEntry>,
+    /// The CPU: members `cpuid` and `feature_msrs`.
+    #[serde(flatten)]
+    pub cpu: Template,
     /// The MSRs saved, in order.
     pub msrs: Vec<u32>,
     /// The guest's TSC frequency.
@@ -77,7 +79,7 @@ impl MachineDescription {
     pub(super) fn new(
         memory: u64,
         vcpus: u32,
-        cpuid: Vec<CpuidEntry>,
+        cpu: Template,
         msrs: Vec<u32>,
         tsc_khz: u32,
         tsc_offset: bool,
@@ -90,7 +92,7 @@ impl MachineDescription {
             state_version,
             vcpus,
             memory,
-            cpuid,
+            cpu,
             msrs,
             tsc_khz,
             tsc_offset,
@@ -130,18 +132,22 @@ impl MachineDescription {
     #[must_use]
     pub fn cpuid_crc(&self) -> u32 {
         let mut crc = crc32fast::Hasher::new();
-        self.cpuid.iter().for_each(|entry| crc.update(&entry.to_bytes()));
+        self.cpu.cpuid.iter().for_each(|entry| crc.update(&entry.to_bytes()));
         crc.finalize()
     }
 
-    /// Every reason why a guest of this description cannot run on this host. None: it can.
+    /// Every reason why a guest of this description cannot run on this host, where guests may have the CPU `most` at
+    /// most. None: it can.
     #[must_use]
-    pub fn unsupported(&self, kvm: &KvmHost) -> Vec<String> {
+    pub fn unsupported(&self, kvm: &KvmHost, most: &CpuChoice) -> Vec<String> {
         let mut reasons = self.impossible_shape(kvm);
         reasons.extend(self.unknown_state());
         reasons.extend(virtio::lacking(self));
-        match Probe::new(kvm, self.vcpus.clamp(1, Vcpus::MAX)) {
-            Ok(here) => reasons.extend(self.lacking(&here)),
+        match Probe::new(kvm, self.vcpus.clamp(1, Vcpus::MAX), &self.cpu) {
+            Ok(here) => {
+                reasons.extend(self.unfit_cpu(&here, most));
+                reasons.extend(self.lacking(&here));
+            }
             Err(error) => reasons.push(error.to_string()),
         }
         reasons
@@ -177,8 +183,42 @@ impl MachineDescription {
         reasons
     }
 
+    /// What the guest was given and this host does not have, or keeps from guests, or cannot keep from them.
+    fn unfit_cpu(&self, here: &Probe, most: &CpuChoice) -> Vec<String> {
+        let mut reasons = vcpu::missing_features(&self.cpu, &here.offer);
+        match Layout::for_bytes(self.memory).map(|layout| most.cpu(&here.offer, self.vcpus, layout.end())) {
+            Ok(Ok(allowed)) => reasons.extend(self.not_allowed(here, most, &allowed)),
+            Ok(Err(error)) => reasons.push(format!("--cpu {most} of vmm receive: {error}")),
+            // Said by the shape.
+            Err(_) => {}
+        }
+        let shown = here.shown_besides.iter();
+        reasons
+            .extend(shown.map(|feature| {
+                format!("KVM here shows every guest {feature}, which the guest must not see")
+            }));
+        reasons
+    }
+
+    /// What this host has and guests may not have.
+    fn not_allowed(&self, here: &Probe, most: &CpuChoice, allowed: &Template) -> Vec<String> {
+        let kept = vcpu::lacking(&self.cpu, allowed).into_iter().filter(|feature| here.offer.has(*feature));
+        let mut reasons: Vec<_> = kept
+            .map(|feature| format!("guests here may not have {feature}: vmm receive --cpu {most}"))
+            .collect();
+        if let (Some(there), Some(most_bits)) = (self.cpu.physical_bits(), allowed.physical_bits())
+            && there > most_bits
+            && here.offer.physical_bits().is_some_and(|bits| bits >= there)
+        {
+            reasons.push(format!(
+                "guests here may not have physical addresses of {there} bits, only {most_bits}: vmm receive --cpu {most}"
+            ));
+        }
+        reasons
+    }
+
     fn lacking(&self, here: &Probe) -> Vec<String> {
-        let mut reasons = vcpu::missing_features(&self.cpuid, &here.cpuid);
+        let mut reasons = Vec::new();
         let absent = self.msrs.iter().filter(|index| !here.msrs.contains(index));
         reasons.extend(absent.map(|index| format!("KVM here cannot restore MSR {index:#x}")));
         if !fits(here.tsc_khz, self.tsc_khz) && !here.tsc_scaling {
@@ -210,7 +250,8 @@ impl MachineDescription {
 
 /// What a machine on this host would have. Costs a VM that is thrown away at once.
 struct Probe {
-    cpuid: Vec<CpuidEntry>,
+    offer: Template,
+    shown_besides: Vec<Feature>,
     msrs: Vec<u32>,
     tsc_khz: u32,
     tsc_scaling: bool,
@@ -218,13 +259,18 @@ struct Probe {
 }
 
 impl Probe {
-    fn new(kvm: &KvmHost, vcpus: u32) -> Result<Self, KvmError> {
+    fn new(kvm: &KvmHost, vcpus: u32, cpu: &Template) -> Result<Self, KvmError> {
+        let offer = vcpu::offer(kvm, vcpus)?;
+        // One that is not of this host at all may be more than KVM takes: what is lacking says it.
+        let fits = vcpu::missing_features(cpu, &offer).is_empty();
+        let shown_besides = if fits { vcpu::shown_besides(kvm, cpu, vcpus)? } else { Vec::new() };
         let vm = kvm.create_vm()?;
         vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
         let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("make a vCPU"))?;
         let fd = ioctl::borrow(&vcpu);
         Ok(Self {
-            cpuid: vcpu::template_for(kvm, vcpus)?,
+            offer,
+            shown_besides,
             msrs: vcpu::supported_msrs(kvm)?,
             tsc_khz: vcpu.get_tsc_khz().map_err(KvmError::refused("tell the TSC frequency"))?,
             tsc_scaling: kvm.capabilities().tsc_scaling,

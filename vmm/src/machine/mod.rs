@@ -30,7 +30,7 @@ use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
 use crate::memory::ram::GuestRam;
 use crate::state::StateError;
-use crate::vcpu::{OnEnd, VcpuError, Vcpus};
+use crate::vcpu::{CpuError, OnEnd, VcpuError, Vcpus};
 use board::Parts;
 
 pub use board::Board;
@@ -56,6 +56,9 @@ pub enum MachineError {
     /// With a vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// With the CPU that it is to have.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// With a saved state.
     #[error(transparent)]
     State(#[from] StateError),

@@ -65,6 +65,12 @@ impl Layout {
         &self.regions
     }
 
+    /// One past the last address of RAM.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.regions.iter().map(|region| region.start + region.bytes).max().unwrap_or(0)
+    }
+
     /// All of RAM, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

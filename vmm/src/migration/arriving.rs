@@ -50,7 +50,11 @@ impl Arrivals {
 impl Host for Arrivals {
     fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String> {
         let mut reasons = match self.shape_of(guest) {
-            Ok(shape) => shape.unsupported(&self.kvm).into_iter().chain(too_large(shape.memory)).collect(),
+            Ok(shape) => shape
+                .unsupported(&self.kvm, &self.config.cpu)
+                .into_iter()
+                .chain(too_large(shape.memory))
+                .collect(),
             Err(error) => vec![error.to_string()],
         };
         if postcopy && let Err(error) = Userfault::check() {

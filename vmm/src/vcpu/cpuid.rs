@@ -1,12 +1,10 @@
-//! What the guest's CPU says of itself: a template for the whole machine, and each vCPU's own copy.
-//!
-//! The template is what this host's KVM can do, made once when the guest boots. It travels with the guest: every
-//! later host applies exactly this one, or says what it lacks.
+//! Entries of CPUID: the machine's shape in the place of the host's, and each vCPU's own copy.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::{KvmError, KvmHost};
+use super::features::Register;
+use crate::kvm::KvmError;
 
 /// One entry of the template, as `kvm_cpuid_entry2` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +38,22 @@ impl CpuidEntry {
     }
 }
 
+impl CpuidEntry {
+    pub(super) fn register(&mut self, register: Register) -> &mut u32 {
+        match register {
+            Register::Eax => &mut self.eax,
+            Register::Ebx => &mut self.ebx,
+            Register::Ecx => &mut self.ecx,
+            Register::Edx => &mut self.edx,
+        }
+    }
+
+    /// Whether it says nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.eax | self.ebx | self.ecx | self.edx == 0
+    }
+}
+
 impl From<&kvm_cpuid_entry2> for CpuidEntry {
     fn from(e: &kvm_cpuid_entry2) -> Self {
         let kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, .. } = *e;
@@ -54,10 +68,6 @@ impl From<&CpuidEntry> for kvm_cpuid_entry2 {
     }
 }
 
-/// Leaf 1 ECX bit 24: the LAPIC timer has deadline mode. KVM lists it as a capability, not here.
-const TSC_DEADLINE: u32 = 1 << 24;
-/// Leaf 1 ECX bit 31: zero on every real CPU.
-const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX bit 28: more than one logical CPU a package.
 const HTT: u32 = 1 << 28;
 /// Leaf 0xb ECX bits 8..16: this level counts threads of a core.
@@ -65,33 +75,12 @@ const LEVEL_THREAD: u32 = 1 << 8;
 /// Leaf 0xb ECX bits 8..16: this level counts cores of a package.
 const LEVEL_CORE: u32 = 2 << 8;
 
-/// The template of a guest with `vcpus` vCPUs that boots on this host: one package, one thread a core.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn template_for(kvm: &KvmHost, vcpus: u32) -> Result<Vec<CpuidEntry>, KvmError> {
-    let supported = kvm
-        .system()
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::refused("list its CPUID"))?;
-    let deadline = kvm.capabilities().tsc_deadline;
-    let entries = supported.as_slice().iter().map(CpuidEntry::from);
-    // Leaf 0x1f says the same as 0xb with more levels; a guest that finds none uses 0xb.
-    let mut template: Vec<CpuidEntry> =
-        entries.filter(|e| !matches!(e.function, 0xb | 0x1f) || e.index < 2).collect();
-    for entry in &mut template {
-        shape(entry, vcpus, deadline);
-    }
-    Ok(template)
-}
-
 /// Puts the machine's shape in the place of the host's.
-fn shape(entry: &mut CpuidEntry, vcpus: u32, deadline: bool) {
+pub(super) fn shape(entry: &mut CpuidEntry, vcpus: u32) {
     let ids = vcpus.next_power_of_two();
     let id_bits = ids.trailing_zeros();
     match (entry.function, entry.index) {
         (1, _) => {
-            entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
             entry.edx = entry.edx & !HTT | if vcpus > 1 { HTT } else { 0 };
             // EBX: APIC id (put in for each vCPU), number of APIC ids, cache line size and brand of the host.
             entry.ebx = entry.ebx & 0xffff | ids << 16;
@@ -124,7 +113,7 @@ fn sharing(cache: &CpuidEntry, ids: u32) -> u32 {
 ///
 /// # Errors
 /// When the template has more entries than KVM takes.
-pub fn cpuid_for(template: &[CpuidEntry], vcpu: u32) -> Result<CpuId, KvmError> {
+pub(super) fn cpuid_for(template: &[CpuidEntry], vcpu: u32) -> Result<CpuId, KvmError> {
     let entries: Vec<kvm_cpuid_entry2> = template
         .iter()
         .map(|entry| {
@@ -154,11 +143,10 @@ mod tests {
     #[test]
     fn each_vcpu_has_its_own_apic_id() {
         let mut template = vec![leaf(1, 0), leaf(0xb, 1), leaf(0x8000_001e, 0)];
-        template.iter_mut().for_each(|entry| shape(entry, 3, true));
+        template.iter_mut().for_each(|entry| shape(entry, 3));
         let cpuid = cpuid_for(&template, 2).unwrap();
         let entries = cpuid.as_slice();
         assert_eq!(entries[0].ebx >> 16, 0x0204, "APIC id 2, ids for 4");
-        assert_eq!(entries[0].ecx, HYPERVISOR | TSC_DEADLINE);
         assert_eq!((entries[1].eax, entries[1].ebx, entries[1].edx), (2, 3, 2));
         assert_eq!((entries[2].eax, entries[2].ebx), (2, 2));
     }
@@ -171,7 +159,7 @@ mod tests {
             template[0].ebx = id << 24 | 0x0800;
             template[1].eax = 0x163 | shared << 14 | shared << 26;
             template[2..].iter_mut().for_each(|entry| entry.edx = id);
-            template.iter_mut().for_each(|entry| shape(entry, 2, true));
+            template.iter_mut().for_each(|entry| shape(entry, 2));
             template
         };
         assert_eq!(asked_on(0, 1), asked_on(77, 5));
@@ -179,24 +167,9 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
-    fn every_cpu_of_this_host_makes_the_same_template() {
-        let kvm = KvmHost::open().unwrap();
-        let here = rustix::thread::sched_getaffinity(None).unwrap();
-        let mut templates = Vec::new();
-        for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| here.is_set(*cpu)) {
-            let mut only = rustix::thread::CpuSet::new();
-            only.set(cpu);
-            rustix::thread::sched_setaffinity(None, &only).unwrap();
-            templates.push(template_for(&kvm, 2).unwrap());
-        }
-        assert!(templates.windows(2).all(|pair| pair[0] == pair[1]));
-    }
-
-    #[test]
     fn one_vcpu_is_not_several() {
         let mut entry = leaf(1, 0);
-        shape(&mut entry, 1, false);
+        shape(&mut entry, 1);
         assert_eq!(entry.edx & HTT, 0);
     }
 }

@@ -1,241 +1,190 @@
-//! What a guest's CPUID template asks for and another host does not have, by name.
+//! CPU features by name: which bit each is, and which of them one CPU has and another lacks.
+//!
+//! A feature is one bit of a register that CPUID fills, or of an MSR that only tells. The tables name the bits that
+//! people know ([`table`]); a bit without a name counts all the same, and is called by its place.
 
-use super::cpuid::CpuidEntry;
+mod needs;
+mod table;
 
-#[derive(Clone, Copy)]
-enum Register {
+use std::fmt;
+use std::sync::LazyLock;
+
+use super::template::Template;
+use table::WORDS;
+
+/// A register that CPUID fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Register {
     Eax,
     Ebx,
     Ecx,
     Edx,
 }
 
-use Register::{Eax, Ebx, Ecx, Edx};
+/// 32 bits of which each is a feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Word {
+    /// Leaf, subleaf, register.
+    Cpuid(u32, u32, Register),
+    /// Index of the MSR, and the first of the 32 bits: 0 or 32.
+    Msr(u32, u32),
+}
 
-impl Register {
-    fn of(self, entry: &CpuidEntry) -> u32 {
-        match self {
-            Eax => entry.eax,
-            Ebx => entry.ebx,
-            Ecx => entry.ecx,
-            Edx => entry.edx,
-        }
+/// One feature: a bit of a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Feature {
+    pub(super) word: Word,
+    pub(super) bit: u32,
+}
+
+impl Feature {
+    /// The feature of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all_named().find_map(|(known, feature)| (known == name).then_some(feature))
     }
 
-    fn name(self) -> &'static str {
+    /// Every name with its feature, in the order of the tables.
+    pub fn all_named() -> impl Iterator<Item = (&'static str, Self)> {
+        static ALL: LazyLock<Vec<(&str, Feature)>> = LazyLock::new(|| {
+            let of = |(word, names): &(Word, &'static str)| {
+                let word = *word;
+                pairs(names).map(move |(bit, name)| (name, Feature { word, bit }))
+            };
+            WORDS.iter().flat_map(of).collect()
+        });
+        ALL.iter().copied()
+    }
+
+    /// Its name, if it has one.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        Self::all_named().find_map(|(name, feature)| (feature == self).then_some(name))
+    }
+
+    /// Every feature of `cpu`, in the order of the tables.
+    pub fn all_of(cpu: &Template) -> impl Iterator<Item = Self> {
+        WORDS.iter().flat_map(|(word, _)| {
+            let bits = cpu.bits(*word);
+            (0..32).filter(move |bit| bits & 1 << bit != 0).map(|bit| Self { word: *word, bit })
+        })
+    }
+
+    /// What it needs directly to be of any use.
+    pub(super) fn needs(self) -> impl Iterator<Item = Self> {
+        needs::all().iter().filter(move |(feature, _)| *feature == self).map(|(_, needed)| *needed)
+    }
+
+    /// Itself, and all that is of no use without it.
+    #[must_use]
+    pub fn with_dependents(self) -> Vec<Self> {
+        let dependents = |of: Self| needs::all().iter().filter(move |(_, needed)| *needed == of);
+        closure(self, |feature| dependents(feature).map(|(one, _)| *one).collect())
+    }
+
+    /// Itself, and all that it needs.
+    #[must_use]
+    pub fn with_needs(self) -> Vec<Self> {
+        closure(self, |feature| feature.needs().collect())
+    }
+
+    /// Says of a CPU not that it can do more but that it can be trusted less: to have it where the guest was told
+    /// otherwise is what another host must not.
+    pub(super) fn is_flaw(self) -> bool {
+        matches!(self.name(), Some("rsba" | "rrsba"))
+    }
+}
+
+/// What is reached from `start` by `next`, itself first.
+fn closure(start: Feature, next: impl Fn(Feature) -> Vec<Feature>) -> Vec<Feature> {
+    let mut all = vec![start];
+    let mut at = 0;
+    while let Some(feature) = all.get(at) {
+        let more: Vec<_> = next(*feature).into_iter().filter(|one| !all.contains(one)).collect();
+        all.extend(more);
+        at += 1;
+    }
+    all
+}
+
+fn pairs(names: &'static str) -> impl Iterator<Item = (u32, &'static str)> {
+    names.split_whitespace().filter_map(|pair| {
+        let (bit, name) = pair.split_once(':')?;
+        Some((bit.parse().ok()?, name))
+    })
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Eax => "EAX",
-            Ebx => "EBX",
-            Ecx => "ECX",
-            Edx => "EDX",
+            Self::Cpuid(leaf, subleaf, register) => {
+                write!(f, "CPUID {leaf:#x}.{subleaf} {}", format!("{register:?}").to_uppercase())
+            }
+            Self::Msr(index, _) => write!(f, "MSR {index:#x}"),
         }
     }
 }
 
-/// Leaf, subleaf, register, and the names of its bits: `bit:name`, separated by spaces.
-type Features = (u32, u32, Register, &'static str);
-
-/// The registers in which every bit is a feature (SDM volume 2A, CPUID; APM volume 3, appendix E;
-/// Documentation/virt/kvm/x86/cpuid.rst), with the names that people know.
-const FEATURES: &[Features] = &[
-    (
-        1,
-        0,
-        Ecx,
-        "0:sse3 1:pclmulqdq 3:monitor 5:vmx 9:ssse3 12:fma 13:cx16 17:pcid 19:sse4.1 20:sse4.2 \
-         21:x2apic 22:movbe 23:popcnt 24:tsc-deadline 25:aes 26:xsave 28:avx 29:f16c 30:rdrand",
-    ),
-    (
-        1,
-        0,
-        Edx,
-        "0:fpu 3:pse 4:tsc 5:msr 6:pae 8:cx8 9:apic 11:sep 12:mtrr 15:cmov 16:pat 19:clflush 23:mmx \
-         24:fxsr 25:sse 26:sse2",
-    ),
-    (6, 0, Eax, "2:arat"),
-    (
-        7,
-        0,
-        Ebx,
-        "0:fsgsbase 1:tsc-adjust 3:bmi1 4:hle 5:avx2 7:smep 8:bmi2 9:erms 10:invpcid 11:rtm \
-         16:avx512f 17:avx512dq 18:rdseed 19:adx 20:smap 21:avx512ifma 23:clflushopt 24:clwb \
-         28:avx512cd 29:sha 30:avx512bw 31:avx512vl",
-    ),
-    (
-        7,
-        0,
-        Ecx,
-        "1:avx512vbmi 2:umip 3:pku 5:waitpkg 6:avx512vbmi2 7:cet-ss 8:gfni 9:vaes 10:vpclmulqdq \
-         11:avx512vnni 12:avx512bitalg 14:avx512vpopcntdq 16:la57 22:rdpid",
-    ),
-    (
-        7,
-        0,
-        Edx,
-        "4:fsrm 10:md-clear 14:serialize 20:cet-ibt 22:amx-bf16 23:avx512-fp16 24:amx-tile \
-         25:amx-int8 26:spec-ctrl 27:stibp 29:arch-capabilities 31:ssbd",
-    ),
-    (7, 1, Eax, "4:avx-vnni 5:avx512-bf16 23:avx-ifma"),
-    (7, 1, Edx, "4:avx-vnni-int8 14:prefetchi 19:avx10"),
-    (7, 2, Edx, ""),
-    (
-        0xd,
-        0,
-        Eax,
-        "0:xsave-x87 1:xsave-sse 2:xsave-avx 5:xsave-avx512-masks 6:xsave-avx512-upper-halves \
-         7:xsave-avx512-upper-registers 9:xsave-pkru 17:xsave-amx-config 18:xsave-amx-data",
-    ),
-    (0xd, 0, Edx, ""),
-    (0xd, 1, Eax, "0:xsaveopt 1:xsavec 2:xgetbv1 3:xsaves"),
-    (0xd, 1, Ecx, "11:xsaves-cet-user 12:xsaves-cet-supervisor"),
-    (
-        0x4000_0001,
-        0,
-        Eax,
-        "0:kvmclock 3:kvmclock2 4:kvm-asyncpf 5:kvm-steal-time 6:kvm-pv-eoi 7:kvm-pv-unhalt \
-         9:kvm-pv-tlb-flush 11:kvm-pv-ipi 14:kvm-asyncpf-int 24:kvmclock-stable",
-    ),
-    (
-        0x8000_0001,
-        0,
-        Ecx,
-        "0:lahf-lm 2:svm 4:cr8-legacy 5:abm 6:sse4a 7:misalignsse 8:3dnowprefetch 11:xop 16:fma4 \
-         22:topoext 23:perfctr-core",
-    ),
-    (0x8000_0001, 0, Edx, "11:syscall 20:nx 22:mmxext 25:fxsr-opt 26:pdpe1gb 27:rdtscp 29:lm"),
-    (0x8000_0007, 0, Edx, "8:invariant-tsc"),
-    (
-        0x8000_0008,
-        0,
-        Ebx,
-        "0:clzero 2:xsaveerptr 9:wbnoinvd 12:ibpb 14:ibrs 15:amd-stibp 24:amd-ssbd 25:virt-ssbd \
-         28:amd-psfd",
-    ),
-    (0x8000_0021, 0, Eax, "2:lfence-always-serializing 6:null-sel-clears-base 8:autoibrs"),
-];
-
-/// Leaf 1 ECX bit 27 (OSXSAVE) and leaf 7 ECX bit 4 (OSPKE) follow CR4: KVM keeps them up to date itself.
-fn follows_cr4(function: u32, register: Register, bit: u32) -> bool {
-    matches!((function, register, bit), (1, Ecx, 27) | (7, Ecx, 4))
+/// The name and the place, or the place alone.
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = if let Word::Msr(_, first) = self.word { first } else { 0 };
+        let (word, bit) = (self.word, first + self.bit);
+        match self.name() {
+            Some(name) => write!(f, "{name} ({word} bit {bit})"),
+            None => write!(f, "{word} bit {bit}"),
+        }
+    }
 }
 
-/// What a CPU with `template` needs that one with `here` does not have, one line each.
+/// What a guest with the CPU `given` needs and one with the CPU `here` would not have.
 #[must_use]
-pub fn missing_features(template: &[CpuidEntry], here: &[CpuidEntry]) -> Vec<String> {
+pub fn lacking(given: &Template, here: &Template) -> Vec<Feature> {
+    Feature::all_of(given)
+        .filter(|feature| !feature.is_flaw() && !here.has(*feature))
+        .chain(
+            Feature::all_of(here).filter(|feature| feature.is_flaw() && told(given) && !given.has(*feature)),
+        )
+        .collect()
+}
+
+/// Whether it can read the MSR with the flaws.
+fn told(cpu: &Template) -> bool {
+    Feature::named("arch-capabilities").is_some_and(|feature| cpu.has(feature))
+}
+
+/// What a CPU with `given` needs that one with `here` does not have, one line each.
+#[must_use]
+pub fn missing_features(given: &Template, here: &Template) -> Vec<String> {
     let mut missing = Vec::new();
-    if let (Some(there), Some(here)) = (vendor(template), vendor(here))
+    if let (Some(there), Some(here)) = (given.vendor(), here.vendor())
         && there != here
     {
         missing.push(format!("the guest's CPU is of vendor {there}, this host's of {here}"));
     }
-    for (function, index, register, names) in FEATURES {
-        let bits = |entries| find(entries, *function, *index).map_or(0, |entry| register.of(entry));
-        let lacking = bits(template) & !bits(here);
-        let each = (0..32).filter(|bit| lacking & 1 << bit != 0);
-        for bit in each.filter(|bit| !follows_cr4(*function, *register, *bit)) {
-            missing.push(format!(
-                "this host's CPU lacks {}",
-                describe(*function, *index, *register, bit, names)
-            ));
-        }
-    }
-    missing.extend(narrower("physical", template, here, |e| e.eax & 0xff));
-    missing.extend(narrower("linear", template, here, |e| e.eax >> 8 & 0xff));
+    missing.extend(lacking(given, here).into_iter().map(|feature| match feature.is_flaw() {
+        true => format!("this host's CPU has {feature}, of which the guest was not told"),
+        false => format!("this host's CPU lacks {feature}"),
+    }));
+    missing.extend(less(given, here, Template::physical_bits, |there, here| {
+        format!("the guest's CPU has physical addresses of {there} bits, this host's of {here}")
+    }));
+    missing.extend(less(given, here, Template::linear_bits, |there, here| {
+        format!("the guest's CPU has linear addresses of {there} bits, this host's of {here}")
+    }));
+    missing.extend(less(given, here, Template::performance_counters, |there, here| {
+        format!("the guest's CPU has {there} performance counters, this host's has {here}")
+    }));
     missing
 }
 
-fn describe(function: u32, index: u32, register: Register, bit: u32, names: &str) -> String {
-    let place = format!("CPUID {function:#x}.{index} {} bit {bit}", register.name());
-    let mut pairs = names.split_whitespace().filter_map(|pair| pair.split_once(':'));
-    match pairs.find(|(known, _)| known.parse() == Ok(bit)) {
-        Some((_, name)) => format!("{name} ({place})"),
-        None => place,
-    }
-}
-
-/// Address sizes: leaf 0x80000008 EAX.
-fn narrower(
-    what: &str,
-    template: &[CpuidEntry],
-    here: &[CpuidEntry],
-    bits: impl Fn(&CpuidEntry) -> u32,
+/// Says so where the guest has more of a size.
+fn less(
+    given: &Template,
+    here: &Template,
+    size: impl Fn(&Template) -> Option<u32>,
+    say: impl Fn(u32, u32) -> String,
 ) -> Option<String> {
-    let [there, here] = [template, here].map(|entries| find(entries, 0x8000_0008, 0).map(&bits));
-    let (there, here) = (there?, here?);
-    let line = format!("the guest's CPU has {what} addresses of {there} bits, this host's of {here}");
-    (there > here).then_some(line)
-}
-
-fn find(entries: &[CpuidEntry], function: u32, index: u32) -> Option<&CpuidEntry> {
-    entries.iter().find(|entry| entry.function == function && entry.index == index)
-}
-
-fn vendor(entries: &[CpuidEntry]) -> Option<String> {
-    let leaf = find(entries, 0, 0)?;
-    let bytes = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
-    Some(bytes.escape_ascii().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn leaf(function: u32, register: Register, value: u32) -> CpuidEntry {
-        let mut entry = CpuidEntry { function, index: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
-        match register {
-            Eax => entry.eax = value,
-            Ebx => entry.ebx = value,
-            Ecx => entry.ecx = value,
-            Edx => entry.edx = value,
-        }
-        entry
-    }
-
-    #[test]
-    fn a_lacking_feature_is_named() {
-        let there = [leaf(7, Ebx, 1 << 5 | 1 << 16)];
-        let here = [leaf(7, Ebx, 1 << 5)];
-        assert_eq!(
-            missing_features(&there, &here),
-            ["this host's CPU lacks avx512f (CPUID 0x7.0 EBX bit 16)"]
-        );
-        assert!(missing_features(&here, &there).is_empty(), "more features than needed are no reason");
-    }
-
-    #[test]
-    fn every_name_has_a_bit_of_its_own() {
-        for (function, .., names) in FEATURES {
-            let bits =
-                names.split_whitespace().map(|pair| pair.split_once(':').unwrap().0.parse::<u32>().unwrap());
-            let mut seen = std::collections::BTreeSet::new();
-            assert!(bits.into_iter().all(|bit| bit < 32 && seen.insert(bit)), "{function:#x}: {names}");
-        }
-    }
-
-    #[test]
-    fn an_unnamed_bit_is_placed_and_osxsave_does_not_count() {
-        let there = [leaf(1, Ecx, 1 << 27 | 1 << 14)];
-        assert_eq!(missing_features(&there, &[]), ["this host's CPU lacks CPUID 0x1.0 ECX bit 14"]);
-    }
-
-    #[test]
-    fn another_vendor_and_fewer_address_bits_are_reasons() {
-        let mut intel = leaf(0, Ebx, u32::from_le_bytes(*b"Genu"));
-        intel.edx = u32::from_le_bytes(*b"ineI");
-        intel.ecx = u32::from_le_bytes(*b"ntel");
-        let mut amd = leaf(0, Ebx, u32::from_le_bytes(*b"Auth"));
-        amd.edx = u32::from_le_bytes(*b"enti");
-        amd.ecx = u32::from_le_bytes(*b"cAMD");
-        let reasons = missing_features(
-            &[intel, leaf(0x8000_0008, Eax, 0x3930)],
-            &[amd, leaf(0x8000_0008, Eax, 0x3928)],
-        );
-        assert_eq!(
-            reasons,
-            [
-                "the guest's CPU is of vendor GenuineIntel, this host's of AuthenticAMD",
-                "the guest's CPU has physical addresses of 48 bits, this host's of 40",
-            ]
-        );
-    }
+    let (there, here) = (size(given)?, size(here)?);
+    (there > here).then(|| say(there, here))
 }

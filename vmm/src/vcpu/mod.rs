@@ -4,15 +4,22 @@
 //! the same time, and the state of N costs the time of one. A thread parks only when `KVM_RUN` has returned `EINTR`
 //! on request: then the guest's pending I/O is finished and every register is what the guest will go on with.
 
+mod choice;
 mod cpuid;
 mod features;
 mod kick;
+mod level;
 mod msrs;
+mod offer;
 mod orders;
 mod reach;
 mod state;
+mod template;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod tsc;
+mod xsave;
 
 use std::cell::Cell;
 use std::io;
@@ -30,10 +37,15 @@ use crate::state::StreamWriter;
 use kick::Kick;
 use orders::Orders;
 
-pub use cpuid::{CpuidEntry, cpuid_for, template_for};
-pub use features::missing_features;
+pub use choice::{CpuChoice, CpuError};
+pub use cpuid::CpuidEntry;
+pub use features::{Feature, lacking, missing_features};
+pub use level::Level;
 pub use msrs::{probe_msrs, supported_msrs};
+pub use offer::{always_shown, offer, shown_besides};
+pub(crate) use offer::{give, more_than};
 pub use state::{KIND, VcpuImage};
+pub use template::{FeatureMsr, Template};
 pub use thread::OnEnd;
 pub(crate) use tsc::realtime_ns;
 

@@ -1,8 +1,11 @@
 //! Model-specific registers: which are saved, and all of them in one call.
 
+mod owners;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use super::template::Template;
 use super::tsc::{IA32_TSC, IA32_TSC_DEADLINE};
 use crate::kvm::ioctl::{self, MSR_BYTES, MSRS_HEAD};
 use crate::kvm::{KvmError, KvmHost};
@@ -10,22 +13,27 @@ use crate::kvm::{KvmError, KvmHost};
 /// Most MSRs of a vCPU; the kernel takes at most 256 in one call (`MAX_IO_MSRS`).
 pub(super) const MAX_MSRS: usize = 256;
 
-/// Indices of the MSRs this host's KVM says are worth saving.
+/// Indices of the MSRs this host's KVM says are worth saving, those that only tell included: what a guest has read there
+/// it is to read everywhere.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn supported_msrs(kvm: &KvmHost) -> Result<Vec<u32>, KvmError> {
-    let list = kvm.system().get_msr_index_list().map_err(KvmError::refused("list its MSRs"))?;
-    Ok(list.as_slice().to_vec())
+    let system = kvm.system();
+    let list = system.get_msr_index_list().map_err(KvmError::refused("list its MSRs"))?;
+    let telling = system.get_msr_feature_index_list().map_err(KvmError::refused("list its feature MSRs"))?;
+    Ok([list.as_slice(), telling.as_slice()].concat())
 }
 
-/// Of the MSRs worth saving, those that can be read on this vCPU and set to what was read: in the order in which they
-/// are saved, TSC first and TSC deadline last. The vCPU has its CPUID and has not run yet.
+/// Of the MSRs worth saving, those that are there with the guest's CPU and that can be read on this vCPU and set to what
+/// was read: in the order in which they are saved, TSC first and TSC deadline last. The vCPU has this CPU and has not
+/// run yet.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn probe_msrs(kvm: &KvmHost, fd: BorrowedFd<'_>) -> Result<Vec<u32>, KvmError> {
+pub fn probe_msrs(kvm: &KvmHost, fd: BorrowedFd<'_>, cpu: &Template) -> Result<Vec<u32>, KvmError> {
     let mut indices = supported_msrs(kvm)?;
+    indices.retain(|index| owners::is_there(*index, cpu));
     indices.sort_unstable_by_key(|index| (rank(*index), *index));
     indices.dedup();
     indices.truncate(MAX_MSRS);
@@ -94,6 +102,17 @@ pub(super) fn read_one(fd: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
     }
     let (_, value) = entry.split_at(MSRS_HEAD + 8);
     Ok(value.try_into().map_or(0, u64::from_le_bytes))
+}
+
+/// Writes these; all of them, or it fails.
+pub(super) fn write(fd: BorrowedFd<'_>, msrs: impl Iterator<Item = (u32, u64)>) -> io::Result<()> {
+    let (indices, values): (Vec<u32>, Vec<u64>) = msrs.unzip();
+    let mut buffer = room_for(&indices);
+    for (place, value) in buffer[MSRS_HEAD..].chunks_exact_mut(MSR_BYTES).zip(values) {
+        place[8..].copy_from_slice(&value.to_le_bytes());
+    }
+    let done = ioctl::set_msrs(fd, &mut buffer)?;
+    if done == indices.len() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
 /// The index in one `kvm_msr_entry`.

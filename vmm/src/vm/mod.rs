@@ -31,6 +31,7 @@ use crate::devices::{Console, End, GuestEnd};
 use crate::kvm::{KvmError, KvmHost};
 use crate::machine::{Hooks, Machine, MachineError};
 use crate::migration::{Identity, Resident};
+use crate::vcpu::{self, CpuError};
 
 use stage::Stage;
 
@@ -46,6 +47,9 @@ pub enum StartError {
     /// This guest cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The host does not have the CPU that is the most for guests.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// Nobody can arrive here: the host refuses the socket or a thread.
     #[error("cannot wait for a guest: {0}")]
     Listen(#[from] io::Error),
@@ -104,7 +108,7 @@ impl VmHandle {
     /// Listens for a guest and takes it in when it comes.
     ///
     /// # Errors
-    /// When the host cannot run guests, or the address cannot be listened on.
+    /// When the host cannot run guests, does not have the CPU, or the address cannot be listened on.
     pub fn receive(
         name: &str,
         listener: TcpListener,
@@ -112,6 +116,7 @@ impl VmHandle {
         console: Console,
     ) -> Result<Self, StartError> {
         let kvm = KvmHost::open()?;
+        arrival.cpu.cpu(&vcpu::offer(&kvm, 1)?, 1, 0)?;
         let receiver = Arc::new(Receiver::on(listener)?);
         let address = receiver.local_addr();
         let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);

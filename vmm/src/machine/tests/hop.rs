@@ -21,7 +21,7 @@ fn hop(from: Machine<Paused>, hooks: Hooks) -> Machine<Paused> {
     let kvm = KvmHost::open().unwrap();
     let description = serde_json::to_string(&from.description()).unwrap();
     let description: MachineDescription = serde_json::from_str(&description).unwrap();
-    assert_eq!(description.unsupported(&kvm), [""; 0]);
+    assert_eq!(description.unsupported(&kvm, &CpuChoice::default()), [""; 0]);
     let mut to = Machine::blank(&description, hooks).unwrap();
     let state = from.save().unwrap();
     copy_ram(&from, &to);
@@ -134,9 +134,9 @@ fn a_description_says_every_reason_at_once() {
     wrong.msrs.push(0x1234_5678);
     wrong.devices[0].version = 2;
     wrong.state_version = 9;
-    let leaf7 = wrong.cpuid.iter_mut().find(|leaf| leaf.function == 7).unwrap();
+    let leaf7 = wrong.cpu.cpuid.iter_mut().find(|leaf| leaf.function == 7).unwrap();
     leaf7.edx |= 1 << 24;
-    let reasons = wrong.unsupported(&kvm);
+    let reasons = wrong.unsupported(&kvm, &CpuChoice::default());
     for part in ["65", "memory size", "0x12345678", "\"serial\" of version 2", "version 9", "amx-tile"] {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} is not in {reasons:#?}");
     }

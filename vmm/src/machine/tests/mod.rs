@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::config::{Kernel, MemorySize, Vcpus};
 use crate::devices::{End, GuestEnd};
+use crate::vcpu::CpuChoice;
 
 /// A machine may be handed to another thread.
 const _: fn() = || {
@@ -33,6 +34,7 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
         uuid: Uuid::nil(),
         memory: MemorySize::from_bytes(64 << 20).unwrap(),
         cpus: Vcpus::new(cpus).unwrap(),
+        cpu: CpuChoice::default(),
         cmdline: cmdline.parse().unwrap(),
         kernel: Kernel::Demo,
         initramfs: None,

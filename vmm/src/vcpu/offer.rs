@@ -1,0 +1,102 @@
+//! What this host's KVM gives a guest: asked of KVM, and of a vCPU that is thrown away.
+//!
+//! What KVM lists as supported is not always what a guest sees: `kvm_pvm` lets guests see most of the host's CPUID,
+//! listed or not, asked for or not. So the answer is what a vCPU shows (`KVM_GET_CPUID2`) once it has been given
+//! what is listed; and a guest's CPU is what its vCPU shows, or it is refused.
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::VcpuFd;
+
+use super::cpuid::{CpuidEntry, cpuid_for};
+use super::features::{Feature, lacking};
+use super::msrs;
+use super::template::{ARCH_CAPABILITIES, FeatureMsr, Template};
+use crate::kvm::{KvmError, KvmHost, ioctl};
+
+/// Not offered: what a guest does with them has state that is not saved.
+const NOT_SAVED: [&str; 4] = ["vmx", "svm", "sgx", "sgx-lc"];
+
+/// All that a guest with `vcpus` vCPUs can be given here.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn offer(kvm: &KvmHost, vcpus: u32) -> Result<Template, KvmError> {
+    let mut listed = supported(kvm)?;
+    listed.settle(vcpus);
+    shown_by(&throwaway(kvm)?.1, &listed, vcpus)
+}
+
+/// Of the features that `cpu` does not have, those that a vCPU here shows all the same.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn shown_besides(kvm: &KvmHost, cpu: &Template, vcpus: u32) -> Result<Vec<Feature>, KvmError> {
+    more_than(cpu, &throwaway(kvm)?.1, vcpus)
+}
+
+/// The same of a vCPU, which has `cpu` from here on.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn more_than(cpu: &Template, vcpu: &VcpuFd, vcpus: u32) -> Result<Vec<Feature>, KvmError> {
+    let shown = shown_by(vcpu, cpu, vcpus)?;
+    Ok(lacking(&shown, cpu).into_iter().filter(|feature| !feature.is_flaw()).collect())
+}
+
+/// The features of `offer` that no guest can be without here.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn always_shown(kvm: &KvmHost, offer: &Template) -> Result<Vec<Feature>, KvmError> {
+    let mut bare = offer.clone();
+    Feature::all_of(offer).for_each(|feature| bare.put(feature, false));
+    more_than(&bare, &throwaway(kvm)?.1, 1)
+}
+
+/// What KVM lists, and what it makes without listing it.
+fn supported(kvm: &KvmHost) -> Result<Template, KvmError> {
+    let listed = kvm
+        .system()
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::refused("list its CPUID"))?;
+    let entries = listed.as_slice().iter().map(CpuidEntry::from);
+    // Leaf 0x1f says the same as 0xb with more levels; a guest that finds none uses 0xb.
+    let cpuid = entries.filter(|e| !matches!(e.function, 0xb | 0x1f) || e.index < 2).collect();
+    let flaws = msrs::read_one(ioctl::borrow(kvm.system()), ARCH_CAPABILITIES);
+    let feature_msrs =
+        flaws.into_iter().map(|value| FeatureMsr { index: ARCH_CAPABILITIES, value }).collect();
+    let mut cpu = Template { cpuid, feature_msrs };
+    let deadline = kvm.capabilities().tsc_deadline.then_some("tsc-deadline");
+    let made = ["hypervisor"].into_iter().chain(deadline);
+    made.filter_map(Feature::named).for_each(|feature| cpu.put(feature, true));
+    NOT_SAVED.into_iter().filter_map(Feature::named).for_each(|feature| cpu.put(feature, false));
+    Ok(cpu)
+}
+
+/// A vCPU with its VM, which must outlive it.
+fn throwaway(kvm: &KvmHost) -> Result<(kvm_ioctls::VmFd, VcpuFd), KvmError> {
+    let vm = kvm.create_vm()?;
+    vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
+    let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("make a vCPU"))?;
+    Ok((vm, vcpu))
+}
+
+/// What a vCPU shows that is given `cpu`.
+fn shown_by(vcpu: &VcpuFd, cpu: &Template, vcpus: u32) -> Result<Template, KvmError> {
+    give(vcpu, cpu, 0)?;
+    let shown = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::refused("tell a vCPU's CPUID"))?;
+    let cpuid = shown.as_slice().iter().map(CpuidEntry::from).collect();
+    let mut shown = Template { cpuid, feature_msrs: cpu.feature_msrs.clone() };
+    shown.settle(vcpus);
+    Ok(shown)
+}
+
+/// Makes `cpu` the CPU of a vCPU that has not run.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn give(vcpu: &VcpuFd, cpu: &Template, number: u32) -> Result<(), KvmError> {
+    vcpu.set_cpuid2(&cpuid_for(&cpu.cpuid, number)?).map_err(KvmError::refused("give a vCPU this CPUID"))?;
+    let told = cpu.feature_msrs.iter().map(|msr| (msr.index, msr.value));
+    msrs::write(ioctl::borrow(vcpu), told).map_err(KvmError::refused("give a vCPU these feature MSRs"))
+}

@@ -1,0 +1,80 @@
+//! Leaf 0xd: the register state that XSAVE keeps, and how large it is (SDM volume 1, chapter 13).
+//!
+//! A component is there only if XSAVE is and if its feature is; the sizes are those of the components that are there.
+
+use super::features::Feature;
+use super::template::Template;
+
+/// The legacy area and the header: what is always there.
+const SMALLEST: u32 = 576;
+
+/// Components that are of use only together (SDM volume 1, section 13.3: XCR0 takes all or none).
+const TOGETHER: [u64; 3] = [0b11 << 3, 0b111 << 5, 0b11 << 17];
+
+/// Features that keep state in each component. Without any of them it is not there.
+const COMPONENTS: [(u32, &[&str]); 13] = [
+    (2, &["avx"]),
+    (3, &["mpx"]),
+    (4, &["mpx"]),
+    (5, &["avx512f"]),
+    (6, &["avx512f"]),
+    (7, &["avx512f"]),
+    (8, &["intel-pt"]),
+    (9, &["pku"]),
+    (11, &["cet-ss", "cet-ibt"]),
+    (12, &["cet-ss"]),
+    (17, &["amx-tile"]),
+    (18, &["amx-tile"]),
+    (19, &["apx"]),
+];
+
+/// Makes leaf 0xd say what the features need.
+pub(super) fn settle(cpu: &mut Template) {
+    if !cpu.has_named("xsave") || cpu.leaf(0xd, 0).is_none() {
+        cpu.cpuid.retain(|entry| entry.function != 0xd);
+        return;
+    }
+    let (xcr0, xss) = (useful(cpu, user_components(cpu)), useful(cpu, supervisor_components(cpu)));
+    cpu.cpuid
+        .retain(|entry| entry.function != 0xd || entry.index < 2 || (xcr0 | xss) >> entry.index & 1 != 0);
+    let whole = standard_size(cpu, xcr0);
+    if let Some(entry) = cpu.leaf_mut(0xd, 0) {
+        // EBX is the size for the components that are switched on: after reset, none but the first.
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (xcr0 as u32, SMALLEST, whole, (xcr0 >> 32) as u32);
+    }
+    let compact = cpu.has_named("xsavec") || cpu.has_named("xsaves");
+    if let Some(entry) = cpu.leaf_mut(0xd, 1) {
+        (entry.ebx, entry.ecx, entry.edx) =
+            (if compact { SMALLEST } else { 0 }, xss as u32, (xss >> 32) as u32);
+    }
+}
+
+/// The components that XCR0 may have, as a mask.
+pub(super) fn user_components(cpu: &Template) -> u64 {
+    cpu.leaf(0xd, 0).map_or(0, |entry| u64::from(entry.eax) | u64::from(entry.edx) << 32)
+}
+
+/// The components that IA32_XSS may have, as a mask.
+fn supervisor_components(cpu: &Template) -> u64 {
+    let mask = cpu.leaf(0xd, 1).map_or(0, |entry| u64::from(entry.ecx) | u64::from(entry.edx) << 32);
+    if cpu.has_named("xsaves") { mask } else { 0 }
+}
+
+/// Those whose features are there, and whose companions are.
+fn useful(cpu: &Template, mask: u64) -> u64 {
+    let used = |component: u32| {
+        let known = COMPONENTS.iter().find(|(known, _)| *known == component);
+        known.is_none_or(|(_, features)| {
+            features.iter().filter_map(|name| Feature::named(name)).any(|f| cpu.has(f))
+        })
+    };
+    let mask = (0..64).filter(|component| used(*component)).fold(0, |all, one| all | mask & 1 << one);
+    TOGETHER.into_iter().fold(mask, |mask, all| if mask & all == all { mask } else { mask & !all })
+}
+
+/// Bytes of the area in the standard format: to the end of the last component.
+fn standard_size(cpu: &Template, xcr0: u64) -> u32 {
+    let ends = cpu.cpuid.iter().filter(|entry| entry.function == 0xd && (2..64).contains(&entry.index));
+    let ends = ends.filter(|entry| xcr0 >> entry.index & 1 != 0);
+    ends.map(|entry| entry.ebx.saturating_add(entry.eax)).max().unwrap_or(0).max(SMALLEST)
+}
