@@ -47,6 +47,8 @@ pub enum Command {
     },
     /// Show a guest's console and type into it
     Console(Which),
+    /// Say what CPU a guest can have here, or on all of several hosts
+    Cpu(CpuArgs),
     /// Pause a guest
     Pause(Which),
     /// Let a paused guest run on
@@ -69,6 +71,20 @@ pub enum Command {
 pub struct Which {
     /// The VM [default: the only one running]
     pub name: Option<String>,
+}
+
+/// What to say of CPUs.
+#[derive(Debug, Args)]
+pub struct CpuArgs {
+    /// Print JSON: a description of this host that can be kept
+    #[arg(long)]
+    pub json: bool,
+    /// Say what the hosts of these descriptions have in common, and the --cpu for guests that are to move among them
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["json", "names"])]
+    pub common: Vec<PathBuf>,
+    /// List the names of all features there are
+    #[arg(long, conflicts_with = "json")]
+    pub names: bool,
 }
 
 /// What to boot.

@@ -5,6 +5,7 @@
 //! the control API and could as well be written by someone else.
 
 mod args;
+mod cpu;
 mod detach;
 mod escape;
 mod hosting;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::GuestImage => remote::guest_image().map(|()| ExitCode::SUCCESS),
+        Command::Cpu(args) => remote::print(&cpu::run(&args)?).map(|()| ExitCode::SUCCESS),
         Command::Run(args) => hosting::run(args),
         Command::Receive(args) => hosting::receive(args),
         Command::Demo(args) => Ok(runtime()?.block_on(demo::run(&args))?),

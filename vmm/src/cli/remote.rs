@@ -28,6 +28,7 @@ pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::R
         Command::Stop(Which { name: Some(name) }) => stop(&Client::named_in(runtime, &name)?).await,
         Command::Stop(Which { name: None }) => stop(&alone(runtime)?).await,
         Command::Run(_)
+        | Command::Cpu(_)
         | Command::Receive(_)
         | Command::Demo(_)
         | Command::Bench(_)
@@ -112,7 +113,8 @@ pub(super) fn guest_image() -> anyhow::Result<()> {
     print_bytes(guest::IMAGE)
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+/// To standard output, all of it.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     print_bytes(text.as_bytes())
 }
 

@@ -10,6 +10,7 @@ use migrate::client::types::{Life, VmInfo};
 
 use super::detach::Ready;
 use crate::control::Ending;
+use crate::vcpu::{Common, Feature, HostCpu};
 
 /// At the start, on a terminal.
 pub(super) const HOW_TO_STOP: &str = "the keyboard is the guest's; Ctrl-A x stops the VM";
@@ -98,6 +99,46 @@ pub(super) fn info(vm: &VmInfo) -> String {
     let known =
         facts.into_iter().filter_map(|(what, value)| value.map(|value| format!("{what:<12}{value}\n")));
     known.collect()
+}
+
+/// What a host offers.
+pub(super) fn host_cpu(host: &HostCpu) -> String {
+    let cpu = &host.cpu;
+    let bits = |bits: Option<u32>| bits.map_or_else(|| "?".to_owned(), |bits| bits.to_string());
+    let (physical, linear) = (bits(cpu.physical_bits()), bits(cpu.linear_bits()));
+    let level = host.level.as_deref().unwrap_or("below x86-64-v1");
+    let features: Vec<_> = Feature::all_of(cpu).filter_map(Feature::name).collect();
+    let always: Vec<_> = host.always.iter().map(String::as_str).collect();
+    let mut words = format!("vendor      {}\nlevel       {level}\n", host.vendor);
+    let _ = writeln!(words, "addresses   {physical} bits physical, {linear} bits linear");
+    words += &paragraph("features", &features);
+    if !always.is_empty() {
+        words += &paragraph("always", &always);
+        words += "            (KVM here shows these to every guest, whatever its --cpu)\n";
+    }
+    words
+}
+
+/// What hosts have in common.
+pub(super) fn common_cpu(vendor: &str, common: &Common) -> String {
+    let features: Vec<_> = common.features.iter().filter_map(|feature| feature.name()).collect();
+    let head = format!("vendor      {vendor}\nlevel       {}\n", common.level);
+    format!("{head}{}run with    --cpu {}\n", paragraph("features", &features), common.choice)
+}
+
+/// A word at the left and many at the right, in lines of at most 100 columns.
+fn paragraph(what: &str, words: &[&str]) -> String {
+    let mut text = format!("{what:<11}");
+    let mut column = text.len();
+    for word in words {
+        if column + 1 + word.len() > 100 {
+            let _ = write!(text, "\n{:11}", "");
+            column = 11;
+        }
+        let _ = write!(text, " {word}");
+        column += 1 + word.len();
+    }
+    text + "\n"
 }
 
 fn life(life: Life) -> &'static str {

@@ -192,6 +192,7 @@ impl Parts {
             bus: Arc::new(bus),
             on_end: Arc::clone(&hooks.on_end),
             xsave_bytes: shape.xsave_bytes as usize,
+            components: vcpu::user_components(&shape.cpu),
             msrs: shape.msrs.as_slice().into(),
             tsc_khz: shape.tsc_khz,
             tsc_offset: shape.tsc_offset,

@@ -60,6 +60,14 @@ impl CpuChoice {
         *self == Self::default()
     }
 
+    pub(super) fn of_level(level: Level) -> Self {
+        Self { model: Some(level), changes: Vec::new() }
+    }
+
+    pub(super) fn change(&mut self, present: bool, feature: Feature) {
+        self.changes.push((present, feature));
+    }
+
     /// The CPU of a guest with `vcpus` vCPUs and physical addresses below `end`, of a host that offers `offer`.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 mod choice;
 mod cpuid;
 mod features;
+mod host;
 mod kick;
 mod level;
 mod msrs;
@@ -40,6 +41,7 @@ use orders::Orders;
 pub use choice::{CpuChoice, CpuError};
 pub use cpuid::CpuidEntry;
 pub use features::{Feature, lacking, missing_features};
+pub use host::{Common, HostCpu, NothingCommon, common};
 pub use level::Level;
 pub use msrs::{probe_msrs, supported_msrs};
 pub use offer::{always_shown, offer, shown_besides};
@@ -48,6 +50,7 @@ pub use state::{KIND, VcpuImage};
 pub use template::{FeatureMsr, Template};
 pub use thread::OnEnd;
 pub(crate) use tsc::realtime_ns;
+pub(crate) use xsave::user_components;
 
 /// How long a vCPU may take to finish what it is asked, other than to leave the guest: far more than it ever needs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,6 +95,8 @@ pub struct Surroundings {
     pub on_end: OnEnd,
     /// Size of the extended FPU state on this VM.
     pub xsave_bytes: usize,
+    /// Components of it that the guest's CPU has.
+    pub components: u64,
     /// MSRs to save, in order.
     pub msrs: Arc<[u32]>,
     /// TSC frequency of the guest.

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 use super::tsc::{self, Base, IA32_TSC, IA32_TSC_DEADLINE, SavedTsc};
-use super::{Surroundings, VcpuError, msrs, reach};
+use super::{Surroundings, VcpuError, msrs, reach, xsave};
 use crate::kvm::ioctl::{self, MSR_BYTES, MSRS_HEAD, Request};
 use crate::state::{Kind, Section, SectionWriter, StateError};
 
@@ -103,7 +103,10 @@ impl Handle<'_> {
 
     fn get_xsave(&self, section: &mut SectionWriter<'_>) -> Result<(), VcpuError> {
         let bytes = self.with.xsave_bytes;
-        ioctl::get_xsave(self.fd, bytes, section.room(XSAVE, bytes)).map_err(self.refused("read xsave"))
+        let area = section.room(XSAVE, bytes);
+        ioctl::get_xsave(self.fd, bytes, area).map_err(self.refused("read xsave"))?;
+        xsave::keep(area, self.with.components);
+        Ok(())
     }
 
     fn set_xsave(&self, image: &VcpuImage) -> Result<(), VcpuError> {

@@ -8,6 +8,9 @@ use super::template::Template;
 /// The legacy area and the header: what is always there.
 const SMALLEST: u32 = 576;
 
+/// x87 and SSE: there without XSAVE, too.
+const LEGACY: u64 = 0b11;
+
 /// Components that are of use only together (SDM volume 1, section 13.3: XCR0 takes all or none).
 const TOGETHER: [u64; 3] = [0b11 << 3, 0b111 << 5, 0b11 << 17];
 
@@ -50,7 +53,7 @@ pub(super) fn settle(cpu: &mut Template) {
 }
 
 /// The components that XCR0 may have, as a mask.
-pub(super) fn user_components(cpu: &Template) -> u64 {
+pub(crate) fn user_components(cpu: &Template) -> u64 {
     cpu.leaf(0xd, 0).map_or(0, |entry| u64::from(entry.eax) | u64::from(entry.edx) << 32)
 }
 
@@ -58,6 +61,15 @@ pub(super) fn user_components(cpu: &Template) -> u64 {
 fn supervisor_components(cpu: &Template) -> u64 {
     let mask = cpu.leaf(0xd, 1).map_or(0, |entry| u64::from(entry.ecx) | u64::from(entry.edx) << 32);
     if cpu.has_named("xsaves") { mask } else { 0 }
+}
+
+/// Drops from a saved area what is of components that the guest's CPU does not have: they are as after reset, but some
+/// kernels count them in, and a host without them would refuse the area.
+pub(super) fn keep(area: &mut [u8], components: u64) {
+    // XSTATE_BV: the first eight bytes of the header (SDM volume 1, section 13.4.2).
+    if let Some(Ok(place)) = area.get_mut(512..520).map(<&mut [u8; 8]>::try_from) {
+        *place = (u64::from_le_bytes(*place) & (components | LEGACY)).to_le_bytes();
+    }
 }
 
 /// Those whose features are there, and whose companions are.
