@@ -13,15 +13,23 @@ pub struct Guest {
     pub disk: Option<&'static str>,
     /// Its network interface, as `vmm run --net` takes it. With one the same is true.
     pub nic: Option<&'static str>,
+    /// Its CPU, as `vmm run --cpu` takes it.
+    pub cpu: &'static str,
 }
 
 impl Guest {
     /// Writes 5000 pages a second over 32 MiB; 96 MiB of its 256 are filled with what cannot be compressed.
-    pub const BUSY: Self =
-        Self { words: "dirty ws=32 rate=5000 fill=96", memory: "256M", cpus: 1, disk: None, nic: None };
+    pub const BUSY: Self = Self {
+        words: "dirty ws=32 rate=5000 fill=96",
+        memory: "256M",
+        cpus: 1,
+        disk: None,
+        nic: None,
+        cpu: "host",
+    };
 
     /// Only reads the TSC.
-    pub const IDLE: Self = Self { words: "idle", memory: "64M", cpus: 1, disk: None, nic: None };
+    pub const IDLE: Self = Self { words: "idle", memory: "64M", cpus: 1, disk: None, nic: None, cpu: "host" };
 
     /// The same with other words.
     #[must_use]
@@ -39,6 +47,12 @@ impl Guest {
     #[must_use]
     pub fn disk(self, disk: &'static str) -> Self {
         Self { disk: Some(disk), ..self }
+    }
+
+    /// The same with another CPU.
+    #[must_use]
+    pub fn cpu(self, cpu: &'static str) -> Self {
+        Self { cpu, ..self }
     }
 
     /// The same with so many vCPUs.

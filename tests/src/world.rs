@@ -102,6 +102,7 @@ impl World {
     pub fn run(&self, name: &str, guest: Guest) -> Vm {
         let cpus = guest.cpus.to_string();
         let mut line = vec!["run", "--memory", guest.memory, "--cpus", &cpus, "--cmdline", guest.words];
+        line.extend(["--cpu", guest.cpu]);
         if guest.disk.or(guest.nic).is_some() {
             std::fs::write(self.path("kernel"), ::guest::IMAGE).expect("a kernel");
             line.extend(["--kernel", "kernel"]);
@@ -119,6 +120,13 @@ impl World {
         let mut line = vec!["receive", "--listen", "127.0.0.1:0"];
         line.extend(tap.iter().flat_map(|tap| ["--net", tap]));
         Vm::start(self, name, &line)
+    }
+
+    /// Starts a VMM that waits for a guest whose CPU is at most this.
+    #[must_use]
+    #[track_caller]
+    pub fn receive_at_most(&self, name: &str, cpu: &str) -> Vm {
+        Vm::start(self, name, &["receive", "--listen", "127.0.0.1:0", "--cpu", cpu])
     }
 
     /// Starts moving the guest of a VMM. `words` are further arguments. Unless they say otherwise, a long pause is allowed:

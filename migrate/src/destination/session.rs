@@ -27,8 +27,8 @@ use crate::wire::limits::STREAMS;
 use crate::wire::message::{Accept, Refuse, tame};
 use crate::wire::{Kind, Message, Preflight, RamMap, Role};
 
-/// Reasons of a refusal that are told.
-const REASONS: usize = 64;
+/// Reasons of a refusal that are told: more than there are features between the oldest CPU and the latest.
+const REASONS: usize = 256;
 
 /// Waits for a guest's control connection and takes the guest in.
 pub(super) fn receive(

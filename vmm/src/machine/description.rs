@@ -187,34 +187,35 @@ impl MachineDescription {
     fn unfit_cpu(&self, here: &Probe, most: &CpuChoice) -> Vec<String> {
         let mut reasons = vcpu::missing_features(&self.cpu, &here.offer);
         match Layout::for_bytes(self.memory).map(|layout| most.cpu(&here.offer, self.vcpus, layout.end())) {
-            Ok(Ok(allowed)) => reasons.extend(self.not_allowed(here, most, &allowed)),
-            Ok(Err(error)) => reasons.push(format!("--cpu {most} of vmm receive: {error}")),
+            Ok(Ok(allowed)) => reasons.extend(self.not_allowed(here, &allowed)),
+            Ok(Err(error)) => reasons.push(format!("vmm receive --cpu {most}: {error}")),
             // Said by the shape.
             Err(_) => {}
         }
         let shown = here.shown_besides.iter();
-        reasons
-            .extend(shown.map(|feature| {
-                format!("KVM here shows every guest {feature}, which the guest must not see")
-            }));
+        let shown =
+            shown.map(|feature| format!("KVM here shows every guest {feature}, which the guest lacks"));
+        reasons.extend(shown);
         reasons
     }
 
     /// What this host has and guests may not have.
-    fn not_allowed(&self, here: &Probe, most: &CpuChoice, allowed: &Template) -> Vec<String> {
-        let kept = vcpu::lacking(&self.cpu, allowed).into_iter().filter(|feature| here.offer.has(*feature));
-        let mut reasons: Vec<_> = kept
-            .map(|feature| format!("guests here may not have {feature}: vmm receive --cpu {most}"))
-            .collect();
-        if let (Some(there), Some(most_bits)) = (self.cpu.physical_bits(), allowed.physical_bits())
-            && there > most_bits
-            && here.offer.physical_bits().is_some_and(|bits| bits >= there)
-        {
-            reasons.push(format!(
-                "guests here may not have physical addresses of {there} bits, only {most_bits}: vmm receive --cpu {most}"
-            ));
-        }
-        reasons
+    fn not_allowed(&self, here: &Probe, allowed: &Template) -> Vec<String> {
+        let kept = vcpu::lacking(&self.cpu, allowed).into_iter();
+        let kept = kept.filter(|feature| self.cpu.has(*feature) && here.offer.has(*feature));
+        let kept = kept.map(|feature| format!("guests here may not have {feature} (vmm receive --cpu)"));
+        // What this host does not have either is said already.
+        let more = |size: fn(&Template) -> Option<u32>| {
+            let [there, here, most] = [&self.cpu, &here.offer, allowed].map(|cpu| size(cpu).unwrap_or(0));
+            (there > most && there <= here).then_some((there, most))
+        };
+        let wide = more(Template::physical_bits).map(|(there, most)| {
+            format!("guests here may have physical addresses of {most} bits, not {there} (vmm receive --cpu)")
+        });
+        let counters = more(Template::performance_counters).map(|(there, most)| {
+            format!("guests here may have {most} performance counters, not {there} (vmm receive --cpu)")
+        });
+        kept.chain(wide).chain(counters).collect()
     }
 
     fn lacking(&self, here: &Probe) -> Vec<String> {
