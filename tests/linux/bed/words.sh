@@ -34,11 +34,11 @@ tours() {
 }
 
 # boot_linux KERNEL CPUS [WORD]: boots Debian's kernel, in this form, to its first program; $vmm is its process then.
-# With disk.img as its disk, if there is one.
+# With disk.img as its disk, if there is one, and the CPU $LINUX_CPU, if that is set.
 boot_linux() {
     disk=
     [ ! -e disk.img ] || disk="--disk $PWD/disk.img"
-    vmm run $disk --name linux --memory 256M --cpus "$2" --kernel "$1" --initramfs "$BED/inner.cpio" \
+    vmm run $disk --cpu "${LINUX_CPU:-host}" --name linux --memory 256M --cpus "$2" --kernel "$1" --initramfs "$BED/inner.cpio" \
         --cmdline "console=ttyS0 loglevel=6 panic=-1 ${LINUX_WORDS:-} ${3:-}" --console console.log 2>vmm.log &
     vmm=$!
     hear "INNER INIT RUNS on .*, $2 CPUs" console.log 150 "$vmm"
