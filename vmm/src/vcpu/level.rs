@@ -31,7 +31,7 @@ const LEVELS: [(Level, &str, &str); 4] = [
 ];
 
 /// What a kernel expects of any CPU; and what KVM makes itself, whatever the CPU.
-const KERNEL: &str = "vme de pse tsc msr pae mce apic sep mtrr pge mca pat pse36 clflush nx \
+const KERNEL: &str = "de pse tsc msr pae mce apic sep mtrr pge mca pat pse36 clflush nx \
     hypervisor x2apic tsc-deadline tsc-adjust arat \
     kvmclock kvmclock2 kvmclock-stable kvm-nopiodelay kvm-pv-eoi kvm-pv-unhalt kvm-pv-ipi kvm-poll-control";
 

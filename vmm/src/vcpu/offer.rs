@@ -9,6 +9,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::cpuid::{CpuidEntry, cpuid_for};
 use super::features::{Feature, lacking};
+use super::level::is_essential;
 use super::msrs;
 use super::template::{ARCH_CAPABILITIES, FeatureMsr, Template};
 use crate::kvm::{KvmError, KvmHost, ioctl};
@@ -43,14 +44,15 @@ pub(crate) fn more_than(cpu: &Template, vcpu: &VcpuFd, vcpus: u32) -> Result<Vec
     Ok(lacking(&shown, cpu).into_iter().filter(|feature| !feature.is_flaw()).collect())
 }
 
-/// The features of `offer` that no guest can be without here.
+/// The features of `offer` that no guest can be without here, besides those that none can be without anywhere.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn always_shown(kvm: &KvmHost, offer: &Template) -> Result<Vec<Feature>, KvmError> {
     let mut bare = offer.clone();
     Feature::all_of(offer).for_each(|feature| bare.put(feature, false));
-    more_than(&bare, &throwaway(kvm)?.1, 1)
+    let shown = more_than(&bare, &throwaway(kvm)?.1, 1)?;
+    Ok(shown.into_iter().filter(|feature| !is_essential(*feature)).collect())
 }
 
 /// What KVM lists, and what it makes without listing it.
