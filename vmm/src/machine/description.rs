@@ -261,14 +261,14 @@ struct Probe {
 
 impl Probe {
     fn new(kvm: &KvmHost, vcpus: u32, cpu: &Template) -> Result<Self, KvmError> {
-        let offer = vcpu::offer(kvm, vcpus)?;
-        // One that is not of this host at all may be more than KVM takes: what is lacking says it.
-        let fits = vcpu::missing_features(cpu, &offer).is_empty();
-        let shown_besides = if fits { vcpu::shown_besides(kvm, cpu, vcpus)? } else { Vec::new() };
         let vm = kvm.create_vm()?;
         vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
         let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("make a vCPU"))?;
         let fd = ioctl::borrow(&vcpu);
+        let offer = vcpu::offer_by(kvm, &vcpu, vcpus)?;
+        // One that is not of this host at all may be more than KVM takes: what is lacking says it.
+        let fits = vcpu::missing_features(cpu, &offer).is_empty();
+        let shown_besides = if fits { vcpu::more_than(cpu, &vcpu, vcpus)? } else { Vec::new() };
         Ok(Self {
             offer,
             shown_besides,

@@ -22,20 +22,20 @@ const NOT_SAVED: [&str; 4] = ["vmx", "svm", "sgx", "sgx-lc"];
 /// # Errors
 /// When the kernel refuses.
 pub fn offer(kvm: &KvmHost, vcpus: u32) -> Result<Template, KvmError> {
-    let mut listed = supported(kvm)?;
-    listed.settle(vcpus);
-    shown_by(&throwaway(kvm)?.1, &listed, vcpus)
+    offer_by(kvm, &throwaway(kvm)?.1, vcpus)
 }
 
-/// Of the features that `cpu` does not have, those that a vCPU here shows all the same.
+/// The same, asked of a vCPU that is there and has not run. It has that CPU from here on.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn shown_besides(kvm: &KvmHost, cpu: &Template, vcpus: u32) -> Result<Vec<Feature>, KvmError> {
-    more_than(cpu, &throwaway(kvm)?.1, vcpus)
+pub(crate) fn offer_by(kvm: &KvmHost, vcpu: &VcpuFd, vcpus: u32) -> Result<Template, KvmError> {
+    let mut listed = supported(kvm)?;
+    listed.settle(vcpus);
+    shown_by(vcpu, &listed, vcpus)
 }
 
-/// The same of a vCPU, which has `cpu` from here on.
+/// Of the features that `cpu` does not have, those that a vCPU shows all the same. It has `cpu` from here on.
 ///
 /// # Errors
 /// When the kernel refuses.

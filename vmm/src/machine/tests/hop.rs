@@ -141,3 +141,19 @@ fn a_description_says_every_reason_at_once() {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} is not in {reasons:#?}");
     }
 }
+
+/// Whatever CPU of the host a machine is made on, its CPU is the same.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn two_boots_make_one_cpu() {
+    let here = rustix::thread::sched_getaffinity(None).unwrap();
+    let checksum_on = |cpu: usize| {
+        let mut only = rustix::thread::CpuSet::new();
+        only.set(cpu);
+        rustix::thread::sched_setaffinity(None, &only).unwrap();
+        Machine::boot(&config(2, ""), Console::new()).unwrap().description().cpuid_crc()
+    };
+    let all = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| here.is_set(*cpu));
+    let checksums: Vec<_> = all.map(checksum_on).collect();
+    assert!(checksums.iter().all(|one| *one == checksums[0]), "{checksums:x?}");
+}

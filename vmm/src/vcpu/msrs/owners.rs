@@ -71,8 +71,24 @@ pub(super) fn is_there(index: u32, cpu: &Template) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::cpuid::CpuidEntry;
     use super::super::super::features::Feature;
     use super::*;
+
+    #[test]
+    fn an_msr_is_there_with_one_of_its_owners() {
+        let mut cpu = Template::default();
+        assert!(is_there(0x277, &cpu), "IA32_PAT belongs to none");
+        for (index, owner) in [(0x48, "ibrs"), (0xda0, "xsaves"), (0x6a2, "cet-ibt"), (0xc000_0103, "rdpid")]
+        {
+            assert!(!is_there(index, &cpu), "{index:#x}");
+            cpu.put(Feature::named(owner).unwrap(), true);
+            assert!(is_there(index, &cpu), "{index:#x}");
+        }
+        assert!(!is_there(0x6a4, &cpu) && !is_there(0xc1, &cpu) && !is_there(0x4000_0000, &cpu));
+        cpu.cpuid.push(CpuidEntry { function: 0xa, index: 0, flags: 0, eax: 0x0802, ebx: 0, ecx: 0, edx: 0 });
+        assert!(is_there(0xc1, &cpu));
+    }
 
     #[test]
     fn owners_are_features_and_ranges_are_in_order() {
