@@ -219,6 +219,19 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_may_begin_with_what_is_less() {
+        for list in ["-avx", "host,-avx"] {
+            let Ok(Command::Run(args)) = parse(&["run", "--cpu", list]) else { panic!("{list}") };
+            assert_eq!(args.machine().cpu.to_string(), "host,-avx");
+        }
+        let Ok(Command::Receive(args)) = parse(&["receive", "--listen", "h:1", "--cpu", "x86-64-v2"]) else {
+            panic!()
+        };
+        assert_eq!(args.arrival().cpu.to_string(), "x86-64-v2");
+        assert!(parse(&["run", "--cpu", "i386"]).unwrap_err().contains("CPU \"i386\" is not known"));
+    }
+
+    #[test]
     fn the_demo_guest_needs_no_arguments() {
         let Ok(Command::Run(args)) = parse(&["run"]) else { panic!() };
         let machine = args.machine();

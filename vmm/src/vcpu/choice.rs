@@ -54,12 +54,6 @@ pub struct CpuChoice {
 }
 
 impl CpuChoice {
-    /// Whether it is the host's CPU as it is.
-    #[must_use]
-    pub fn is_host(&self) -> bool {
-        *self == Self::default()
-    }
-
     pub(super) fn of_level(level: Level) -> Self {
         Self { model: Some(level), changes: Vec::new() }
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::memory::layout::Layout;
+use crate::vcpu;
 
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
@@ -185,5 +186,19 @@ fn cut_and_random_kernels_never_panic() {
         damaged[at] ^= 0xff;
         std::fs::write(file.path(), &damaged).unwrap();
         let _ = crate::boot::load(&ram, &config, 1, &[]);
+    }
+}
+
+/// Some KVMs show features whatever is asked. Where there is none, there is nothing to refuse.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_feature_that_cannot_be_hidden_is_refused_by_name() {
+    let kvm = KvmHost::open().unwrap();
+    let always = vcpu::always_shown(&kvm, &vcpu::offer(&kvm, 1).unwrap()).unwrap();
+    let choices = always.iter().filter_map(|one| Some((*one, format!("-{}", one.name()?).parse().ok()?)));
+    for (feature, cpu) in choices.take(5) {
+        let error = Machine::boot(&MachineConfig { cpu, ..config(1, "") }, Console::new()).unwrap_err();
+        let MachineError::Cpu(vcpu::CpuError::Shows(shown)) = &error else { panic!("{error}") };
+        assert!(shown.contains(&feature) && error.to_string().contains(&feature.to_string()), "{error}");
     }
 }
