@@ -1,22 +1,25 @@
-//! Where the guest's serial output goes, and where its input comes from.
+//! Where the guest's output goes, and where its input comes from: for its serial port and its virtio console alike.
 //!
 //! The last [`BACKLOG`] bytes are kept in a ring whose positions never repeat. Whoever listens reads from the ring at
 //! its own pace: a slow listener loses the oldest bytes and is told how many; the guest never waits for anyone.
 //! A file (or standard output) loses nothing while it takes what its own thread writes; one that does not is said to
 //! lose output on standard error, and the guest goes on.
 
+mod input;
+
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use input::Input;
+pub(super) use input::{MAX_INPUT, Reader};
+
 /// Bytes of recent output that are kept.
 pub(super) const BACKLOG: usize = 64 << 10;
-/// Bytes of input that wait for the guest at most.
-pub(super) const MAX_INPUT: usize = 64 << 10;
 
 /// Bytes that wait for a slow file at most.
 const MAX_UNWRITTEN: usize = 16 << 20;
@@ -35,10 +38,7 @@ struct Shared {
     more: Condvar,
     /// The position after the newest byte, for listeners that wait without blocking.
     position: watch::Sender<u64>,
-    /// Typed by whoever, taken by the serial port when the guest has room.
-    input: Mutex<VecDeque<u8>>,
-    /// Tells the serial port that there is input.
-    typed: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    input: Input,
 }
 
 #[derive(Default)]
@@ -94,16 +94,15 @@ impl Console {
         Ok(Self { shared, _file: Some(Arc::new(file)) })
     }
 
-    /// Output of the guest. Never waits for a listener.
-    pub(super) fn put(&self, byte: u8) {
+    /// Output of the guest, nothing between these bytes. Never waits for a listener.
+    pub(super) fn put(&self, bytes: &[u8]) {
         let mut ring = self.shared.ring();
-        if ring.bytes.len() == BACKLOG {
-            ring.bytes.pop_front();
-        }
-        ring.bytes.push_back(byte);
-        ring.end += 1;
+        ring.bytes.extend(bytes);
+        let old = ring.bytes.len().saturating_sub(BACKLOG);
+        ring.bytes.drain(..old);
+        ring.end += bytes.len() as u64;
         if let Some(unwritten) = &mut ring.unwritten {
-            unwritten.push(byte);
+            unwritten.push(bytes);
         }
         let end = ring.end;
         drop(ring);
@@ -141,38 +140,44 @@ impl Console {
 
     /// Types. How many bytes were taken: fewer than given when the guest does not read.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        let mut queue = self.shared.input();
-        let taken = bytes.len().min(MAX_INPUT - queue.len());
-        queue.extend(&bytes[..taken]);
-        drop(queue);
-        if let Some(tell) = self.shared.typed.get() {
-            tell();
-        }
-        taken
+        self.shared.input.type_in(bytes)
     }
 
-    /// Connects the serial port: `typed` is called when there is input. Only the first connection counts.
-    pub(super) fn connect(&self, typed: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.shared.typed.set(typed);
+    /// Connects a device, which reads from here on: `typed` is called when there is input for it. The port comes first,
+    /// and takes the place of all that another machine had connected.
+    pub(super) fn connect(&self, reader: Reader, typed: Arc<dyn Fn() + Send + Sync>) {
+        self.shared.input.connect(reader, typed);
     }
 
-    /// Takes up to `room` bytes of input.
-    pub(super) fn take_input(&self, room: usize) -> Vec<u8> {
-        let mut queue = self.shared.input();
-        let count = room.min(queue.len());
-        queue.drain(..count).collect()
+    /// From here on this device reads.
+    pub(super) fn input_goes_to(&self, reader: Reader) {
+        self.shared.input.goes_to(reader);
     }
 
-    /// Puts input before what is waiting.
-    pub(super) fn put_back_input(&self, bytes: &[u8]) {
-        let mut queue = self.shared.input();
-        bytes.iter().rev().for_each(|byte| queue.push_front(*byte));
-        queue.truncate(MAX_INPUT);
+    /// Whether there is input for this device.
+    pub(super) fn input_waits_for(&self, reader: Reader) -> bool {
+        self.shared.input.waits_for(reader)
     }
 
-    /// A copy of what is waiting.
+    /// Offers up to `room` bytes of input, if this device reads; `take` says how many it has taken. Whoever types waits
+    /// for it.
+    pub(super) fn give_input(&self, reader: Reader, room: usize, take: impl FnOnce(&[u8]) -> usize) {
+        self.shared.input.give(reader, room, take);
+    }
+
+    /// A copy of what waits for the guest.
     pub(super) fn pending_input(&self) -> Vec<u8> {
-        self.shared.input().iter().copied().collect()
+        self.shared.input.pending()
+    }
+
+    /// What waited for the guest where it was: comes first once it runs.
+    pub(super) fn restore_input(&self, bytes: &[u8]) {
+        self.shared.input.restore(bytes);
+    }
+
+    /// The guest is about to run here.
+    pub(super) fn guest_runs(&self) {
+        self.shared.input.guest_runs();
     }
 }
 
@@ -188,24 +193,21 @@ impl Shared {
             ring: Mutex::new(ring),
             more: Condvar::new(),
             position: watch::Sender::new(0),
-            input: Mutex::default(),
-            typed: OnceLock::new(),
+            input: Input::default(),
         }
     }
 
-    /// Nothing that is done under these locks can leave what they guard half-changed.
+    /// Nothing that is done under it can leave the ring half-changed.
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn input(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Unwritten {
-    fn push(&mut self, byte: u8) {
-        if self.bytes.len() < MAX_UNWRITTEN { self.bytes.push(byte) } else { self.lost += 1 }
+    fn push(&mut self, bytes: &[u8]) {
+        let (kept, lost) = bytes.split_at(bytes.len().min(MAX_UNWRITTEN - self.bytes.len()));
+        self.bytes.extend_from_slice(kept);
+        self.lost += lost.len() as u64;
     }
 }
 
@@ -324,17 +326,13 @@ fn unwritten(shared: &Shared) -> Option<Unwritten> {
 mod tests {
     use super::*;
 
-    fn put(console: &Console, text: &[u8]) {
-        text.iter().for_each(|byte| console.put(*byte));
-    }
-
     #[test]
     fn a_listener_hears_the_backlog_and_what_follows() {
         let console = Console::new();
-        put(&console, b"one");
+        console.put(b"one");
         let mut reader = console.listen();
         assert_eq!(reader.now(), Heard { lost: 0, bytes: b"one".into() });
-        put(&console, b"two");
+        console.put(b"two");
         assert_eq!(reader.now(), Heard { lost: 0, bytes: b"two".into() });
         assert_eq!(reader.now(), Heard::default());
         assert!(console.wait_for("netw", Duration::ZERO));
@@ -344,7 +342,7 @@ mod tests {
     fn a_slow_listener_is_told_what_it_lost() {
         let console = Console::new();
         let mut reader = console.listen();
-        put(&console, &vec![b'x'; BACKLOG + 10]);
+        console.put(&vec![b'x'; BACKLOG + 10]);
         let heard = reader.now();
         assert_eq!((heard.lost, heard.bytes.len()), (10, BACKLOG));
     }
@@ -354,7 +352,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let console = Console::with_sink(Box::new(file.reopen().unwrap())).unwrap();
         let text: Vec<u8> = (0..3 * BACKLOG).map(|n| n as u8).collect();
-        put(&console, &text);
+        console.put(&text);
         drop(console);
         assert!(std::fs::read(file.path()).unwrap() == text);
     }
@@ -363,11 +361,11 @@ mod tests {
     fn a_file_that_fails_is_told_of_once() {
         let shared = Shared::new(Ring { unwritten: Some(Unwritten::default()), ..Ring::default() });
         let console = Console { shared: Arc::new(shared), _file: None };
-        put(&console, b"lost");
+        console.put(b"lost");
         let mut said = Vec::new();
         write_on(&console.shared, std::fs::File::create("/dev/full").unwrap(), |words| {
             said.push(words.to_owned());
-            put(&console, b"more");
+            console.put(b"more");
             console.shared.ring().closed = said.len() == 1;
         });
         assert_eq!(said.len(), 1, "{said:?}");
@@ -377,7 +375,7 @@ mod tests {
     #[test]
     fn a_file_that_is_too_slow_loses_the_newest_and_is_told_how_much() {
         let mut unwritten = Unwritten { bytes: vec![b'x'; MAX_UNWRITTEN - 1], lost: 0 };
-        (0..3).for_each(|_| unwritten.push(b'y'));
+        unwritten.push(b"yyy");
         assert_eq!((unwritten.bytes.len(), unwritten.lost), (MAX_UNWRITTEN, 2));
         let ring = Ring { unwritten: Some(unwritten), closed: true, ..Ring::default() };
         let mut said = Vec::new();
@@ -385,20 +383,12 @@ mod tests {
         assert_eq!(said, ["2 bytes of the console's output are lost: its file is too slow"]);
     }
 
-    #[test]
-    fn input_is_bounded() {
-        let console = Console::new();
-        assert_eq!(console.input(&vec![1; MAX_INPUT + 5]), MAX_INPUT);
-        assert_eq!(console.take_input(10).len(), 10);
-        assert_eq!(console.input(&[1; 20]), 10);
-    }
-
     #[tokio::test(flavor = "current_thread")]
     async fn waiting_ends_with_output() {
         let console = Console::new();
         let mut reader = console.listen();
         let writer = console.clone();
-        let thread = std::thread::spawn(move || put(&writer, b"!"));
+        let thread = std::thread::spawn(move || writer.put(b"!"));
         assert_eq!(reader.next().await.bytes, b"!");
         thread.join().unwrap();
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
-use super::console::MAX_INPUT;
+use super::console::{MAX_INPUT, Reader};
 use super::{Console, Device, End};
 use crate::state::{Kind, Section, SectionWriter, StateError};
 
@@ -33,7 +33,7 @@ pub struct SerialState {
     pub registers: [u8; REGISTERS],
     /// Received, not yet read by the guest.
     pub fifo: Vec<u8>,
-    /// Input that did not fit yet.
+    /// Input that no device has given to the guest yet.
     pub waiting: Vec<u8>,
 }
 
@@ -70,7 +70,7 @@ struct Output(Console);
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| self.0.put(*byte));
+        self.0.put(bytes);
         Ok(bytes.len())
     }
 
@@ -87,11 +87,12 @@ impl SerialPort {
         let uart = Serial::new(line.clone(), Output(console.clone()));
         let port = Arc::new(Self { inner: Mutex::new(Inner { uart, line, open: false }), console });
         let typed = Arc::downgrade(&port);
-        port.console.connect(Box::new(move || {
+        let take = move || {
             if let Some(port) = typed.upgrade() {
                 port.take_input(&mut port.inner());
             }
-        }));
+        };
+        port.console.connect(Reader::Serial, Arc::new(take));
         port
     }
 
@@ -99,6 +100,7 @@ impl SerialPort {
     pub fn open(&self) {
         let mut inner = self.inner();
         inner.open = true;
+        self.console.guest_runs();
         self.take_input(&mut inner);
     }
 
@@ -156,16 +158,15 @@ impl SerialPort {
         if let Ok(uart) = Serial::from_state(&registers, inner.line.clone(), NoEvents, output) {
             inner.uart = uart;
         }
-        self.console.put_back_input(&state.waiting);
+        self.console.restore_input(&state.waiting);
     }
 
     fn take_input(&self, inner: &mut Inner) {
         let room = inner.uart.fifo_capacity();
         if inner.open && room > 0 {
             // In loopback mode the port takes nothing: the input waits.
-            let input = self.console.take_input(room);
-            let taken = inner.uart.enqueue_raw_bytes(&input).unwrap_or(0);
-            self.console.put_back_input(&input[taken..]);
+            let enqueue = |input: &[u8]| inner.uart.enqueue_raw_bytes(input).unwrap_or(0);
+            self.console.give_input(Reader::Serial, room, enqueue);
         }
     }
 
