@@ -89,6 +89,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Its network interfaces, in the order in which it finds them.
     pub nics: Vec<NicConfig>,
+    /// Whether it has a virtio console besides its serial port.
+    pub virtio_console: bool,
 }
 
 /// What guests that arrive find here.

@@ -115,6 +115,10 @@ pub struct RunArgs {
     /// given several times
     #[arg(long = "net", value_name = "tap=NAME[,create][,bridge=BRIDGE][,mac=MAC]", requires = "kernel")]
     pub nics: Vec<NicConfig>,
+    /// Give the guest a virtio console (hvc0) besides its serial port; both are the console, and what is typed goes to
+    /// this one once the guest has a driver for it
+    #[arg(long, requires = "kernel")]
+    pub virtio_console: bool,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: Cmdline,
@@ -179,6 +183,7 @@ impl RunArgs {
             initramfs: self.initramfs.clone(),
             disks: self.disks.clone(),
             nics: self.nics.clone(),
+            virtio_console: self.virtio_console,
         }
     }
 }
@@ -216,6 +221,8 @@ mod tests {
         };
         let disks = args.machine().disks;
         assert_eq!(disks, ["d".parse().unwrap(), "e,ro".parse().unwrap()]);
+        let Ok(Command::Run(args)) = parse(&["run", "--kernel", "k", "--virtio-console"]) else { panic!() };
+        assert!(args.machine().virtio_console);
     }
 
     #[test]
@@ -252,6 +259,7 @@ mod tests {
         wrong(&["run", "--name", "../x"], "is not possible");
         wrong(&["run", "--initramfs", "i"], "--kernel <FILE>");
         wrong(&["run", "--disk", "d"], "--kernel <FILE>");
+        wrong(&["run", "--virtio-console"], "--kernel <FILE>");
         wrong(&["run", "--kernel", "k", "--disk", "d,rw"], "write FILE[,ro][,serial=NAME]");
         wrong(&["receive"], "--listen <HOST:PORT>");
     }

@@ -143,8 +143,9 @@ impl Console {
         self.shared.input.type_in(bytes)
     }
 
-    /// Connects a device, which reads from here on: `typed` is called when there is input for it. The port comes first,
-    /// and takes the place of all that another machine had connected.
+    /// Connects a device: `typed` is called when there is input for it. The serial port comes first, and reads, in the
+    /// place of all that another machine had connected. With a virtio console nobody reads before that is
+    /// [settled](Self::settle_input).
     pub(super) fn connect(&self, reader: Reader, typed: Arc<dyn Fn() + Send + Sync>) {
         self.shared.input.connect(reader, typed);
     }
@@ -152,6 +153,11 @@ impl Console {
     /// From here on this device reads.
     pub(super) fn input_goes_to(&self, reader: Reader) {
         self.shared.input.goes_to(reader);
+    }
+
+    /// As long as that is open: this device reads.
+    pub(super) fn settle_input(&self, reader: Reader) {
+        self.shared.input.settle(reader);
     }
 
     /// Whether there is input for this device.

@@ -184,8 +184,8 @@ impl Parts {
         let vm = Arc::new(vm);
         let serial = SerialPort::new(hooks.console.clone(), pulse(&vm, SERIAL_GSI));
         let virtio = virtio
-            .build(&ram, |gsi| pulse(&vm, gsi))
-            .map_err(KvmError::refused("start a network interface's thread"))?;
+            .build(&ram, &hooks.console, |gsi| pulse(&vm, gsi))
+            .map_err(KvmError::refused("start a device's thread"))?;
         let mut bus = bus(&serial);
         virtio.add_to(&mut bus);
         let surroundings = Surroundings {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::virtio::{self, DiskDescription, NicDescription};
 use crate::config::{MemorySize, Vcpus};
 use crate::devices::SERIAL_KIND;
-use crate::devices::virtio::{BLOCK_KIND, NET_KIND, RNG_KIND};
+use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::kvm::{KvmError, KvmHost, ioctl};
 use crate::memory::layout::Layout;
 use crate::state::{self, Kind};
@@ -61,7 +61,7 @@ impl DeviceDescription {
 }
 
 /// The devices there can be.
-const DEVICES: [Kind; 4] = [SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND];
+const DEVICES: [Kind; 5] = [SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND, CONSOLE_KIND];
 
 /// Two TSC frequencies nearer than this are one: measuring them has such an error, and clocks are corrected by more
 /// (Linux's own limit for a guest that migrates, as used by other VMMs).
@@ -105,14 +105,14 @@ impl MachineDescription {
         }
     }
 
-    /// With these devices, too.
+    /// With these devices, too: `alone` are of kinds of which there is one.
     pub(super) fn with_virtio(
         mut self,
-        rng: bool,
+        alone: impl Iterator<Item = Kind>,
         disks: Vec<DiskDescription>,
         nics: Vec<NicDescription>,
     ) -> Self {
-        self.devices.extend(rng.then(|| DeviceDescription::of(&RNG_KIND)));
+        self.devices.extend(alone.map(|kind| DeviceDescription::of(&kind)));
         self.devices.extend((!disks.is_empty()).then(|| DeviceDescription::of(&BLOCK_KIND)));
         self.devices.extend((!nics.is_empty()).then(|| DeviceDescription::of(&NET_KIND)));
         Self { disks, nics, ..self }

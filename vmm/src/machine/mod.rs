@@ -87,7 +87,7 @@ pub enum MachineError {
 /// What a machine is connected to outside.
 #[derive(Clone)]
 pub struct Hooks {
-    /// Where its serial port leads.
+    /// Where its serial port and its virtio console lead.
     pub console: Console,
     /// Told when the guest ends by itself. The machine still is there and must be paused or dropped by its owner.
     pub on_end: OnEnd,

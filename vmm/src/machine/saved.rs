@@ -6,7 +6,7 @@ use super::MachineError;
 use super::board::Board;
 use super::chips::{self, ChipsImage};
 use super::description::MachineDescription;
-use crate::devices::virtio::{BLOCK_KIND, NET_KIND, RNG_KIND};
+use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::devices::{SERIAL_KIND, SerialState};
 use crate::state::{Kind, Section, StateError, Stream, StreamWriter};
 use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
@@ -15,8 +15,8 @@ use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
 const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
 
 /// All sections there are.
-pub(super) const KINDS: [Kind; 8] =
-    [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND];
+pub(super) const KINDS: [Kind; 9] =
+    [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND, CONSOLE_KIND];
 
 /// More than a vCPU's section takes on most hosts: so that the buffer need not grow during the pause.
 const USUAL_VCPU_BYTES: usize = 16 << 10;

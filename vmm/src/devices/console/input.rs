@@ -1,6 +1,6 @@
 //! What is typed for a guest, and which of its devices gives it to it.
 //!
-//! One queue, in the order of typing, whoever reads it: the virtio console while it has a driver that listens, otherwise
+//! One queue, in the order of typing, whoever reads it: the virtio console while it has a driver that reads, otherwise
 //! the serial port. So nothing is given twice or lost when the reader changes, and what waits is saved once, by the port.
 
 use std::collections::VecDeque;
@@ -10,10 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(in crate::devices) const MAX_INPUT: usize = 64 << 10;
 
 /// A device that gives input to the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::devices) enum Reader {
     /// The serial port: there always is one.
-    #[default]
     Serial,
     /// The virtio console.
     Virtio,
@@ -33,7 +32,8 @@ struct Queue {
     restored: Vec<u8>,
     /// A guest runs here, or has: what is typed here is its.
     guest_here: bool,
-    reader: Reader,
+    /// None: nobody, until it has turned out who does.
+    reader: Option<Reader>,
     serial: Option<Tell>,
     virtio: Option<Tell>,
 }
@@ -46,7 +46,7 @@ impl Input {
             Reader::Serial => (queue.serial, queue.virtio) = (Some(tell), None),
             Reader::Virtio => queue.virtio = Some(tell),
         }
-        queue.reader = reader;
+        queue.reader = (reader == Reader::Serial).then_some(reader);
     }
 
     /// How many bytes were taken.
@@ -61,22 +61,31 @@ impl Input {
     /// From here on this device reads. It is told, if it did not before.
     pub(super) fn goes_to(&self, reader: Reader) {
         let mut queue = self.queue();
-        if queue.reader != reader {
-            queue.reader = reader;
+        if queue.reader != Some(reader) {
+            queue.reader = Some(reader);
+            tell(queue);
+        }
+    }
+
+    /// The same where it has not turned out before.
+    pub(super) fn settle(&self, reader: Reader) {
+        let mut queue = self.queue();
+        if queue.reader.is_none() {
+            queue.reader = Some(reader);
             tell(queue);
         }
     }
 
     pub(super) fn waits_for(&self, reader: Reader) -> bool {
         let queue = self.queue();
-        queue.reader == reader && !queue.bytes.is_empty()
+        queue.reader == Some(reader) && !queue.bytes.is_empty()
     }
 
     /// Offers up to `room` bytes; `take` says how many it has taken. Not called where there are none.
     pub(super) fn give(&self, reader: Reader, room: usize, take: impl FnOnce(&[u8]) -> usize) {
         let mut queue = self.queue();
         let count = room.min(queue.bytes.len());
-        if queue.reader == reader && count > 0 {
+        if queue.reader == Some(reader) && count > 0 {
             let taken = take(&queue.bytes.make_contiguous()[..count]);
             queue.bytes.drain(..taken.min(count));
         }
@@ -118,8 +127,9 @@ impl Input {
 /// Tells the reader, without the lock: it will come for its input.
 fn tell(queue: MutexGuard<'_, Queue>) {
     let reader = match queue.reader {
-        Reader::Serial => queue.serial.clone(),
-        Reader::Virtio => queue.virtio.clone(),
+        Some(Reader::Serial) => queue.serial.clone(),
+        Some(Reader::Virtio) => queue.virtio.clone(),
+        None => None,
     };
     drop(queue);
     if let Some(tell) = reader {
@@ -136,7 +146,10 @@ mod tests {
     fn counter(input: &Input, reader: Reader) -> Arc<AtomicU32> {
         let told = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&told);
-        input.connect(reader, Arc::new(move || drop(counter.fetch_add(1, Ordering::SeqCst))));
+        let tell = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        };
+        input.connect(reader, Arc::new(tell));
         told
     }
 
@@ -152,6 +165,7 @@ mod tests {
     #[test]
     fn input_is_bounded() {
         let input = Input::default();
+        counter(&input, Reader::Serial);
         assert_eq!(input.type_in(&vec![1; MAX_INPUT + 5]), MAX_INPUT);
         assert_eq!(given(&input, Reader::Serial, 10).len(), 10);
         assert_eq!(input.type_in(&[1; 20]), 10);
@@ -162,24 +176,30 @@ mod tests {
         let input = Input::default();
         let (serial, virtio) = (counter(&input, Reader::Serial), counter(&input, Reader::Virtio));
         let told = || (serial.load(Ordering::SeqCst), virtio.load(Ordering::SeqCst));
-        input.type_in(b"abcdef");
+        input.type_in(b"abc");
+        assert_eq!((told(), given(&input, Reader::Serial, 9)), ((0, 0), vec![]), "nobody yet");
+        input.settle(Reader::Virtio);
+        input.settle(Reader::Serial);
         assert_eq!(told(), (0, 1));
+        input.type_in(b"def");
+        assert_eq!(told(), (0, 2));
         assert_eq!(given(&input, Reader::Serial, 9), b"");
         assert_eq!(given(&input, Reader::Virtio, 2), b"ab");
         input.goes_to(Reader::Virtio);
         input.goes_to(Reader::Serial);
-        assert_eq!(told(), (1, 1), "who reads already is not told");
+        assert_eq!(told(), (1, 2), "who reads already is not told");
         input.give(Reader::Serial, 9, |_| 1);
         assert!(input.waits_for(Reader::Serial) && !input.waits_for(Reader::Virtio));
         assert_eq!(given(&input, Reader::Serial, 9), b"def");
         counter(&input, Reader::Serial);
         input.type_in(b"x");
-        assert_eq!(told(), (1, 1), "another machine's port is connected");
+        assert_eq!(told(), (1, 2), "another machine's port is connected");
     }
 
     #[test]
     fn what_waited_elsewhere_comes_before_what_was_typed_here() {
         let input = Input::default();
+        counter(&input, Reader::Serial);
         input.type_in(b"here");
         assert_eq!(input.pending(), b"");
         input.restore(b"of a guest that never ran; ");

@@ -271,6 +271,7 @@ impl Inner {
         if value == 0 {
             self.registers = Registers::default();
             self.queues = new_queues(self.device.as_ref());
+            self.device.deactivate();
             return;
         }
         let mut status = self.registers.status | value & DRIVER_STATUS_BITS;
@@ -334,6 +335,7 @@ impl Inner {
     /// The device cannot go on (section 2.1.2). The driver is told if it is there to be told.
     fn ask_for_reset(&mut self) -> Reasons {
         self.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.device.deactivate();
         if self.has(VIRTIO_CONFIG_S_DRIVER_OK) { VIRTIO_MMIO_INT_CONFIG } else { 0 }
     }
 }

@@ -1,8 +1,8 @@
 //! Virtio devices: what Linux guests know without a chipset around it (virtio 1.2).
 //!
 //! ```text
-//! guest ── registers ──> mmio (transport: negotiation, status, interrupts) ── kick ──> rng, block, net
-//!   └───── rings in RAM ──────────> queue (chains to requests) <───────────────────────┘
+//! guest ── registers ──> mmio (transport: negotiation, status, interrupts) ── kick ──> rng, block, net, console
+//!   └───── rings in RAM ──────────> queue (chains to requests) <────────────────────────────────┘
 //! ```
 //!
 //! The transport does what all devices have in common, a device only its requests. A request is served inside the exit
@@ -12,6 +12,7 @@
 //! that the driver has not called for yet, and buffers that were not filled, are in guest memory and move with it.
 
 mod block;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -28,6 +29,7 @@ use crate::state::{Kind, Section, SectionWriter, StateError};
 use queue::{Broken, Requests};
 
 pub use block::{Block, DiskError, DiskImage, KIND as BLOCK_KIND};
+pub use console::{KIND as CONSOLE_KIND, VirtioConsole};
 pub use mmio::{BYTES as MMIO_BYTES, MmioTransport};
 pub use net::{KIND as NET_KIND, Nic, Tap, TapError};
 pub use rng::{KIND as RNG_KIND, Rng};
@@ -80,6 +82,9 @@ pub trait VirtioDevice: Send {
     /// For devices that are fed from outside as well: the machine runs, or the driver is ready now, so what could not be
     /// delivered before may be tried again. Whoever feeds the device is woken; nothing is done here.
     fn wake(&mut self) {}
+
+    /// The driver is gone, or broken: nothing is served until one is ready again.
+    fn deactivate(&mut self) {}
 
     /// The guest has come to another place, and runs. Whether the configuration has changed by that.
     fn moved(&mut self) -> bool {

@@ -40,6 +40,7 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
         initramfs: None,
         disks: Vec::new(),
         nics: Vec::new(),
+        virtio_console: false,
     }
 }
 

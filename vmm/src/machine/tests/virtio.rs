@@ -96,7 +96,78 @@ fn a_host_without_the_guests_disks_says_so_before() {
     assert!(error.contains("number of disks"), "{error}");
     let error = with_disks(vec![disk(one.path(), ",ro"); 8]).unwrap_err().to_string();
     assert!(
-        error.contains("8 disks and 0 network interfaces are more than a guest can have: at most 7"),
+        error.contains(
+            "8 disks, 0 network interfaces and 0 virtio consoles are more than a guest can have: at most 7 together"
+        ),
         "{error}"
     );
+}
+
+/// Code for a kernel that starts the driver of the device in the slot after the rng's: its ring of one transmit queue at
+/// 0x10000 holds "hvc" as one request.
+#[rustfmt::skip]
+fn writes_to_a_virtio_console() -> Vec<u8> {
+    // mov dword [ebx + register], value
+    let set = |register: u32, value: u32| [&[0xc7, 0x83][..], &register.to_le_bytes(), &value.to_le_bytes()].concat();
+    // mov dword [address], value
+    let put = |address: u32, value: u32| [&[0xc7, 0x05][..], &address.to_le_bytes(), &value.to_le_bytes()].concat();
+    [
+        vec![0xbb, 0, 0x10, 0, 0xd0],                            // mov ebx, 0xd0001000
+        set(0x70, 3), set(0x24, 1), set(0x20, 1), set(0x70, 11), // ACKNOWLEDGE, DRIVER; VERSION_1; FEATURES_OK
+        set(0x30, 1), set(0x38, 2),                              // queue 1 has 2 descriptors
+        set(0x80, 0x1_0000), set(0x90, 0x1_1000), set(0xa0, 0x1_2000), set(0x44, 1),
+        set(0x70, 15),                                           // DRIVER_OK
+        put(0x1_3000, u32::from_le_bytes(*b"hvc\0")),
+        put(0x1_0000, 0x1_3000), put(0x1_0004, 0), put(0x1_0008, 3), put(0x1_000c, 0),
+        put(0x1_1000, 1 << 16), put(0x1_1004, 0),                // one request, descriptor 0
+        set(0x50, 1),                                            // queue 1 is called for
+        vec![0x66, 0xba, 0xf8, 0x03],                            // mov dx, 0x3f8
+        vec![0xa0, 0x02, 0x20, 0x01, 0x00],                      // mov al, [0x12002]: how many were used
+        vec![0x04, b'0', 0xee],                                  // add al, '0'; out dx, al
+        vec![0xeb, 0xfe],                                        // jmp $
+    ].concat()
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_virtio_console_is_the_console_and_moves_with_the_guest() {
+    let kernel = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(kernel.path(), tiny_kernel(&writes_to_a_virtio_console())).unwrap();
+    let kernel = Kernel::File(kernel.path().into());
+    let config = MachineConfig { kernel, virtio_console: true, ..config(1, "") };
+    let console = Console::new();
+    let machine = Machine::boot(&config, console.clone()).unwrap().resume();
+    assert!(console.wait_for("hvc1", LONG), "{:?}", console.recent());
+    let machine = pause(machine);
+
+    // Its driver has made no room: what is typed while it stands still waits for the serial port.
+    console.input(b"typed");
+    let description = machine.description();
+    assert!(
+        description
+            .devices
+            .iter()
+            .any(|device| (device.name.as_str(), device.version) == ("virtio-console", 1))
+    );
+    assert_eq!(description.unsupported(&KvmHost::open().unwrap(), &CpuChoice::default()), [""; 0]);
+    let mut there = Machine::blank(&description, Console::new()).unwrap();
+    assert_eq!(there.board().virtio_slots(), machine.board().virtio_slots());
+    let state = machine.save().unwrap();
+    there.restore(&state).unwrap();
+    assert_eq!(virtio_and_serial(&there.save().unwrap()), virtio_and_serial(&state));
+
+    let devices =
+        description.devices.iter().filter(|device| device.name != "virtio-console").cloned().collect();
+    let without = MachineDescription { devices, ..description };
+    let error = Machine::blank(&without, Console::new()).unwrap().restore(&state).unwrap_err().to_string();
+    assert!(error.contains("number of virtio consoles is 0x1, here 0x0"), "{error}");
+}
+
+/// The virtio console's queues, and the input that waits.
+fn virtio_and_serial(state: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let stream = crate::state::Stream::read(state, &saved::KINDS).unwrap();
+    let console = stream.section(&crate::devices::virtio::CONSOLE_KIND, 0).unwrap();
+    let serial = stream.section(&crate::devices::SERIAL_KIND, 0).unwrap();
+    assert_eq!(serial.optional(3), Some(&b"typed"[..]));
+    (console.optional(5).unwrap().to_vec(), serial.optional(1).unwrap().to_vec())
 }

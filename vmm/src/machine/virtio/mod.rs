@@ -1,7 +1,7 @@
 //! The virtio devices of a machine: which there are, where they are, and their part of the saved state.
 //!
-//! A guest of its own kernel has a source of randomness, its disks and its network interfaces, each in the next slot. The
-//! demo guest has none. Where the slots are follows from the list alone, so that a machine built from a description has
+//! A guest of its own kernel has a source of randomness, its disks, its network interfaces and perhaps a console, each in
+//! the next slot. The demo guest has none. Where the slots are follows from the list alone, so that a machine built from a description has
 //! them at the same places.
 
 mod disks;
@@ -14,11 +14,12 @@ use std::time::Duration;
 use super::MachineError;
 use super::description::MachineDescription;
 use crate::config::{Kernel, MachineConfig};
-use crate::devices::Bus;
 use crate::devices::virtio::state::TransportImage;
 use crate::devices::virtio::{
-    BLOCK_KIND, DiskError, DiskImage, MMIO_BYTES, MmioSlot, MmioTransport, NET_KIND, Nic, RNG_KIND, Rng,
+    BLOCK_KIND, CONSOLE_KIND, DiskError, DiskImage, MMIO_BYTES, MmioSlot, MmioTransport, NET_KIND, Nic,
+    RNG_KIND, Rng, VirtioConsole,
 };
+use crate::devices::{Bus, Console};
 use crate::memory::layout::VIRTIO_START;
 use crate::memory::ram::GuestRam;
 use crate::state::{Kind, StateError, Stream, StreamWriter};
@@ -41,16 +42,20 @@ fn slot(number: usize) -> MmioSlot {
 }
 
 /// Why that many devices are too many.
-pub(super) fn too_many(disks: usize, nics: usize) -> Option<String> {
-    let together = disks.saturating_add(nics);
+fn too_many(disks: usize, nics: usize, consoles: usize) -> Option<String> {
+    let together = disks.saturating_add(nics).saturating_add(consoles);
     (together > MAX_DEVICES).then(|| {
-        format!("{disks} disks and {nics} network interfaces are more than a guest can have: at most {MAX_DEVICES}")
+        format!(
+            "{disks} disks, {nics} network interfaces and {consoles} virtio consoles are more than a guest can have: \
+             at most {MAX_DEVICES} together"
+        )
     })
 }
 
 /// Everything that this host lacks of what these devices need.
 pub(super) fn lacking(shape: &MachineDescription) -> Vec<String> {
-    match too_many(shape.disks.len(), shape.nics.len()) {
+    let consoles = usize::from(shape.has(CONSOLE_KIND.name));
+    match too_many(shape.disks.len(), shape.nics.len(), consoles) {
         Some(why) => vec![why],
         None => {
             let disks = shape.disks.iter().filter_map(DiskDescription::unsupported);
@@ -65,12 +70,14 @@ pub(super) struct VirtioPlan {
     rng: bool,
     disks: Vec<DiskPlan>,
     nics: Vec<NicPlan>,
+    console: bool,
 }
 
 impl VirtioPlan {
     /// For a guest that boots here. Takes its disks.
     pub(super) fn for_boot(config: &MachineConfig) -> Result<Self, MachineError> {
-        if let Some(why) = too_many(config.disks.len(), config.nics.len()) {
+        let consoles = usize::from(config.virtio_console);
+        if let Some(why) = too_many(config.disks.len(), config.nics.len(), consoles) {
             return Err(MachineError::Devices(why));
         }
         let disks = config.disks.iter().enumerate().map(|(place, disk)| DiskPlan::for_boot(place, disk));
@@ -80,13 +87,15 @@ impl VirtioPlan {
             rng: config.kernel != Kernel::Demo,
             disks: disks.collect::<Result<_, _>>()?,
             nics: nics.collect::<Result<_, _>>()?,
+            console: config.virtio_console,
         })
     }
 
     /// For a guest that comes from elsewhere, which still has its disks.
     pub(super) fn for_arrival(shape: &MachineDescription) -> Result<Self, MachineError> {
         let wrong_disk = || shape.disks.iter().find_map(DiskDescription::unsupported);
-        if let Some(why) = too_many(shape.disks.len(), shape.nics.len()).or_else(wrong_disk) {
+        let consoles = usize::from(shape.has(CONSOLE_KIND.name));
+        if let Some(why) = too_many(shape.disks.len(), shape.nics.len(), consoles).or_else(wrong_disk) {
             return Err(MachineError::Devices(why));
         }
         let disks = shape.disks.iter().map(DiskPlan::for_arrival);
@@ -95,6 +104,7 @@ impl VirtioPlan {
             rng: shape.has(RNG_KIND.name),
             disks: disks.collect::<Result<_, _>>()?,
             nics: nics.collect::<Result<_, _>>()?,
+            console: shape.has(CONSOLE_KIND.name),
         })
     }
 
@@ -102,18 +112,21 @@ impl VirtioPlan {
     pub(super) fn describe(&self, shape: MachineDescription) -> MachineDescription {
         let disks = self.disks.iter().map(DiskPlan::describe).collect();
         let nics = self.nics.iter().map(|nic| nic.description.clone()).collect();
-        shape.with_virtio(self.rng, disks, nics)
+        let alone = [(self.rng, RNG_KIND), (self.console, CONSOLE_KIND)];
+        shape.with_virtio(alone.into_iter().filter_map(|(there, kind)| there.then_some(kind)), disks, nics)
     }
 
     /// Where the devices will be.
     pub(super) fn slots(&self) -> Vec<MmioSlot> {
-        (0..usize::from(self.rng) + self.disks.len() + self.nics.len()).map(slot).collect()
+        let alone = usize::from(self.rng) + usize::from(self.console);
+        (0..alone + self.disks.len() + self.nics.len()).map(slot).collect()
     }
 
     /// Connects the devices. `pulse` gives the interrupt of a line.
     pub(super) fn build(
         self,
         ram: &Arc<GuestRam>,
+        console: &Console,
         pulse: impl Fn(u32) -> Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<VirtioDevices> {
         let mut devices = VirtioDevices::default();
@@ -131,6 +144,12 @@ impl VirtioPlan {
             let nic = Nic::connect(tap, description.mac, arriving, Arc::clone(ram), interrupt)?;
             devices.connect(place, Arc::clone(nic.transport()));
             devices.nics.push(nic);
+        }
+        if self.console {
+            let interrupt = pulse(devices.next_slot().gsi);
+            let console = VirtioConsole::connect(console.clone(), Arc::clone(ram), interrupt)?;
+            devices.connect(0, Arc::clone(console.transport()));
+            devices.console = Some(console);
         }
         Ok(VirtioDevices { images, ..devices })
     }
@@ -150,6 +169,7 @@ pub(super) struct VirtioDevices {
     connected: Vec<Connected>,
     images: Vec<Arc<DiskImage>>,
     nics: Vec<Nic>,
+    console: Option<VirtioConsole>,
 }
 
 impl VirtioDevices {
@@ -174,6 +194,7 @@ impl VirtioDevices {
     /// The machine runs: what comes from outside may be delivered.
     pub(super) fn open(&self) {
         self.nics.iter().for_each(Nic::open);
+        self.console.iter().for_each(|console| console.transport().open());
     }
 
     /// The vCPUs stand still: nothing is delivered any more.
@@ -241,6 +262,8 @@ impl VirtioDevices {
     pub(super) fn images(&self, stream: &Stream<'_>) -> Result<Vec<TransportImage>, StateError> {
         no_more_than(stream, &BLOCK_KIND, "number of disks", self.images.len())?;
         no_more_than(stream, &NET_KIND, "number of network interfaces", self.nics.len())?;
+        let consoles = usize::from(self.console.is_some());
+        no_more_than(stream, &CONSOLE_KIND, "number of virtio consoles", consoles)?;
         let image = |device: &Connected| {
             device.transport.image(stream.section(device.transport.kind(), device.instance)?)
         };

@@ -1,6 +1,7 @@
 //! Drivers good and bad against the devices, without KVM.
 
 mod block;
+mod console;
 mod driver;
 mod hostile;
 mod net;
