@@ -175,4 +175,6 @@ pub use write::{SectionWriter, StreamWriter};
 #[cfg(test)]
 pub(crate) use tests::restamp;
 #[cfg(test)]
+pub(crate) mod golden;
+#[cfg(test)]
 mod tests;

@@ -270,6 +270,21 @@ mod tests {
     }
 
     #[test]
+    fn golden_serial_port() {
+        let registers = [0x0c, 0, 5, 1, 3, 0x60, 8, 0xb0, 0x5a];
+        let state = SerialState { registers, fifo: b"received".into(), waiting: b"typed".into() };
+        let written = |state: &SerialState| {
+            let mut stream = crate::state::StreamWriter::new(Vec::new());
+            stream.section(&KIND, 0, |section| state.write(section));
+            stream.finish()
+        };
+        crate::state::golden::holds(&KIND, &written(&state), |bytes| {
+            let stream = crate::state::Stream::read(bytes, &[KIND]).unwrap();
+            written(&SerialState::read(stream.section(&KIND, 0).unwrap()).unwrap())
+        });
+    }
+
+    #[test]
     fn state_goes_through_its_section_and_no_input_is_lost() {
         let (port, console, _) = port();
         port.open();

@@ -45,9 +45,9 @@ fn save_chips(vm: BorrowedFd<'_>, section: &mut SectionWriter<'_>) -> Result<(),
 
 /// The state of the chips and the clock, checked, ready to be put in place.
 pub(super) struct ChipsImage<'a> {
-    irqchips: [&'a [u8]; 3],
-    pit: &'a [u8],
-    clock: u64,
+    pub(super) irqchips: [&'a [u8]; 3],
+    pub(super) pit: &'a [u8],
+    pub(super) clock: u64,
 }
 
 impl<'a> ChipsImage<'a> {

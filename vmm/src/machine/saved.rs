@@ -8,11 +8,11 @@ use super::chips::{self, ChipsImage};
 use super::description::MachineDescription;
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::devices::{SERIAL_KIND, SerialState};
-use crate::state::{Kind, Section, StateError, Stream, StreamWriter};
+use crate::state::{Kind, Section, SectionWriter, StateError, Stream, StreamWriter};
 use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
 
 /// What the state belongs to.
-const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
+pub(super) const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
 
 /// All sections there are.
 pub(super) const KINDS: [Kind; 9] =
@@ -24,11 +24,7 @@ const USUAL_VCPU_BYTES: usize = 16 << 10;
 pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError> {
     let shape = board.shape();
     let mut stream = StreamWriter::new(Vec::with_capacity((1 + shape.vcpus as usize) * USUAL_VCPU_BYTES));
-    stream.section(&MACHINE, 0, |section| {
-        section.required(1, &shape.vcpus.to_le_bytes());
-        section.required(2, &shape.memory.to_le_bytes());
-        section.required(3, &shape.cpuid_crc().to_le_bytes());
-    });
+    stream.section(&MACHINE, 0, |section| write_shape(section, shape));
     let mut others = Vec::with_capacity(4096);
     let chips = chips::save(board.vm_fd(), &mut others)?;
     vcpus.save(&mut stream)?;
@@ -69,8 +65,14 @@ pub(super) fn first_pages(board: &Board, state: &[u8]) -> Result<Vec<u64>, State
     Ok(pages)
 }
 
+pub(super) fn write_shape(section: &mut SectionWriter<'_>, shape: &MachineDescription) {
+    section.required(1, &shape.vcpus.to_le_bytes());
+    section.required(2, &shape.memory.to_le_bytes());
+    section.required(3, &shape.cpuid_crc().to_le_bytes());
+}
+
 /// Refuses the state of another machine by name.
-fn check_shape(section: &Section<'_>, shape: &MachineDescription) -> Result<(), StateError> {
+pub(super) fn check_shape(section: &Section<'_>, shape: &MachineDescription) -> Result<(), StateError> {
     let same = StateError::unless_same;
     same("number of vCPUs", section.number::<4>(1, "vcpus")?, shape.vcpus.into())?;
     same("bytes of RAM", section.number::<8>(2, "memory")?, shape.memory)?;

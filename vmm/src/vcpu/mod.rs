@@ -46,6 +46,8 @@ pub use level::Level;
 pub use msrs::{probe_msrs, supported_msrs};
 pub use offer::{always_shown, offer};
 pub(crate) use offer::{give, more_than, offer_by};
+#[cfg(test)]
+pub(crate) use state::with_every_field;
 pub use state::{KIND, VcpuImage};
 pub use template::{FeatureMsr, Template};
 pub use thread::OnEnd;

@@ -227,3 +227,8 @@ fn msr_entries(section: &Section<'_>) -> Result<Vec<u8>, StateError> {
     }
     Ok(saved.to_vec())
 }
+
+#[cfg(test)]
+pub(crate) use golden::with_every_field;
+#[cfg(test)]
+mod golden;

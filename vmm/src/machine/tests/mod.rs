@@ -2,6 +2,7 @@
 //!
 //! Without `/dev/kvm` they are counted as ignored: see `build.rs`.
 
+mod golden;
 mod hop;
 mod life;
 mod pauses;

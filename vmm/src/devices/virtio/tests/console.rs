@@ -277,6 +277,17 @@ fn buffers_that_cannot_be_written_come_back_empty() {
 }
 
 #[test]
+fn golden_console() {
+    let mut desk = Desk::ready();
+    desk.driver.on(TX).request(&[(BUFFERS, 64, 0)]);
+    let buffer = desk.make_room(8);
+    desk.console.input(b"golden");
+    desk.hear(buffer);
+    desk.close();
+    golden::holds(&desk.driver, &Desk::blank(Arc::clone(&desk.driver.ram)).driver);
+}
+
+#[test]
 fn it_ends_with_its_machine_and_the_next_one_has_the_input() {
     let desk = Desk::ready();
     let console = desk.console.clone();

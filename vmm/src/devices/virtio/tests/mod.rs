@@ -3,6 +3,7 @@
 mod block;
 mod console;
 mod driver;
+mod golden;
 mod hostile;
 mod net;
 mod rng;

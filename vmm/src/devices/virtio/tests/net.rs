@@ -268,6 +268,17 @@ fn a_driver_that_does_not_announce_is_not_asked() {
 }
 
 #[test]
+fn golden_network_interface() {
+    let mut station = Station::ready();
+    station.make_room(BUFFERS, 1514);
+    station.network.send(&headed(&frame(MAC, "golden"))).unwrap();
+    station.hears(1);
+    station.driver.transport.close();
+    let there = Station::blank(Arc::clone(&station.driver.ram), true);
+    golden::holds(&station.driver, &there.driver);
+}
+
+#[test]
 fn another_interface_s_state_is_refused() {
     let station = Station::ready();
     let mut state = station.driver.save();
