@@ -19,6 +19,7 @@ mod migration;
 mod network;
 mod process;
 mod proxy;
+pub mod saved;
 mod transcript;
 mod turn;
 mod until;
