@@ -253,13 +253,17 @@ impl Machine<Running> {
     /// # Errors
     /// When one does not leave the guest in time; then all run on.
     pub fn pause(self) -> Result<Machine<Paused>, Box<NotPaused>> {
+        self.board.virtio().hurry();
         match self.vcpus.park(PAUSE_LIMIT) {
             Ok(()) => {
                 self.board.serial().close();
                 self.board.virtio().close();
                 Ok(self.lives())
             }
-            Err(error) => Err(Box::new(NotPaused { machine: self, error })),
+            Err(error) => {
+                self.board.virtio().open();
+                Err(Box::new(NotPaused { machine: self, error }))
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The driver may write anything at any time: what its status does not allow is ignored, and a queue that cannot be
 //! served makes the device ask for a reset. Registers are 32 bits wide; the configuration space is read at any width.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::bindings::virtio_config::*;
@@ -38,6 +39,8 @@ pub(super) const INTERRUPT_BITS: u32 = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_C
 pub struct MmioTransport {
     /// vCPUs come at the same time; held while one's requests are served.
     inner: Mutex<Inner>,
+    /// The machine is to stand still: read between two requests, while the lock is held.
+    hurry: AtomicBool,
     ram: Arc<GuestRam>,
     interrupt: Arc<dyn Fn() + Send + Sync>,
 }
@@ -60,14 +63,33 @@ impl MmioTransport {
     ) -> Arc<Self> {
         let queues = new_queues(device.as_ref());
         let inner = Inner { open: false, device, registers: Registers::default(), queues };
-        Arc::new(Self { inner: Mutex::new(inner), ram, interrupt })
+        Arc::new(Self { inner: Mutex::new(inner), hurry: AtomicBool::new(false), ram, interrupt })
     }
 
-    /// The machine runs: what comes from outside may be delivered.
-    pub fn open(&self) {
+    /// The machine runs: what comes from outside may be delivered. Whether requests were left over when it was to stand
+    /// still: they must be [served](Self::serve_left_over), as the driver does not call for them again.
+    #[must_use]
+    pub fn open(&self) -> bool {
+        self.hurry.store(false, Ordering::Relaxed);
         let mut inner = self.inner();
         inner.open = true;
         inner.device.wake();
+        inner.registers.left_over != 0
+    }
+
+    /// The machine is to stand still soon: the request under way is the last one.
+    pub fn hurry(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
+    }
+
+    /// Serves the requests that were left over.
+    pub fn serve_left_over(&self) {
+        let mut inner = self.inner();
+        let queues = std::mem::take(&mut inner.registers.left_over);
+        for queue in (0..u32::BITS).filter(|queue| queues & 1 << queue != 0) {
+            let reasons = inner.kick(queue as usize, &self.surroundings());
+            self.raise(&mut inner, reasons);
+        }
     }
 
     /// The machine stands still: when this returns, nothing is being delivered, and nothing will be.
@@ -97,10 +119,15 @@ impl MmioTransport {
         let Some(queue) = inner.queues.get_mut(queue).filter(|queue| serves && queue.is_ready()) else {
             return Fed::NoDriver;
         };
-        let (finished, fed) = serve(queue, &self.ram, deliver);
+        // Where that is cut short, what was not delivered is still its owner's.
+        let (finished, fed) = serve(queue, &self.surroundings(), deliver);
         let broken = if fed.is_err() { inner.ask_for_reset() } else { 0 };
         self.raise(&mut inner, finished | broken);
         fed.ok().flatten().map_or(Fed::NoDriver, Fed::Done)
+    }
+
+    fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings { ram: &self.ram, hurry: &self.hurry }
     }
 
     /// Under the lock: a machine that stands still raises nothing.
@@ -182,7 +209,7 @@ impl Device for MmioTransport {
     fn write(&self, offset: u64, data: &[u8]) -> Option<End> {
         let value = u32::from_le_bytes(data.try_into().ok()?);
         let mut inner = self.inner();
-        let reasons = inner.write(offset as u32, value, &self.ram);
+        let reasons = inner.write(offset as u32, value, &self.surroundings());
         self.raise(&mut inner, reasons);
         None
     }
@@ -222,14 +249,14 @@ type Reasons = u32;
 
 /// What the driver may do, and what follows from it.
 impl Inner {
-    fn write(&mut self, register: u32, value: u32, ram: &GuestRam) -> Reasons {
+    fn write(&mut self, register: u32, value: u32, around: &Surroundings<'_>) -> Reasons {
         match register {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.registers.device_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.registers.driver_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES => self.take_features(value),
             VIRTIO_MMIO_QUEUE_SEL => self.registers.queue_select = value,
-            VIRTIO_MMIO_QUEUE_READY => return self.enable_queue(value, ram),
-            VIRTIO_MMIO_QUEUE_NOTIFY => return self.kick(value as usize, ram),
+            VIRTIO_MMIO_QUEUE_READY => return self.enable_queue(value, around.ram),
+            VIRTIO_MMIO_QUEUE_NOTIFY => return self.kick(value as usize, around),
             VIRTIO_MMIO_INTERRUPT_ACK => self.registers.interrupt &= !value,
             VIRTIO_MMIO_STATUS => self.set_status(value),
             _ => self.set_up_queue(register, value),
@@ -323,10 +350,17 @@ impl Inner {
         }
     }
 
-    fn kick(&mut self, number: usize, ram: &GuestRam) -> Reasons {
+    fn kick(&mut self, number: usize, around: &Surroundings<'_>) -> Reasons {
         let serves = self.serves();
         let Some(queue) = self.queues.get_mut(number).filter(|_| serves) else { return 0 };
-        match serve(queue, ram, |requests| self.device.kick(number, requests)) {
+        let mut cut_short = false;
+        let served = serve(queue, around, |requests| {
+            let outcome = self.device.kick(number, requests);
+            cut_short = requests.is_cut_short();
+            outcome
+        });
+        self.registers.left_over |= u32::from(cut_short) << number;
+        match served {
             (finished, Ok(_)) => finished,
             (finished, Err(Broken(_))) => finished | self.ask_for_reset(),
         }
@@ -340,13 +374,19 @@ impl Inner {
     }
 }
 
+/// What a queue is served with.
+struct Surroundings<'a> {
+    ram: &'a GuestRam,
+    hurry: &'a AtomicBool,
+}
+
 /// Serves a queue, if it is ready. What was finished is to be told also when it breaks after that.
 fn serve<T>(
     queue: &mut VirtQueue,
-    ram: &GuestRam,
+    around: &Surroundings<'_>,
     work: impl FnOnce(&mut Requests<'_>) -> Result<T, Broken>,
 ) -> (Reasons, Result<Option<T>, Broken>) {
-    match queue.requests(ram) {
+    match queue.requests(around.ram, around.hurry) {
         Ok(None) => (0, Ok(None)),
         Ok(Some(mut requests)) => {
             let outcome = work(&mut requests).map(Some);

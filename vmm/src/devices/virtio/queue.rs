@@ -4,6 +4,8 @@
 //! when its chain of descriptors is whole, bounded and in RAM. Whatever else a driver does there breaks the queue, not
 //! the VMM: [`Broken`] says so, and the transport asks the driver for a reset.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_NEXT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -110,20 +112,24 @@ impl VirtQueue {
         Ok(Self { max_size, setup, live })
     }
 
-    /// The requests that are in it now.
+    /// The requests that are in it now. None is given out any more once `hurry` is set.
     ///
     /// # Errors
     /// When the driver says that there are more than it has room for.
-    pub fn requests<'a>(&'a mut self, ram: &'a GuestRam) -> Result<Option<Requests<'a>>, Broken> {
+    pub fn requests<'a>(
+        &'a mut self,
+        ram: &'a GuestRam,
+        hurry: &'a AtomicBool,
+    ) -> Result<Option<Requests<'a>>, Broken> {
         let Some(queue) = &mut self.live else { return Ok(None) };
         let avail = queue
-            .avail_idx(ram.mmap(), std::sync::atomic::Ordering::Acquire)
+            .avail_idx(ram.mmap(), Ordering::Acquire)
             .map_err(|_| Broken("its available ring is not in RAM"))?;
         let left = avail.0.wrapping_sub(queue.next_avail());
         if left > queue.size() {
             return Err(Broken("it holds more requests than descriptors"));
         }
-        Ok(Some(Requests { queue, ram, left, finished: 0 }))
+        Ok(Some(Requests { queue, ram, hurry, left, finished: 0, cut_short: false }))
     }
 }
 
@@ -152,8 +158,10 @@ fn check(max_size: u16, state: &QueueState, ram: &GuestRam) -> Result<Queue, Bro
 pub struct Requests<'a> {
     queue: &'a mut Queue,
     ram: &'a GuestRam,
+    hurry: &'a AtomicBool,
     left: u16,
     finished: u16,
+    cut_short: bool,
 }
 
 /// One request: memory that the device reads, and memory that it writes. All of it is RAM.
@@ -173,12 +181,16 @@ impl<'a> Requests<'a> {
         self.ram
     }
 
-    /// The next one, until there is none.
+    /// The next one, until there is none, or the machine is to stand still.
     ///
     /// # Errors
     /// When its descriptors are not a request.
     pub fn take(&mut self) -> Result<Option<Request>, Broken> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        if self.hurry.load(Ordering::Relaxed) {
+            self.cut_short = true;
+            return Ok(None);
+        }
         self.left = left;
         let mut available =
             self.queue.iter(self.ram.mmap()).map_err(|_| Broken("its available ring cannot be"))?;
@@ -195,6 +207,12 @@ impl<'a> Requests<'a> {
             .map_err(|_| Broken("a request has no descriptor"))?;
         self.finished += 1;
         Ok(())
+    }
+
+    /// Whether there are more, which the driver has called for and will not call for again.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        self.cut_short
     }
 
     /// Whether any was given back.

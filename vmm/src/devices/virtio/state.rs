@@ -10,7 +10,7 @@ use crate::memory::ram::GuestRam;
 use crate::state::{Section, SectionWriter, StateError};
 
 /// The transport's fields in a device's section.
-pub const TRANSPORT_TAGS: [u16; 5] = [1, 2, 3, 4, 5];
+pub const TRANSPORT_TAGS: [u16; 6] = [1, 2, 3, 4, 5, 6];
 /// Where a device's own fields begin.
 pub const FIRST_OWN_TAG: u16 = 16;
 
@@ -31,6 +31,8 @@ pub struct Registers {
     pub driver_features_select: u32,
     /// Which queue is set up.
     pub queue_select: u32,
+    /// Queues, a bit each, with requests that the driver has called for and that were not served before the pause.
+    pub left_over: u32,
 }
 
 /// A device's state, checked, ready to be put in place.
@@ -50,6 +52,9 @@ pub(super) fn write(section: &mut SectionWriter<'_>, registers: &Registers, queu
     section.required(4, &selected.map(u32::to_le_bytes).concat());
     let queues: Vec<[u8; QUEUE_BYTES]> = queues.iter().map(|queue| queue_bytes(&queue.state())).collect();
     section.required(5, &queues.concat());
+    if registers.left_over != 0 {
+        section.required(6, &registers.left_over.to_le_bytes());
+    }
 }
 
 fn queue_bytes(queue: &QueueState) -> [u8; QUEUE_BYTES] {
@@ -78,6 +83,7 @@ pub(super) fn read(
         device_features_select: word(selected, 0),
         driver_features_select: word(selected, 4),
         queue_select: word(selected, 8),
+        left_over: left_over(section, device.queue_sizes().len())?,
     };
     check_registers(&registers, device.features() | COMMON_FEATURES)
         .map_err(|what| section.impossible(what))?;
@@ -90,6 +96,19 @@ pub(super) fn read(
         VirtQueue::from_state(*max_size, &state, ram).map_err(|_| section.impossible("queue"))
     });
     Ok(TransportImage { registers, queues: queues.collect::<Result<_, _>>()? })
+}
+
+/// Which queues have requests left over; none where nothing says so.
+fn left_over(section: &Section<'_>, queues: usize) -> Result<u32, StateError> {
+    if section.optional(6).is_none() {
+        return Ok(0);
+    }
+    let bits = section.number::<4>(6, "left-over requests")?;
+    if bits >> queues == 0 {
+        Ok(bits as u32)
+    } else {
+        Err(section.impossible("queue with left-over requests"))
+    }
 }
 
 /// What the status machine cannot have led to.

@@ -193,8 +193,17 @@ impl VirtioDevices {
 
     /// The machine runs: what comes from outside may be delivered.
     pub(super) fn open(&self) {
-        self.nics.iter().for_each(Nic::open);
-        self.console.iter().for_each(|console| console.transport().open());
+        self.nics.iter().for_each(Nic::listen);
+        for device in &self.connected {
+            if device.transport.open() {
+                serve_left_over(&device.transport);
+            }
+        }
+    }
+
+    /// The machine is to stand still soon: no device begins another request.
+    pub(super) fn hurry(&self) {
+        self.connected.iter().for_each(|device| device.transport.hurry());
     }
 
     /// The vCPUs stand still: nothing is delivered any more.
@@ -272,6 +281,16 @@ impl VirtioDevices {
 
     pub(super) fn restore(&self, images: Vec<TransportImage>) {
         self.connected.iter().zip(images).for_each(|(device, image)| device.transport.restore(image));
+    }
+}
+
+/// On a thread of its own: a disk may take its time, and the guest is to run meanwhile.
+fn serve_left_over(transport: &Arc<MmioTransport>) {
+    let serving = Arc::clone(transport);
+    let thread =
+        std::thread::Builder::new().name("left-over".into()).spawn(move || serving.serve_left_over());
+    if thread.is_err() {
+        transport.serve_left_over();
     }
 }
 

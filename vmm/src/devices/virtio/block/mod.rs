@@ -25,7 +25,7 @@ pub use image::{DiskError, DiskImage};
 
 /// A disk's section in the saved state.
 pub const KIND: Kind =
-    Kind { name: "virtio-blk", version: 1, tags: &[1, 2, 3, 4, 5, SECTORS, ACCESS, SERIAL] };
+    Kind { name: "virtio-blk", version: 1, tags: &[1, 2, 3, 4, 5, 6, SECTORS, ACCESS, SERIAL] };
 
 const SECTORS: u16 = FIRST_OWN_TAG;
 const ACCESS: u16 = FIRST_OWN_TAG + 1;

@@ -103,12 +103,10 @@ impl Nic {
         &self.feeder.transport
     }
 
-    /// The machine runs: the guest gets what comes.
-    pub fn open(&self) {
+    /// The machine runs, or is about to: the guest gets what comes, as soon as the transport is open.
+    pub fn listen(&self) {
         let mut desk = self.feeder.desk();
         (desk.drops, desk.taken) = (false, false);
-        drop(desk);
-        self.feeder.transport.open();
     }
 
     /// The guest has come here, and runs: tells its network, a few times.

@@ -31,7 +31,7 @@ pub use feeder::Nic;
 pub use tap::{Tap, TapError};
 
 /// A network interface's section in the saved state.
-pub const KIND: Kind = Kind { name: "virtio-net", version: 1, tags: &[1, 2, 3, 4, 5, MAC] };
+pub const KIND: Kind = Kind { name: "virtio-net", version: 1, tags: &[1, 2, 3, 4, 5, 6, MAC] };
 
 const MAC: u16 = FIRST_OWN_TAG;
 

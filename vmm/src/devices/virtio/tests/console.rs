@@ -43,7 +43,7 @@ impl Desk {
     /// As `Machine::resume` does it.
     fn open(&self) {
         self.serial.open();
-        self.hvc.transport().open();
+        assert!(!self.hvc.transport().open());
     }
 
     fn close(&self) {

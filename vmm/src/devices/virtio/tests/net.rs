@@ -54,8 +54,14 @@ impl Station {
             station.driver.on(queue).set_up_queue();
         }
         station.driver.set(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_DRIVER_OK);
-        station.nic.open();
+        station.runs();
         station
+    }
+
+    /// The machine runs.
+    fn runs(&self) {
+        self.nic.listen();
+        assert!(!self.driver.transport.open());
     }
 
     /// Room for frames of this many bytes behind their headers.
@@ -189,7 +195,7 @@ fn a_machine_that_stands_still_gets_nothing_and_loses_nothing() {
     station.network.send(&headed(&frame(MAC, "while it was paused"))).unwrap();
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!((station.driver.on(RX).finished(), station.driver.save() == before), (0, true));
-    station.nic.open();
+    station.runs();
     station.hears(1);
     assert_eq!(station.driver.look(BUFFERS + 26, 19), b"while it was paused");
 }
@@ -218,7 +224,7 @@ fn what_comes_for_a_guest_that_has_left_is_sent_after_it() {
     taken[..2].sort();
     assert_eq!(taken, [frame(MAC, "for it"), frame([0xff; 6], "for all"), frame(MAC, "late")]);
     wait_until("the destination drops what came before it ran", || there.nic_is_idle());
-    there.nic.open();
+    there.runs();
     for (place, frame) in taken.iter().enumerate() {
         there.make_room(BUFFERS + place as u64 * 0x1000, 1514);
         there.nic.bring(frame);
@@ -260,7 +266,7 @@ fn a_driver_that_does_not_announce_is_not_asked() {
     assert!(station.driver.negotiate(!(1 << VIRTIO_NET_F_GUEST_ANNOUNCE)));
     station.driver.on(RX).set_up_queue();
     station.driver.set(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_DRIVER_OK);
-    station.nic.open();
+    station.runs();
     station.nic.announce();
     station.read(2000);
     station.read(2000);

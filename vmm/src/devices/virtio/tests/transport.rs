@@ -100,6 +100,50 @@ fn a_request_that_waits_while_the_guest_moves_is_served_once() {
 }
 
 #[test]
+fn a_machine_that_is_to_stand_still_begins_no_request_and_each_is_served_once_where_it_goes_on() {
+    for elsewhere in [false, true] {
+        let mut here = Driver::ready(Rng);
+        here.transport.hurry();
+        let heads = [0, 1].map(|place| here.chain(&[(BUFFERS + place * 0x1000, 8, WRITE)]));
+        heads.iter().for_each(|head| here.offer(*head));
+        here.notify();
+        assert_eq!((here.finished(), here.pulses()), (0, 0));
+        here.transport.close();
+        let there = if elsewhere {
+            let there = Driver::with_ram(Rng, Arc::clone(&here.ram));
+            there.restore(&here.save()).unwrap();
+            assert_eq!(there.save(), here.save());
+            there
+        } else {
+            here
+        };
+        assert!(there.transport.open(), "requests are left over");
+        there.transport.serve_left_over();
+        assert_eq!((there.finished(), there.last_used()), (2, (heads[1].into(), 8)));
+        assert_eq!(there.pulses(), 1);
+        there.transport.serve_left_over();
+        there.notify();
+        assert_eq!((there.finished(), there.transport.open()), (2, false));
+    }
+}
+
+#[test]
+fn requests_left_over_in_a_queue_that_is_not_there_are_refused() {
+    let mut driver = Driver::ready(Rng);
+    driver.transport.hurry();
+    let head = driver.chain(&[(BUFFERS, 8, WRITE)]);
+    driver.offer(head);
+    driver.notify();
+    let mut state = driver.save();
+    let bits = state.len() - 4;
+    assert_eq!(state[bits..], [1, 0, 0, 0]);
+    state[bits] = 2;
+    crate::state::restamp(&mut state);
+    let error = driver.restore(&state).unwrap_err().to_string();
+    assert!(error.contains("queue with left-over requests"), "{error}");
+}
+
+#[test]
 fn a_state_in_the_middle_of_negotiation_goes_on_there() {
     let here = Driver::new(Rng);
     assert!(here.negotiate(u64::MAX));
