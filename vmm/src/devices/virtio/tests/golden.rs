@@ -27,7 +27,7 @@ fn golden_rng() {
         device_features_select: 1,
         driver_features_select: 2,
         queue_select: 4,
-        left_over: 0,
+        left_over: 1,
     };
     let queue = QueueState {
         ready: true,
