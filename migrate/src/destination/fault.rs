@@ -212,7 +212,10 @@ impl Placing {
             touched.clear();
             let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
             let asked = seen.and_then(|()| self.request(&touched, urgent));
-            if let Err(failure) = asked.and_then(|()| self.check_patience(context, &mut sign)) {
+            let watched = asked.and_then(|()| self.check_patience(context, &mut sign));
+            // Once nothing is missing nothing is caught any more: a touch that was seen just before has been let go, and
+            // to answer it fails.
+            if let (Err(failure), false) = (watched, self.told.load(Ordering::Acquire)) {
                 context.alarm.trip(failure);
             }
         }
