@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migrate::guest::{Faults, Ram, Result};
+use migrate::guest::{Faults, GuestError, Ram, Result};
 use migrate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 
 const WORDS: usize = PAGE_SIZE / 8;
@@ -273,6 +273,10 @@ impl Faults for SimFaults {
         let (mut queue, _) =
             ram.changed.wait_timeout_while(queue, wait, idle).unwrap_or_else(PoisonError::into_inner);
         touched.append(&mut queue.touched);
+        if !queue.catching {
+            // A touch may have been seen just before the end.
+            touched.push(ram.last() - 1);
+        }
         Ok(())
     }
 
@@ -284,6 +288,9 @@ impl Faults for SimFaults {
     }
 
     fn fill_hole(&self, gfn: u64) -> Result<()> {
+        if !self.0.queue().catching {
+            return Err(GuestError("nothing is caught any more".to_owned()));
+        }
         self.place_zeros(PageRun { first: gfn, count: 1 })
     }
 
