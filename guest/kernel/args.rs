@@ -48,6 +48,8 @@ pub(crate) struct Args {
     pub(crate) tick_us: u64,
     pub(crate) cpus: Option<u64>,
     pub(crate) sabotage: Sabotage,
+    /// Seconds of work.
+    pub(crate) reset_after: Option<u64>,
 }
 
 impl Args {
@@ -63,6 +65,7 @@ impl Args {
             tick_us: 10_000,
             cpus: None,
             sabotage: Sabotage::None,
+            reset_after: None,
         };
         for word in line.split(' ') {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -97,6 +100,7 @@ impl Args {
             ("sabotage", "ticks", _) => self.sabotage = Sabotage::Ticks,
             ("sabotage", "tsc", _) => self.sabotage = Sabotage::Tsc,
             ("sabotage", "fault", _) => self.sabotage = Sabotage::Fault,
+            ("reset-after", _, Some(s)) => self.reset_after = Some(s.min(1 << 20)),
             _ => {}
         }
     }

@@ -28,7 +28,7 @@ pub(crate) fn spin(cycles: u64) {
 
 /// Writes a port. Only vCPU 0 may: it alone has an I/O permission bitmap.
 pub(crate) fn outb(port: u16, value: u8) {
-    // SAFETY: ports reach devices, not memory; the guest drives only the console's.
+    // SAFETY: ports reach devices, not memory; the guest drives only the console's, and the one that resets it.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
 }
 

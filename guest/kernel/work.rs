@@ -2,8 +2,9 @@
 //! bounded piece of work, then now and then a page checked.
 
 use crate::args::{Pattern, RATE_MAX, Sabotage};
+use crate::console;
 use crate::content::{mix, xorshift};
-use crate::cpu::{header, is_due, vcpu};
+use crate::cpu::{header, is_due, outb, vcpu};
 use crate::oracle;
 use crate::plan::{Plan, Share};
 use crate::pulse::Pulse;
@@ -44,9 +45,11 @@ pub(crate) fn work(plan: &Plan, pulse: &mut Pulse) -> ! {
     let share = plan.share(pulse.index);
     let mut verifier = Verifier::new(plan, &share, pulse.last);
     let mut saboteur = Saboteur::new(plan, pulse);
+    let reset = Reset::new(plan, pulse);
     let mut extra = |now: u64, pulse: &mut Pulse| {
         verifier.turn(plan, now, pulse.index);
         saboteur.turn(plan, now, pulse);
+        reset.turn(now);
     };
     match plan.workload {
         workload::DIRTY if !share.working_set.is_empty() && plan.rate > 0 => {
@@ -212,6 +215,34 @@ impl Verifier {
         self.next += 1;
         vcpu(index, page::VERIFIED).fetch_add(1, Relaxed);
     }
+}
+
+/// Resets the machine, on request.
+struct Reset {
+    at: Option<u64>,
+}
+
+impl Reset {
+    /// vCPU 0 alone has the ports.
+    fn new(plan: &Plan, pulse: &Pulse) -> Self {
+        let after = plan.reset_after.filter(|_| pulse.index == 0);
+        Self { at: after.map(|seconds| pulse.last + plan.tsc_khz * 1000 * seconds) }
+    }
+
+    #[inline(always)]
+    fn turn(&self, now: u64) {
+        if self.at.is_some_and(|at| now >= at) {
+            reset();
+        }
+    }
+}
+
+/// The keyboard controller's command that pulses the processor's reset line.
+#[cold]
+fn reset() {
+    console::line(format_args!("resetting"));
+    console::flush();
+    outb(0x64, 0xfe);
 }
 
 /// Breaks one thing once, on request: the oracle's own test.

@@ -19,6 +19,7 @@
 //! | `cpus=<n>` | vCPUs to wait for at boot; without it the guest waits 50 ms for a further one | |
 //! | `tsc_khz=<n>` | frequency of the TSC; else CPUID 0x15, CPUID 0x40000010, or measured against the APIC timer | |
 //! | `tick=<ms>` | period of the timer tick, 1 to 1000 | 10 |
+//! | `reset-after=<s>` | after so many seconds of work say `resetting` and reset the machine, by port 0x64 | |
 //! | `sabotage=stamp`, `generation`, `content`, `ticks`, `tsc`, `fault` | the oracle's own test: after 2 s of work break one thing, which then must be reported. `1` is `stamp` | |
 //!
 //! # Console

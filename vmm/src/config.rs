@@ -1,5 +1,6 @@
 //! What was asked for, parsed once into values that cannot be wrong.
 
+mod boot;
 mod disk;
 mod nic;
 
@@ -7,9 +8,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::vcpu::CpuChoice;
+pub use boot::{BootConfig, Kernel, OnReset};
 pub use disk::{DiskAccess, DiskConfig, DiskSerial};
 pub use nic::{InterfaceName, Mac, NicConfig, TapConfig};
 
@@ -91,6 +94,8 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// Whether it has a virtio console besides its serial port.
     pub virtio_console: bool,
+    /// What its own reset does.
+    pub on_reset: OnReset,
 }
 
 /// What guests that arrive find here.
@@ -102,13 +107,17 @@ pub struct ArrivalConfig {
     pub cpu: CpuChoice,
 }
 
-/// What boots.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kernel {
-    /// The demo guest that comes with the VMM.
-    Demo,
-    /// An ELF file: with a PVH note, or a Linux `vmlinux`.
-    File(PathBuf),
+impl MachineConfig {
+    /// What it boots from.
+    #[must_use]
+    pub fn boot(&self) -> BootConfig {
+        BootConfig {
+            kernel: self.kernel.absolute(),
+            initramfs: self.initramfs.as_deref().map(boot::absolute),
+            cmdline: self.cmdline.clone(),
+            on_reset: self.on_reset,
+        }
+    }
 }
 
 /// Bytes of RAM: a multiple of 2 MiB, 64 MiB to 1 TiB. Parses from `256M`, `2G`.
@@ -223,7 +232,8 @@ impl fmt::Display for GuestName {
 }
 
 /// A kernel command line.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cmdline(String);
 
 impl Cmdline {
@@ -244,6 +254,20 @@ impl FromStr for Cmdline {
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let possible = text.len() <= Self::MAX && !text.contains('\0');
         possible.then(|| Self(text.into())).ok_or(ConfigError::Cmdline(text.len()))
+    }
+}
+
+impl TryFrom<String> for Cmdline {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
+impl From<Cmdline> for String {
+    fn from(cmdline: Cmdline) -> Self {
+        cmdline.0
     }
 }
 

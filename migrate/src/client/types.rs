@@ -24,6 +24,8 @@ pub enum Life {
     Running,
     /// The guest is paused by its operator.
     Paused,
+    /// The guest has reset, and boots again in a moment.
+    Rebooting,
     /// The guest runs and is being moved away.
     Leaving,
     /// In doubt: paused, because another host may be running it. `migrate resolve` decides.
@@ -55,6 +57,9 @@ pub struct VmInfo {
     pub corruptions: Option<u64>,
     /// Units of work per second the guest reports.
     pub work_per_s: Option<f64>,
+    /// How often the guest has reset and booted again here.
+    #[serde(default)]
+    pub reboots: u64,
 }
 
 /// `POST /migration`.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::config::{Kernel, MachineConfig};
+use crate::config::{BootConfig, Kernel};
 use crate::devices::virtio::MmioSlot;
 use crate::memory::ram::{GuestRam, Mmap};
 
@@ -81,37 +81,38 @@ pub enum BootError {
     Memory(&'static str),
 }
 
-/// Loads what `config` asks for. The demo guest is also told how many vCPUs to wait for and its TSC's frequency, which
+/// Loads what `boot` names. The demo guest is also told how many vCPUs to wait for and its TSC's frequency, which
 /// it has no other clock to measure with; what the user wrote comes last and counts.
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it.
 pub fn load(
     ram: &GuestRam,
-    config: &MachineConfig,
+    boot: &BootConfig,
+    cpus: u32,
     tsc_khz: u32,
     virtio: &[MmioSlot],
 ) -> Result<Entry, BootError> {
     let memory = ram.mmap();
     let low_end = map::low_end(ram.layout());
-    let (kernel, cmdline) = match &config.kernel {
+    let (kernel, cmdline) = match &boot.kernel {
         Kernel::Demo => {
-            let cmdline = format!("cpus={} tsc_khz={tsc_khz} {}", config.cpus.get(), config.cmdline.as_str());
+            let cmdline = format!("cpus={cpus} tsc_khz={tsc_khz} {}", boot.cmdline.as_str());
             (elf::load(memory, low_end, "demo guest", guest::IMAGE)?, cmdline)
         }
         Kernel::File(path) => {
             let image = read_file("kernel", path)?;
             let name = path.display().to_string();
             let load = if bzimage::is_one(&image) { bzimage::load } else { elf::load };
-            (load(memory, low_end, &name, &image)?, config.cmdline.as_str().to_string())
+            (load(memory, low_end, &name, &image)?, boot.cmdline.as_str().to_string())
         }
     };
-    let initramfs = match &config.initramfs {
+    let initramfs = match &boot.initramfs {
         Some(path) => Some(initramfs::place(memory, low_end, kernel.end, path)?),
         None => None,
     };
     write(memory, CMDLINE, &[cmdline.trim().as_bytes(), b"\0"].concat(), "the command line")?;
-    write(memory, acpi::AT, &acpi::tables(config.cpus.get(), virtio), "the ACPI tables")?;
+    write(memory, acpi::AT, &acpi::tables(cpus, virtio), "the ACPI tables")?;
     let told = params::Told { map: map::of(ram.layout()), cmdline_bytes: cmdline.trim().len(), initramfs };
     match kernel.way_in {
         elf::WayIn::Pvh(address) => {

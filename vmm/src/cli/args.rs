@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::bench::BenchArgs;
 use crate::config::{
-    ArrivalConfig, Cmdline, DiskConfig, GuestName, Kernel, MachineConfig, MemorySize, NicConfig, TapConfig,
-    Vcpus,
+    ArrivalConfig, Cmdline, DiskConfig, GuestName, Kernel, MachineConfig, MemorySize, NicConfig, OnReset,
+    TapConfig, Vcpus,
 };
 use crate::demo::DemoArgs;
 use crate::lab::tether::TetherArgs;
@@ -122,6 +122,9 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: Cmdline,
+    /// End when the guest resets, instead of booting it again
+    #[arg(long)]
+    pub no_reboot: bool,
     /// How to host it.
     #[command(flatten)]
     pub hosting: HostingArgs,
@@ -184,6 +187,7 @@ impl RunArgs {
             disks: self.disks.clone(),
             nics: self.nics.clone(),
             virtio_console: self.virtio_console,
+            on_reset: if self.no_reboot { OnReset::End } else { OnReset::Reboot },
         }
     }
 }
@@ -219,6 +223,7 @@ mod tests {
         let Ok(Command::Run(args)) = parse(&["run", "--kernel", "k", "--disk", "d", "--disk", "e,ro"]) else {
             panic!()
         };
+        assert_eq!(args.machine().on_reset, OnReset::Reboot);
         let disks = args.machine().disks;
         assert_eq!(disks, ["d".parse().unwrap(), "e,ro".parse().unwrap()]);
         let Ok(Command::Run(args)) = parse(&["run", "--kernel", "k", "--virtio-console"]) else { panic!() };
@@ -240,7 +245,8 @@ mod tests {
 
     #[test]
     fn the_demo_guest_needs_no_arguments() {
-        let Ok(Command::Run(args)) = parse(&["run"]) else { panic!() };
+        let Ok(Command::Run(args)) = parse(&["run", "--no-reboot"]) else { panic!() };
+        assert_eq!(args.machine().on_reset, OnReset::End);
         let machine = args.machine();
         assert_eq!(
             (machine.kernel, machine.name.as_str(), machine.memory.bytes()),

@@ -95,6 +95,7 @@ pub(super) fn info(vm: &VmInfo) -> String {
         ("listen", vm.listen.clone()),
         ("work", vm.work_per_s.map(|work| format!("{}/s", count(work.max(0.0) as u64)))),
         ("corruptions", vm.corruptions.map(count)),
+        ("reboots", Some(vm.reboots).filter(|reboots| *reboots > 0).map(count)),
     ];
     let known =
         facts.into_iter().filter_map(|(what, value)| value.map(|value| format!("{what:<12}{value}\n")));
@@ -147,6 +148,7 @@ fn life(life: Life) -> &'static str {
         Life::Arriving => "arriving",
         Life::Running => "running",
         Life::Paused => "paused",
+        Life::Rebooting => "rebooting",
         Life::Leaving => "leaving",
         Life::Unknown => "in doubt",
         Life::Stopped => "stopped",
@@ -169,6 +171,7 @@ mod tests {
             listen: Some("127.0.0.1:7000".to_owned()),
             corruptions: None,
             work_per_s: None,
+            reboots: 0,
         }
     }
 

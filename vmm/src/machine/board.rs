@@ -10,7 +10,8 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use super::description::{MachineDescription, fits};
 use super::virtio::{VirtioDevices, VirtioPlan};
 use super::{Hooks, MachineError};
-use crate::config::{MachineConfig, Vcpus as VcpuCount};
+use crate::boot;
+use crate::config::{BootConfig, MachineConfig, Vcpus as VcpuCount};
 use crate::devices::virtio::MmioSlot;
 use crate::devices::{
     Bus, Console, KEYBOARD_COMMAND, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, ResetControl,
@@ -118,14 +119,23 @@ impl Parts {
         let virtio = VirtioPlan::for_boot(config)?;
         let end = Layout::for_bytes(memory)?.end();
         let cpu = config.cpu.cpu(&vcpu::offer(kvm, count)?, count, end)?;
-        Ok(Self::build(kvm, count, memory, cpu, None)?.with_virtio(virtio))
+        let parts = Self::build(kvm, count, memory, cpu, None)?.with_virtio(virtio);
+        Ok(parts.with_boot(Some(config.boot())))
     }
 
     /// For a guest that comes from elsewhere: its CPU stays what it was.
     pub(super) fn for_arrival(kvm: &KvmHost, shape: &MachineDescription) -> Result<Self, MachineError> {
-        let virtio = VirtioPlan::for_arrival(shape)?;
+        Self::of_shape(kvm, shape, VirtioPlan::for_arrival(shape)?)
+    }
+
+    /// For a guest that boots again: all of its machine stays what it was.
+    pub(super) fn of_shape(
+        kvm: &KvmHost,
+        shape: &MachineDescription,
+        virtio: VirtioPlan,
+    ) -> Result<Self, MachineError> {
         let parts = Self::build(kvm, shape.vcpus, shape.memory, shape.cpu.clone(), Some(shape.tsc_khz))?;
-        Ok(parts.with_virtio(virtio))
+        Ok(parts.with_virtio(virtio).with_boot(shape.boot.clone()))
     }
 
     fn build(
@@ -162,21 +172,16 @@ impl Parts {
         Self { shape: virtio.describe(self.shape), virtio, ..self }
     }
 
-    pub(super) fn ram(&self) -> &GuestRam {
-        &self.ram
+    fn with_boot(self, boot: Option<BootConfig>) -> Self {
+        Self { shape: self.shape.with_boot(boot), ..self }
     }
 
-    pub(super) fn tsc_khz(&self) -> u32 {
-        self.shape.tsc_khz
-    }
-
-    pub(super) fn virtio_slots(&self) -> Vec<MmioSlot> {
-        self.virtio.slots()
-    }
-
-    /// The vCPU at which a kernel begins. The others wait for it to start them (INIT, SIPI).
-    pub(super) fn boot_vcpu(&self) -> &VcpuFd {
-        &self.vcpus[0]
+    /// Puts the kernel in place, at the vCPU at which it begins. The others wait for it to start them (INIT, SIPI).
+    pub(super) fn load(&self) -> Result<(), MachineError> {
+        let boot = self.shape.boot.as_ref().ok_or(MachineError::NothingToBoot)?;
+        let (cpus, tsc_khz) = (self.shape.vcpus, self.shape.tsc_khz);
+        let entry = boot::load(&self.ram, boot, cpus, tsc_khz, &self.virtio.slots())?;
+        Ok(entry.apply(&self.vcpus[0]).map_err(KvmError::refused("set the entry registers"))?)
     }
 
     pub(super) fn assemble(self, hooks: Hooks) -> Result<(Board, Vcpus), MachineError> {

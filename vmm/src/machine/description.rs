@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::virtio::{self, DiskDescription, NicDescription};
-use crate::config::{MemorySize, Vcpus};
+use crate::config::{BootConfig, MemorySize, OnReset, Vcpus};
 use crate::devices::SERIAL_KIND;
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::kvm::{KvmError, KvmHost, ioctl};
@@ -43,6 +43,9 @@ pub struct MachineDescription {
     /// Network interfaces, in the order in which the guest finds them.
     #[serde(default)]
     pub nics: Vec<NicDescription>,
+    /// What the guest boots from when it resets. Without it, it cannot.
+    #[serde(default)]
+    pub boot: Option<BootConfig>,
 }
 
 /// A device with a section in the saved state.
@@ -102,7 +105,19 @@ impl MachineDescription {
             devices,
             disks: Vec::new(),
             nics: Vec::new(),
+            boot: None,
         }
+    }
+
+    /// With what it boots from.
+    pub(super) fn with_boot(self, boot: Option<BootConfig>) -> Self {
+        Self { boot, ..self }
+    }
+
+    /// Whether the guest boots again when it resets.
+    #[must_use]
+    pub fn reboots(&self) -> bool {
+        self.boot.as_ref().is_some_and(|boot| boot.on_reset == OnReset::Reboot)
     }
 
     /// With these devices, too: `alone` are of kinds of which there is one.

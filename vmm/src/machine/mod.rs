@@ -4,7 +4,7 @@
 //! boot (a kernel) ──┐                 resume
 //!                   ├──> Machine<Paused> ──────> Machine<Running> ──> dropped
 //! blank (arriving) ─┘     save, restore  <──────
-//!                                         pause
+//!                         boot again      pause
 //! ```
 //!
 //! State can be saved and restored only where no vCPU runs: by type. Nothing here knows why a guest is paused, nor
@@ -22,7 +22,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::boot::{self, BootError};
+use crate::boot::BootError;
 use crate::config::{ConfigError, MachineConfig};
 use crate::devices::Console;
 use crate::devices::virtio::{DiskError, TapError};
@@ -32,6 +32,7 @@ use crate::memory::ram::GuestRam;
 use crate::state::StateError;
 use crate::vcpu::{CpuError, OnEnd, VcpuError, Vcpus};
 use board::Parts;
+use virtio::VirtioPlan;
 
 pub use board::Board;
 pub use description::{DeviceDescription, MachineDescription};
@@ -71,6 +72,9 @@ pub enum MachineError {
     /// With a tap interface.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A guest that resets, and what it was booted from is not known.
+    #[error("what the guest boots from is not known here: the host that it came from did not say")]
+    NothingToBoot,
     /// With the devices of a guest that arrives, or with how many there are.
     #[error("{0}")]
     Devices(String),
@@ -162,10 +166,22 @@ impl Machine<Paused> {
     /// # Errors
     /// One line: what is missing on this host, wrong with the kernel, or too much.
     pub fn boot(config: &MachineConfig, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
-        let kvm = KvmHost::open()?;
-        let parts = Parts::for_boot(&kvm, config)?;
-        let entry = boot::load(parts.ram(), config, parts.tsc_khz(), &parts.virtio_slots())?;
-        entry.apply(parts.boot_vcpu()).map_err(KvmError::refused("set the entry registers"))?;
+        let parts = Parts::for_boot(&KvmHost::open()?, config)?;
+        parts.load()?;
+        Self::assemble(parts, hooks.into())
+    }
+
+    /// A new machine of the same shape, at the first instruction of what this one was booted from: after a reset. The
+    /// disks stay the guest's. This one is gone before, so that the guest needs no more of the host than it did.
+    ///
+    /// # Errors
+    /// As for [`boot`](Self::boot); the guest is lost then.
+    pub fn boot_again(self, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
+        let shape = self.board.shape().clone();
+        let virtio = VirtioPlan::for_reboot(&shape, self.board.virtio());
+        drop(self);
+        let parts = Parts::of_shape(&KvmHost::open()?, &shape, virtio)?;
+        parts.load()?;
         Self::assemble(parts, hooks.into())
     }
 

@@ -10,7 +10,7 @@ use migrate::guest::{Description, GuestError, Packet, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
 use uuid::Uuid;
 
-use crate::machine::{Board, Machine, MachineDescription, Paused, Running};
+use crate::machine::{Board, Hooks, Machine, MachineDescription, Paused, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
 
@@ -30,6 +30,7 @@ pub struct Identity {
 pub struct Resident {
     identity: Identity,
     description: Description,
+    reboots: bool,
     ram: Mutex<Option<Arc<GuestRam>>>,
     log: Mutex<Option<Arc<DirtyLog>>>,
     life: Mutex<Life>,
@@ -60,6 +61,7 @@ impl Resident {
         Arc::new(Self {
             identity,
             description,
+            reboots: shape.reboots(),
             log: Mutex::new(Some(Arc::new(log))),
             ram: Mutex::new(Some(ram)),
             life: Mutex::new(Life::Paused(machine)),
@@ -84,6 +86,24 @@ impl Resident {
             Life::Gone => return self.description.clone(),
         };
         Description { machine: opaque(&shape), ..self.description.clone() }
+    }
+
+    /// Whether it boots again when it resets.
+    pub fn reboots(&self) -> bool {
+        self.reboots
+    }
+
+    /// The same guest, booted again in a new machine, paused. Nothing of the old one is left, whether this succeeds or
+    /// not.
+    ///
+    /// # Errors
+    /// When it is gone or does not stop, or what it boots from cannot be read here.
+    pub fn boot_again(&self, hooks: Hooks) -> Result<Arc<Self>> {
+        self.pause()?;
+        let machine = std::mem::replace(&mut *self.lock(), Life::Gone);
+        self.release();
+        let Life::Paused(machine) = machine else { return Err(gone()) };
+        Ok(Self::new(machine.boot_again(hooks).map_err(refused)?, self.identity.clone()))
     }
 
     /// Bytes of RAM.

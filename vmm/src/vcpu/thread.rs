@@ -21,11 +21,13 @@ pub(super) struct Worker {
     fd: VcpuFd,
     kick: Arc<Kick>,
     surroundings: Surroundings,
+    /// The guest has ended on this vCPU: it executes nothing more.
+    ended: bool,
 }
 
 impl Worker {
     pub(super) fn new(number: u32, fd: VcpuFd, kick: Arc<Kick>, surroundings: Surroundings) -> Self {
-        Self { number, fd, kick, surroundings }
+        Self { number, fd, kick, surroundings, ended: false }
     }
 
     /// Obeys until the owner is gone.
@@ -59,6 +61,9 @@ impl Worker {
 
     /// Runs the guest until the owner asks to leave or the guest ends.
     fn run(&mut self) {
+        if self.ended {
+            return self.kick.leave();
+        }
         // Tells the guest's watchdogs that time was lost. A guest without kvmclock has none (EINVAL).
         let _ = self.fd.kvmclock_ctrl();
         loop {
@@ -78,6 +83,7 @@ impl Worker {
         if let (End::Failed(why), Ok(regs)) = (&mut end, self.fd.get_regs()) {
             why.push_str(&format!(" (at rip {:#x})", regs.rip));
         }
+        self.ended = true;
         self.kick.leave();
         (self.surroundings.on_end)(GuestEnd { vcpu: self.number, end });
     }

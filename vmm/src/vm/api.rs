@@ -13,8 +13,12 @@ use super::{VmHandle, moving};
 
 impl Vm for VmHandle {
     fn info(&self) -> VmInfo {
-        let stage = self.inner.stage();
-        let (life, guest) = (stage.life(), stage.guest());
+        let (stage, rebooting, reboots) = {
+            let life = self.inner.lock();
+            (life.stage.clone(), life.is_rebooting(), life.reboots)
+        };
+        let life = if rebooting { Life::Rebooting } else { stage.life() };
+        let guest = stage.guest();
         // A guest that is still arriving must not be touched: its telemetry may be among the missing pages.
         let here = matches!(life, Life::Running | Life::Paused);
         let told = guest.filter(|_| here).and_then(|guest| guest.telemetry());
@@ -30,6 +34,7 @@ impl Vm for VmHandle {
             listen: self.inner.listen.clone().filter(|_| life == Life::Waiting),
             corruptions: told.as_ref().map(|told| told.corruptions),
             work_per_s: told.as_ref().map(|told| told.work_per_s),
+            reboots,
         }
     }
 

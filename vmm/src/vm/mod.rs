@@ -6,11 +6,14 @@
 //!                               ▲               │
 //!                               └─ run here ─ in doubt ── discard ──► ended
 //! ```
+//! A guest that resets stays here, in a [new machine](reboot).
+//!
 //! [`Stage`] is that drawing. One lock holds it; whatever the API may ask is answered by what stage the guest is in.
 //! The engine decides how a migration ends ([`migrate::handover`]); this room only records it.
 
 mod api;
 mod moving;
+mod reboot;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -18,7 +21,7 @@ mod tests;
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migrate::client::types::MigrationStatus;
 use migrate::progress::Event;
@@ -84,10 +87,23 @@ struct LifeOf {
     stage: Stage,
     migration: MigrationStatus,
     cancel: Option<Cancel>,
-    /// How the guest has ended by itself. Becomes the ending when no migration is under way any more.
-    stopped_itself: Option<Ending>,
+    /// How the guest has ended by itself. Becomes the ending, or a reboot, when no migration is under way any more.
+    stopped_itself: Option<OwnEnd>,
+    /// How often it has booted again here.
+    reboots: u64,
+    /// When it booted here last.
+    booted: Instant,
     /// Set once all events about the end have been told.
     ending: Option<Ending>,
+}
+
+/// How a guest has ended by itself.
+#[derive(Debug, PartialEq, Eq)]
+enum OwnEnd {
+    /// It is to boot again.
+    Reset,
+    /// There is nothing more.
+    Final(Ending),
 }
 
 impl VmHandle {
@@ -97,7 +113,7 @@ impl VmHandle {
     /// When the host cannot, or the kernel is not one.
     pub fn run(name: &str, config: &MachineConfig, console: Console) -> Result<Self, StartError> {
         let handle = Self::new(name, None, console, Stage::Waiting);
-        let machine = Machine::boot(config, handle.hooks())?;
+        let machine = Machine::boot(config, handle.inner.hooks(0))?;
         let identity = Identity { name: config.name.to_string(), uuid: config.uuid };
         let resident = Resident::new(machine, identity);
         handle.inner.enter(Stage::Here(Arc::clone(&resident)));
@@ -131,6 +147,8 @@ impl VmHandle {
             migration: MigrationStatus { active: false, progress: None, report: None },
             cancel: None,
             stopped_itself: None,
+            reboots: 0,
+            booted: Instant::now(),
             ending: None,
         };
         let inner = Inner {
@@ -145,25 +163,12 @@ impl VmHandle {
         };
         Self { inner: Arc::new(inner) }
     }
-
-    /// What a machine is connected to. Its end is told on a vCPU's thread, so that is only noted.
-    fn hooks(&self) -> Hooks {
-        let inner = Arc::downgrade(&self.inner);
-        let on_end = Arc::new(move |end: GuestEnd| {
-            if let Some(inner) = inner.upgrade() {
-                inner.guest_ended(&end);
-            }
-        });
-        Hooks { console: self.inner.console.clone(), on_end }
-    }
 }
 
 impl LifeOf {
-    /// Makes a guest's own end the ending, unless a migration still has something to tell.
-    fn end_if_stopped(&mut self) {
-        if matches!(self.stage, Stage::Here(_)) && self.ending.is_none() {
-            self.ending = self.stopped_itself.take();
-        }
+    /// Whether the guest has reset and is about to boot again.
+    fn is_rebooting(&self) -> bool {
+        matches!(self.stage, Stage::Here(_)) && self.stopped_itself == Some(OwnEnd::Reset)
     }
 }
 
@@ -182,18 +187,47 @@ impl Inner {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a machine is connected to, the first one or the one of this reboot. Its end is told on a vCPU's thread, so
+    /// that is only noted.
+    fn hooks(self: &Arc<Self>, reboots: u64) -> Hooks {
+        let inner = Arc::downgrade(self);
+        let on_end = Arc::new(move |end: GuestEnd| {
+            if let Some(inner) = inner.upgrade() {
+                inner.guest_ended(reboots, &end);
+            }
+        });
+        Hooks { console: self.console.clone(), on_end }
+    }
+
     /// Goes on to a stage, unless all has ended: then whether it did is false.
-    fn enter(&self, stage: Stage) -> bool {
+    fn enter(self: &Arc<Self>, stage: Stage) -> bool {
         let mut life = self.lock();
         if life.ending.is_some() {
             return false;
         }
         let before = std::mem::replace(&mut life.stage, stage);
-        life.end_if_stopped();
+        self.follow_own_end(&mut life);
         drop(life);
         self.ended.notify_all();
         drop(before);
         true
+    }
+
+    /// Makes a guest's own end the ending or a reboot, unless a migration still has something to tell.
+    fn follow_own_end(self: &Arc<Self>, life: &mut LifeOf) {
+        if !matches!(life.stage, Stage::Here(_)) || life.ending.is_some() {
+            return;
+        }
+        match life.stopped_itself.take() {
+            Some(OwnEnd::Reset) => {
+                life.stopped_itself = Some(OwnEnd::Reset);
+                let started = reboot::boot_again_in_background(self);
+                let failed = |error| format!("cannot start a thread to boot the guest again: {error}");
+                life.ending = started.err().map(|error| Ending::Crashed(failed(error)));
+            }
+            Some(OwnEnd::Final(ending)) => life.ending = Some(ending),
+            None => {}
+        }
     }
 
     /// Records the end, and frees what is left of the guest.
@@ -222,19 +256,25 @@ impl Inner {
         }
     }
 
-    /// On a vCPU's thread: the machine must not be waited for, so it is left to whoever hears of the end.
-    fn guest_ended(&self, end: &GuestEnd) {
-        let ending = match end.end {
-            End::Shutdown | End::Reset => Ending::Stopped,
-            End::TripleFault | End::Failed(_) => Ending::Crashed(end.to_string()),
-        };
+    /// On a vCPU's thread: the machine must not be waited for, so it is left to whoever hears of the end. A machine's
+    /// first word counts: other vCPUs may have run on, until there was the next machine.
+    fn guest_ended(self: &Arc<Self>, reboots: u64, end: &GuestEnd) {
         let mut life = self.lock();
-        life.stopped_itself = Some(ending);
+        if life.reboots != reboots || life.stopped_itself.is_some() {
+            return;
+        }
+        let boots_again = life.stage.guest().is_some_and(|guest| guest.reboots());
+        life.stopped_itself = Some(match end.end {
+            End::Reset if boots_again => OwnEnd::Reset,
+            End::Shutdown | End::Reset => OwnEnd::Final(Ending::Stopped),
+            End::TripleFault | End::Failed(_) => OwnEnd::Final(Ending::Crashed(end.to_string())),
+        });
         if let Some(cancel) = &life.cancel {
             // Too late means that the guest has left: its copy here has not run and cannot have ended.
             let _ = cancel.cancel(&end.to_string());
         }
-        life.end_if_stopped();
+        self.follow_own_end(&mut life);
+        drop(life);
         self.ended.notify_all();
     }
 

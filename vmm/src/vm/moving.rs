@@ -36,6 +36,10 @@ pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Resul
     let cancel = Cancel::new();
     {
         let mut life = inner.lock();
+        if life.is_rebooting() {
+            let why = "cannot move the guest: it has reset and is about to boot again; try again in a moment";
+            return Err(Refusal::Conflict(why.into()));
+        }
         life.stage = Stage::Leaving(Arc::clone(&guest));
         life.migration = MigrationStatus { active: true, progress: None, report: None };
         life.cancel = Some(cancel.clone());
@@ -100,7 +104,7 @@ pub(super) fn receive_in_background(
             entered.then_some(()).ok_or_else(|| GuestError("this VMM is ending".into()))
         }
     };
-    let arrivals = Arrivals::new(kvm, arrival, handle.hooks(), built);
+    let arrivals = Arrivals::new(kvm, arrival, inner.hooks(0), built);
     thread::Builder::new()
         .name("receive".into())
         .spawn(move || receive(&inner, &arrivals, &receiver))
@@ -152,14 +156,14 @@ impl Observer for Recorder<'_> {
 
 impl Inner {
     /// Records how a migration ended, then tells.
-    fn conclude(&self, stage: Stage, report: Report) {
+    fn conclude(self: &Arc<Self>, stage: Stage, report: Report) {
         let mut life = self.lock();
         life.stage = stage;
         life.cancel = None;
         life.migration = MigrationStatus { active: false, progress: None, report: Some(report.clone()) };
         drop(life);
         let _ = self.events.send(Event::Ended { report: Box::new(report) });
-        self.lock().end_if_stopped();
+        self.follow_own_end(&mut self.lock());
         self.ended.notify_all();
     }
 }

@@ -67,6 +67,7 @@ impl Vm for Pretender {
             listen: None,
             corruptions: None,
             work_per_s: None,
+            reboots: 0,
         }
     }
 

@@ -178,14 +178,14 @@ fn kernels_that_cannot_boot_are_named_with_the_way_out() {
 fn cut_and_random_kernels_never_panic() {
     let ram = GuestRam::new(Layout::for_bytes(64 << 20).unwrap()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let config = MachineConfig { kernel: Kernel::File(file.path().into()), ..config(1, "") };
+    let config = MachineConfig { kernel: Kernel::File(file.path().into()), ..config(1, "") }.boot();
     for at in (0..200).chain((200..guest::IMAGE.len()).step_by(4096)) {
         std::fs::write(file.path(), &guest::IMAGE[..at]).unwrap();
-        assert!(crate::boot::load(&ram, &config, 1, &[]).is_err(), "cut at {at}");
+        assert!(crate::boot::load(&ram, &config, 1, 1, &[]).is_err(), "cut at {at}");
         let mut damaged = guest::IMAGE.to_vec();
         damaged[at] ^= 0xff;
         std::fs::write(file.path(), &damaged).unwrap();
-        let _ = crate::boot::load(&ram, &config, 1, &[]);
+        let _ = crate::boot::load(&ram, &config, 1, 1, &[]);
     }
 }
 

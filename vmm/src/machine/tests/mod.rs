@@ -16,7 +16,7 @@ use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::config::{Kernel, MemorySize, Vcpus};
+use crate::config::{Kernel, MemorySize, OnReset, Vcpus};
 use crate::devices::{End, GuestEnd};
 use crate::vcpu::CpuChoice;
 
@@ -42,6 +42,7 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
         disks: Vec::new(),
         nics: Vec::new(),
         virtio_console: false,
+        on_reset: OnReset::Reboot,
     }
 }
 

@@ -61,6 +61,11 @@ impl DiskPlan {
         Ok(Self { image: Arc::new(image), serial: disk.serial.clone() })
     }
 
+    /// For a guest that boots again with the image that it has, so that no other machine gets it meanwhile.
+    pub(super) fn for_reboot(disk: &DiskDescription, image: &Arc<DiskImage>) -> Self {
+        Self { image: Arc::clone(image), serial: disk.serial.clone() }
+    }
+
     pub(super) fn describe(&self) -> DiskDescription {
         DiskDescription {
             path: self.image.path().display().to_string(),

@@ -108,6 +108,18 @@ impl VirtioPlan {
         })
     }
 
+    /// For a guest that boots again, with the images and taps that it has.
+    pub(super) fn for_reboot(shape: &MachineDescription, devices: &VirtioDevices) -> Self {
+        let disks = shape.disks.iter().zip(&devices.images);
+        let nics = shape.nics.iter().zip(&devices.nics);
+        Self {
+            rng: shape.has(RNG_KIND.name),
+            disks: disks.map(|(disk, image)| DiskPlan::for_reboot(disk, image)).collect(),
+            nics: nics.map(|(shape, nic)| NicPlan::for_reboot(shape, nic.tap())).collect(),
+            console: shape.has(CONSOLE_KIND.name),
+        }
+    }
+
     /// What the other host must know of them.
     pub(super) fn describe(&self, shape: MachineDescription) -> MachineDescription {
         let disks = self.disks.iter().map(DiskPlan::describe).collect();

@@ -1,5 +1,7 @@
 //! The network interfaces of a machine: as they are described to another host, and their taps, connected.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -25,7 +27,7 @@ impl NicDescription {
 /// A network interface that is to be built.
 #[derive(Debug)]
 pub(super) struct NicPlan {
-    pub(super) tap: Tap,
+    pub(super) tap: Arc<Tap>,
     pub(super) description: NicDescription,
     /// The guest still runs elsewhere.
     pub(super) arriving: bool,
@@ -36,11 +38,16 @@ impl NicPlan {
     pub(super) fn for_boot(guest: Uuid, place: usize, nic: &NicConfig) -> Result<Self, TapError> {
         let mac = nic.mac.unwrap_or_else(|| Mac::for_place(guest, place));
         let description = NicDescription { mac, tap: nic.tap.clone() };
-        Ok(Self { tap: Tap::open(&nic.tap)?, description, arriving: false })
+        Ok(Self { tap: Arc::new(Tap::open(&nic.tap)?), description, arriving: false })
+    }
+
+    /// For a guest that boots again with the tap that it has.
+    pub(super) fn for_reboot(nic: &NicDescription, tap: &Arc<Tap>) -> Self {
+        Self { tap: Arc::clone(tap), description: nic.clone(), arriving: false }
     }
 
     /// For a guest that comes from elsewhere.
     pub(super) fn for_arrival(nic: &NicDescription) -> Result<Self, TapError> {
-        Ok(Self { tap: Tap::open(&nic.tap)?, description: nic.clone(), arriving: true })
+        Ok(Self { tap: Arc::new(Tap::open(&nic.tap)?), description: nic.clone(), arriving: true })
     }
 }

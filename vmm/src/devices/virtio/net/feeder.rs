@@ -81,13 +81,13 @@ impl Nic {
     /// # Errors
     /// When the host refuses a thread or a descriptor.
     pub fn connect(
-        tap: Tap,
+        tap: Arc<Tap>,
         mac: Mac,
         arriving: bool,
         ram: Arc<GuestRam>,
         interrupt: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
-        let (tap, bell) = (Arc::new(tap), Arc::new(Bell::new()?));
+        let bell = Arc::new(Bell::new()?);
         let device = Net::new(Arc::clone(&tap), mac, Arc::clone(&bell));
         let transport = MmioTransport::new(Box::new(device), ram, interrupt);
         let desk = Mutex::new(Desk { drops: arriving, ..Desk::default() });
@@ -95,6 +95,12 @@ impl Nic {
         let running = Arc::clone(&feeder);
         let thread = std::thread::Builder::new().name("net".into()).spawn(move || running.run())?;
         Ok(Self { feeder, thread: Some(thread) })
+    }
+
+    /// Its tap, for the machine in which its guest boots again: when this is dropped, nobody reads it any more.
+    #[must_use]
+    pub fn tap(&self) -> &Arc<Tap> {
+        &self.feeder.tap
     }
 
     /// Its registers.

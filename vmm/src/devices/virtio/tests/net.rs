@@ -36,7 +36,7 @@ impl Station {
         let (tap, network) = UnixDatagram::pair().unwrap();
         tap.set_nonblocking(true).unwrap();
         network.set_read_timeout(Some(DEADLINE)).unwrap();
-        let near = Tap::from_fd(OwnedFd::from(tap.try_clone().unwrap()));
+        let near = Arc::new(Tap::from_fd(OwnedFd::from(tap.try_clone().unwrap())));
         let mac: Mac = "02:00:00:00:00:07".parse().unwrap();
         let mut connected = None;
         let driver = Driver::connected(ram, |ram, pulse| {
