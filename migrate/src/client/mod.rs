@@ -124,6 +124,14 @@ impl Client {
         self.exchange.order(Method::POST, "/vm/resume", Bytes::new()).await
     }
 
+    /// `POST /vm/shutdown`: presses the guest's power button.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause).
+    pub async fn shutdown(&self) -> Result<()> {
+        self.exchange.order(Method::POST, "/vm/shutdown", Bytes::new()).await
+    }
+
     /// `POST /vm/stop`.
     ///
     /// # Errors

@@ -4,7 +4,8 @@
 OUTER_MODULES=(kvm-amd
   veth bridge tun)
 # For Linux guests.
-INNER_MODULES=(virtio_mmio virtio_blk virtio_net virtio_console virtio-rng)
+INNER_MODULES=(virtio_mmio virtio_blk virtio_net virtio_console virtio-rng
+  button evdev)
 
 # Makes $BED, with these scenarios.
 make_bed() {

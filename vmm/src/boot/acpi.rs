@@ -12,7 +12,9 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
 use crate::devices::virtio::MmioSlot;
-use crate::devices::{PM1_CONTROL, PM1_END, PM1_EVENTS, RESET_CONTROL, RESET_NOW, SERIAL_GSI, SERIAL_PORT};
+use crate::devices::{
+    PM1_CONTROL, PM1_END, PM1_EVENTS, RESET_CONTROL, RESET_NOW, SCI, SERIAL_GSI, SERIAL_PORT,
+};
 
 /// Where the first of them lies, in the range that is searched for it (5.2.5.1).
 pub(super) const AT: u64 = 0xe_0000;
@@ -24,8 +26,6 @@ const REVISION: u32 = 1;
 /// Where every x86 machine has them until told otherwise (Intel SDM vol. 3A, 11.4.1; 82093AA data sheet).
 const LAPIC: u32 = 0xfee0_0000;
 const IOAPIC: u32 = 0xfec0_0000;
-/// ACPI's own interrupt. None is ever raised, but kernels ask for the line.
-const SCI: u8 = 9;
 
 /// All tables, to be put at [`AT`].
 pub(super) fn tables(cpus: u32, virtio: &[MmioSlot]) -> Vec<u8> {
@@ -58,7 +58,7 @@ impl Area {
     }
 }
 
-/// Fixed hardware (5.2.9): how to power off and to reset.
+/// Fixed hardware (5.2.9): the power button, how to power off and to reset.
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     /// No VGA, no battery-backed clock (5.2.9.3): kernels look for neither, and take the time from kvmclock.
     const NO_VGA: u16 = 1 << 2;
@@ -66,8 +66,8 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     let ports = |port: u16, bytes: u16| {
         GAS::new(AddressSpace::SystemIo, (bytes * 8) as u8, 0, AccessSize::Undefined, u64::from(port))
     };
-    // Buttons are no fixed hardware here: the flags say that there are none.
-    let flags = [Flags::Wbinvd, Flags::ProcC1, Flags::PwrButton, Flags::SlpButton, Flags::ResetRegSup];
+    // A flag for a button says that it is no fixed hardware: so the power button is, and there is none to sleep.
+    let flags = [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::ResetRegSup];
     let mut fadt = flags
         .into_iter()
         .fold(FADTBuilder::new(OEM, TABLE, REVISION).dsdt_32(dsdt as u32).dsdt_64(dsdt), FADTBuilder::flag);

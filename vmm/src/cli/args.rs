@@ -53,6 +53,15 @@ pub enum Command {
     Pause(Which),
     /// Let a paused guest run on
     Resume(Which),
+    /// Press a guest's power button: if it listens, it shuts down in order
+    Shutdown {
+        /// Which VM.
+        #[command(flatten)]
+        which: Which,
+        /// Wait until it has powered off, and fail if it has not by then
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u32>,
+    },
     /// End a guest and its VMM
     Stop(Which),
     /// Move a demo guest back and forth on this host by every mode, and check that nothing is lost

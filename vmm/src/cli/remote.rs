@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use migrate::client::types::VmInfo;
-use migrate::client::{Client, ClientError, RuntimeDir};
+use migrate::client::{Client, ClientError, Events, RuntimeDir};
 
 use super::args::{Command, Which};
 use super::hosting::Signals;
@@ -25,8 +25,8 @@ pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::R
         Command::Console(which) => console(&choose(which.name).await?).await,
         Command::Pause(which) => Ok(choose(which.name).await?.pause().await?),
         Command::Resume(which) => Ok(choose(which.name).await?.resume().await?),
-        Command::Stop(Which { name: Some(name) }) => stop(&Client::named_in(runtime, &name)?).await,
-        Command::Stop(Which { name: None }) => stop(&alone(runtime)?).await,
+        Command::Shutdown { which, wait } => shutdown(&certain(runtime, which)?, wait).await,
+        Command::Stop(which) => stop(&certain(runtime, which)?).await,
         Command::Run(_)
         | Command::Cpu(_)
         | Command::Receive(_)
@@ -36,6 +36,14 @@ pub(super) async fn command(command: Command, runtime: &RuntimeDir) -> anyhow::R
         | Command::GuestImage => {
             bail!("not a command to a running VMM")
         }
+    }
+}
+
+/// The VM named, or the only one.
+fn certain(runtime: &RuntimeDir, which: Which) -> anyhow::Result<Client> {
+    match which.name {
+        Some(name) => Ok(Client::named_in(runtime, &name)?),
+        None => alone(runtime),
     }
 }
 
@@ -73,12 +81,31 @@ async fn info(client: &Client, json: bool) -> anyhow::Result<()> {
 
 /// Ends the guest and waits until its name is free.
 async fn stop(client: &Client) -> anyhow::Result<()> {
-    let mut events = client.events().await?;
+    let events = client.events().await?;
     client.stop().await?;
-    let end = async { while let Ok(Some(_)) = events.next().await {} };
-    let ended = tokio::time::timeout(END_DEADLINE, end).await;
-    ensure!(ended.is_ok(), "{} was asked to end {} s ago and has not", client.name(), END_DEADLINE.as_secs());
+    let ended = ends_within(END_DEADLINE, events).await;
+    ensure!(ended, "{} was asked to end {} s ago and has not", client.name(), END_DEADLINE.as_secs());
     Ok(())
+}
+
+/// Presses the power button; whether anyone listens shows only if it is waited for.
+async fn shutdown(client: &Client, wait: Option<u32>) -> anyhow::Result<()> {
+    let events = client.events().await?;
+    client.shutdown().await?;
+    let Some(seconds) = wait else { return Ok(()) };
+    let ended = ends_within(Duration::from_secs(seconds.into()), events).await;
+    let name = client.name();
+    ensure!(
+        ended,
+        "{name} has not powered off within {seconds} s; it may not listen to its power button: vmm stop {name} ends it"
+    );
+    Ok(())
+}
+
+/// Whether the VMM ends in time: its events do.
+async fn ends_within(limit: Duration, mut events: Events) -> bool {
+    let end = async { while let Ok(Some(_)) = events.next().await {} };
+    tokio::time::timeout(limit, end).await.is_ok()
 }
 
 async fn console(client: &Client) -> anyhow::Result<()> {

@@ -60,6 +60,14 @@ pub(super) async fn resume(State(shared): State<Shared>) -> Answer<StatusCode> {
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Presses the guest's power button. A guest that listens powers off some time later, and its VMM ends; one that does
+/// not goes on.
+#[utoipa::path(post, path = "/vm/shutdown", responses((status = 204), (status = 409, body = Problem)))]
+pub(super) async fn shutdown(State(shared): State<Shared>) -> Answer<StatusCode> {
+    shared.call(|vm| vm.shutdown()).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Ends the guest and its VMM.
 #[utoipa::path(post, path = "/vm/stop", responses((status = 204), (status = 409, body = Problem)))]
 pub(super) async fn stop(State(shared): State<Shared>) -> Answer<StatusCode> {

@@ -44,6 +44,12 @@ pub trait Vm: Send + Sync + 'static {
     /// [`Refusal::Conflict`] when the guest's life does not allow it; above all when it is in doubt.
     fn resume(&self) -> Result<(), Refusal>;
 
+    /// Presses the guest's power button. What it does then, and when, is its own affair.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when the guest's life does not allow it.
+    fn shutdown(&self) -> Result<(), Refusal>;
+
     /// Ends the guest, or the waiting for one. Returns when it has been asked; [`wait_ended`](Self::wait_ended)
     /// returns when it is done.
     ///

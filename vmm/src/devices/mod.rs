@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 pub use console::{Console, ConsoleReader, Heard};
 pub use power::{
-    KEYBOARD_COMMAND, PM1_CONTROL, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, RESET_NOW,
-    ResetControl,
+    KEYBOARD_COMMAND, KIND as POWER_KIND, PM1_CONTROL, PM1_END, PM1_EVENTS, PowerManagement, PowerState,
+    RESET_CONTROL, RESET_NOW, ResetControl, SCI,
 };
 pub use serial::{GSI as SERIAL_GSI, KIND as SERIAL_KIND, PORT as SERIAL_PORT, SerialPort, SerialState};
 

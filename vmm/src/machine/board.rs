@@ -14,7 +14,7 @@ use crate::boot;
 use crate::config::{BootConfig, MachineConfig, Vcpus as VcpuCount};
 use crate::devices::virtio::MmioSlot;
 use crate::devices::{
-    Bus, Console, KEYBOARD_COMMAND, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, ResetControl,
+    Bus, Console, KEYBOARD_COMMAND, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, ResetControl, SCI,
     SERIAL_GSI, SERIAL_PORT, SerialPort,
 };
 use crate::kvm::{KvmError, KvmHost, ioctl};
@@ -28,6 +28,7 @@ pub struct Board {
     ram: Arc<GuestRam>,
     hooks: Hooks,
     serial: Arc<SerialPort>,
+    power: Arc<PowerManagement>,
     virtio: VirtioDevices,
     shape: MachineDescription,
 }
@@ -86,6 +87,10 @@ impl Board {
 
     pub(super) fn serial(&self) -> &SerialPort {
         &self.serial
+    }
+
+    pub(super) fn power(&self) -> &PowerManagement {
+        &self.power
     }
 
     pub(super) fn virtio(&self) -> &VirtioDevices {
@@ -188,10 +193,11 @@ impl Parts {
         let Self { vm, ram, vcpus, virtio, shape } = self;
         let vm = Arc::new(vm);
         let serial = SerialPort::new(hooks.console.clone(), pulse(&vm, SERIAL_GSI));
+        let power = Arc::new(PowerManagement::new(level(&vm, SCI.into())));
         let virtio = virtio
             .build(&ram, &hooks.console, |gsi| pulse(&vm, gsi))
             .map_err(KvmError::refused("start a device's thread"))?;
-        let mut bus = bus(&serial);
+        let mut bus = bus(&serial, &power);
         virtio.add_to(&mut bus);
         let surroundings = Surroundings {
             bus: Arc::new(bus),
@@ -204,7 +210,7 @@ impl Parts {
             ram: Arc::clone(&ram),
         };
         let vcpus = Vcpus::start(vcpus, &surroundings).map_err(KvmError::refused("start a vCPU's thread"))?;
-        Ok((Board { vm, ram, hooks, serial, virtio, shape }, vcpus))
+        Ok((Board { vm, ram, hooks, serial, power, virtio, shape }, vcpus))
     }
 }
 
@@ -258,11 +264,19 @@ fn pulse(vm: &Arc<VmFd>, line: u32) -> Arc<dyn Fn() + Send + Sync> {
     })
 }
 
-fn bus(serial: &Arc<SerialPort>) -> Bus {
+fn level(vm: &Arc<VmFd>, line: u32) -> Arc<dyn Fn(bool) + Send + Sync> {
+    let vm = Arc::clone(vm);
+    Arc::new(move |high| {
+        // As above.
+        let _ = vm.set_irq_line(line, high);
+    })
+}
+
+fn bus(serial: &Arc<SerialPort>, power: &Arc<PowerManagement>) -> Bus {
     let mut bus = Bus::default();
     bus.add_ports(SERIAL_PORT..SERIAL_PORT + 8, Arc::clone(serial) as _);
     bus.add_ports(KEYBOARD_COMMAND..KEYBOARD_COMMAND + 1, Arc::new(ResetControl::Keyboard));
     bus.add_ports(RESET_CONTROL..RESET_CONTROL + 1, Arc::new(ResetControl::Chipset));
-    bus.add_ports(PM1_EVENTS..PM1_END, Arc::new(PowerManagement));
+    bus.add_ports(PM1_EVENTS..PM1_END, Arc::clone(power) as _);
     bus
 }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::virtio::{self, DiskDescription, NicDescription};
 use crate::config::{BootConfig, MemorySize, OnReset, Vcpus};
-use crate::devices::SERIAL_KIND;
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
+use crate::devices::{POWER_KIND, SERIAL_KIND};
 use crate::kvm::{KvmError, KvmHost, ioctl};
 use crate::memory::layout::Layout;
 use crate::state::{self, Kind};
@@ -64,7 +64,7 @@ impl DeviceDescription {
 }
 
 /// The devices there can be.
-const DEVICES: [Kind; 5] = [SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND, CONSOLE_KIND];
+const DEVICES: [Kind; 6] = [SERIAL_KIND, POWER_KIND, RNG_KIND, BLOCK_KIND, NET_KIND, CONSOLE_KIND];
 
 /// Two TSC frequencies nearer than this are one: measuring them has such an error, and clocks are corrected by more
 /// (Linux's own limit for a guest that migrates, as used by other VMMs).
@@ -88,7 +88,7 @@ impl MachineDescription {
         tsc_offset: bool,
         xsave_bytes: u32,
     ) -> Self {
-        let devices = vec![DeviceDescription::of(&SERIAL_KIND)];
+        let devices = [SERIAL_KIND, POWER_KIND].iter().map(DeviceDescription::of).collect();
         let state_version = state::VERSION;
         let (host_tsc, host_realtime_ns) = (0, 0);
         Self {

@@ -149,6 +149,11 @@ impl<Life> Machine<Life> {
         self.board.console()
     }
 
+    /// Presses the guest's power button. If it is paused it hears of it when it runs.
+    pub fn press_power_button(&self) {
+        self.board.power().press();
+    }
+
     /// What another host must know before it can take the guest.
     #[must_use]
     pub fn description(&self) -> MachineDescription {

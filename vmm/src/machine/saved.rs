@@ -7,7 +7,7 @@ use super::board::Board;
 use super::chips::{self, ChipsImage};
 use super::description::MachineDescription;
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
-use crate::devices::{SERIAL_KIND, SerialState};
+use crate::devices::{POWER_KIND, PowerState, SERIAL_KIND, SerialState};
 use crate::state::{Kind, Section, SectionWriter, StateError, Stream, StreamWriter};
 use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
 
@@ -15,8 +15,18 @@ use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
 pub(super) const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
 
 /// All sections there are.
-pub(super) const KINDS: [Kind; 9] =
-    [MACHINE, VCPU, chips::CHIPS, chips::CLOCK, SERIAL_KIND, RNG_KIND, BLOCK_KIND, NET_KIND, CONSOLE_KIND];
+pub(super) const KINDS: [Kind; 10] = [
+    MACHINE,
+    VCPU,
+    chips::CHIPS,
+    chips::CLOCK,
+    SERIAL_KIND,
+    POWER_KIND,
+    RNG_KIND,
+    BLOCK_KIND,
+    NET_KIND,
+    CONSOLE_KIND,
+];
 
 /// More than a vCPU's section takes on most hosts: so that the buffer need not grow during the pause.
 const USUAL_VCPU_BYTES: usize = 16 << 10;
@@ -30,6 +40,7 @@ pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError
     vcpus.save(&mut stream)?;
     stream.append(chips, &others);
     stream.section(&SERIAL_KIND, 0, |section| board.serial().state().write(section));
+    stream.section(&POWER_KIND, 0, |section| board.power().state().write(section));
     board.virtio().save(&mut stream);
     Ok(stream.finish())
 }
@@ -44,11 +55,14 @@ pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), 
     let chips =
         ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
     let serial = SerialState::read(stream.section(&SERIAL_KIND, 0)?)?;
+    // A guest of a host without a button has never heard of one.
+    let power = stream.section(&POWER_KIND, 0).ok().map_or(Ok(PowerState::default()), PowerState::read)?;
     let virtio = board.virtio().images(&stream)?;
 
     vcpus.restore(images)?;
     chips.restore(board.vm_fd())?;
     board.serial().set_state(serial);
+    board.power().set_state(power);
     board.virtio().restore(virtio);
     Ok(())
 }

@@ -161,6 +161,19 @@ impl Resident {
         })
     }
 
+    /// Presses its power button.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn press_power_button(&self) -> Result<()> {
+        match &*self.lock() {
+            Life::Running(machine) => machine.press_power_button(),
+            Life::Paused(machine) => machine.press_power_button(),
+            Life::Gone => return Err(gone()),
+        }
+        Ok(())
+    }
+
     /// The state of everything but RAM.
     ///
     /// # Errors

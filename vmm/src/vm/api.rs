@@ -48,6 +48,19 @@ impl Vm for VmHandle {
         self.inner.stage().at_hand("resume")?.resume().map_err(failed)
     }
 
+    fn shutdown(&self) -> Result<(), Refusal> {
+        let _one = self.inner.order();
+        // Not while it moves: the state that has the button's may have left already.
+        let guest = self.inner.stage();
+        let guest = guest.at_hand("press the power button")?;
+        if self.inner.lock().is_rebooting() {
+            let why =
+                "cannot press the power button: the guest has reset and is about to boot again; try again";
+            return Err(Refusal::Conflict(why.into()));
+        }
+        guest.press_power_button().map_err(failed)
+    }
+
     fn stop(&self) -> Result<(), Refusal> {
         let _one = self.inner.order();
         if !self.inner.end_waiting() {

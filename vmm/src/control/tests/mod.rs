@@ -79,6 +79,10 @@ impl Vm for Pretender {
         self.note("resume")
     }
 
+    fn shutdown(&self) -> Result<(), Refusal> {
+        self.note("shutdown")
+    }
+
     fn stop(&self) -> Result<(), Refusal> {
         self.note("stop")
     }
@@ -179,6 +183,7 @@ async fn every_request_reaches_the_machine() {
     assert_eq!(client.info().await.unwrap(), served.vm.info());
     client.pause().await.unwrap();
     client.resume().await.unwrap();
+    client.shutdown().await.unwrap();
     client.stop().await.unwrap();
     client.type_in("ls\n").await.unwrap();
     client.migrate(&request()).await.unwrap();
@@ -189,6 +194,7 @@ async fn every_request_reaches_the_machine() {
     let asked = [
         "pause",
         "resume",
+        "shutdown",
         "stop",
         "type 3",
         "migrate to there:7000 by 3 streams",

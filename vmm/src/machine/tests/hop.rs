@@ -3,6 +3,7 @@
 use vm_memory::GuestMemoryBackend;
 
 use super::*;
+use crate::devices::Device;
 
 /// Copies all RAM.
 fn copy_ram(from: &Machine<Paused>, to: &Machine<Paused>) {
@@ -95,6 +96,30 @@ fn what_is_not_a_state_of_this_machine_is_refused_and_changes_nothing() {
     machine.restore(&state).unwrap();
     let machine = machine.resume();
     assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
+}
+
+/// The interrupt controller's line 9 is high in a state saved after the button was pressed, and again after that state
+/// was restored: the press is still to be heard.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_pressed_power_button_stays_pressed() {
+    let line = |state: &[u8]| {
+        let stream = crate::state::Stream::read(state, &saved::KINDS).unwrap();
+        let ioapic = stream.section(&chips::CHIPS, 0).unwrap().optional(3).unwrap();
+        // irr of kvm_ioapic_state, after the chip's number, and base_address, ioregsel and id.
+        u32::from_le_bytes(*ioapic[8 + 16..].first_chunk().unwrap()) >> 9 & 1
+    };
+    let (machine, _) = busy(1);
+    let machine = pause(machine);
+    machine.board().power().write(2, &[0, 1]);
+    assert_eq!(line(&machine.save().unwrap()), 0);
+    machine.press_power_button();
+    assert_eq!(line(&machine.save().unwrap()), 1);
+    let there = hop(machine, hooks().0);
+    assert_eq!(line(&there.save().unwrap()), 1);
+    there.board().power().write(0, &[0, 1]);
+    assert_eq!(line(&there.save().unwrap()), 0);
+    assert_eq!(works_on(&there.resume(), 1, 1000).corruptions, 0);
 }
 
 /// Bytes changed under a right checksum: KVM judges them, nobody panics, and the machine still answers.
