@@ -129,6 +129,7 @@ fn table(name: &str, version: u16) -> Option<(bool, Vec<Row>)> {
         ("serial", 1) => {
             (false, vec![(1, true, Is(9)), (2, true, Within(0, 64)), (3, false, Within(0, 65536))])
         }
+        ("power", 1) => (false, vec![(1, true, Is(4))]),
         ("virtio-rng", 1) => (false, virtio(1)),
         ("virtio-console", 1) => (false, virtio(2)),
         ("virtio-blk", 1) => {
@@ -231,7 +232,7 @@ pub fn check_machine(sections: &[Section]) -> Result<(), String> {
     let cpus: Vec<_> = (0..vcpus).map(|number| ("vcpu", number)).collect();
     let rest = names[1..].strip_prefix(cpus.as_slice()).ok_or("there is not a section for each vCPU")?;
     expect(
-        rest.starts_with(&[("chips", 0), ("clock", 0), ("serial", 0)]),
+        rest.starts_with(&[("chips", 0), ("clock", 0), ("serial", 0), ("power", 0)]),
         "chips, clock, serial do not follow",
     )
 }

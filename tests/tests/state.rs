@@ -66,6 +66,7 @@ fn what_a_machine_saves_is_as_the_document_says() {
         nics: Vec::new(),
         cpu: vmm::vcpu::CpuChoice::default(),
         virtio_console: true,
+        on_reset: vmm::config::OnReset::Reboot,
     };
     let console = Console::new();
     let machine = Machine::boot(&config, console.clone()).unwrap().resume();
@@ -81,11 +82,11 @@ fn what_a_machine_saves_is_as_the_document_says() {
     let disk = of("virtio-blk");
     assert_eq!((number(disk.value(16)), disk.value(17)), (77, &[0][..]));
     assert_eq!(disk.value(18), b"a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    let names: Vec<_> = sections[6..].iter().map(|section| section.name.as_str()).collect();
+    let names: Vec<_> = sections[7..].iter().map(|section| section.name.as_str()).collect();
     assert_eq!(names, ["virtio-rng", "virtio-blk", "virtio-console"]);
     let described: Vec<_> = machine.description().devices.into_iter().map(|device| device.name).collect();
     assert!(
-        ["serial", "virtio-rng", "virtio-blk", "virtio-console"]
+        ["serial", "power", "virtio-rng", "virtio-blk", "virtio-console"]
             .iter()
             .all(|name| described.contains(&(*name).into()))
     );

@@ -190,6 +190,23 @@ mod tests {
         assert_eq!(ResetControl::Chipset.write(0, &[6]), Some(End::Reset));
     }
 
+    #[test]
+    fn golden_power() {
+        let written = |state: PowerState| {
+            let mut stream = crate::state::StreamWriter::new(Vec::new());
+            stream.section(&KIND, 0, |section| state.write(section));
+            stream.finish()
+        };
+        crate::state::golden::holds(
+            &KIND,
+            &written(PowerState { status: BUTTON, enable: 0x0521 }),
+            |bytes| {
+                let stream = crate::state::Stream::read(bytes, &[KIND]).unwrap();
+                written(PowerState::read(stream.section(&KIND, 0).unwrap()).unwrap())
+            },
+        );
+    }
+
     /// Registers, and how high their line is.
     fn registers() -> (PowerManagement, Arc<AtomicBool>) {
         let line = Arc::new(AtomicBool::new(false));

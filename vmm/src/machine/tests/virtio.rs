@@ -46,7 +46,7 @@ fn a_kernel_finds_a_device_at_the_first_slot() {
 fn the_demo_guest_has_no_virtio_devices() {
     let machine = Machine::boot(&config(1, ""), Console::new()).unwrap();
     assert_eq!(machine.board().virtio_slots(), []);
-    assert_eq!((machine.description().devices.len(), machine.description().disks.len()), (1, 0));
+    assert_eq!((machine.description().devices.len(), machine.description().disks.len()), (2, 0));
 }
 
 #[test]
