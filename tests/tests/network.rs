@@ -2,6 +2,7 @@
 //!
 //! The demo guest has a network interface here and no driver for it: what counts is what the hosts do.
 
+use migrate::client::types::Life;
 use migrate::options::InFlightPolicy;
 use tests::{Guest, Journey, Vm, World, until};
 
@@ -120,4 +121,22 @@ fn a_tap_that_was_made_goes_with_its_vmm() {
     assert!(world.network().ip("link show made").contains("master br0"));
     journey.hop("--mode precopy");
     assert!(!world.network().ip("link show").contains("made"));
+}
+
+#[test]
+#[cfg_attr(any(no_kvm, no_netns), ignore = "needs /dev/kvm, /dev/net/tun and network namespaces")]
+fn a_guest_that_boots_again_keeps_its_tap_and_can_move() {
+    let world = World::networked();
+    let mut journey = Journey::begin(&world, Guest { words: "idle reset-after=2", ..GUEST });
+    until("the guest to boot again", || (journey.here().info().reboots > 0).then_some(()));
+    assert!(refused(&world, "tap=tap0").contains("is in use"));
+    let there = world.receive("there");
+    // It may be booting again just now: then it is asked once more.
+    until("the guest to move", || {
+        let ending = journey.attempt(&there.address(), "--mode precopy");
+        (ending.code == 0).then_some(())
+    });
+    there.wait_until(Life::Running);
+    assert!(refused(&world, "tap=tap1").contains("is in use"));
+    journey.here_mut().end();
 }
