@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::options::ClockPolicy;
 use crate::pages::{PageRun, PageSet};
 
 /// What a guest's side (VMM, kernel) can fail with. The text names the thing, the value and the way out.
@@ -184,11 +185,11 @@ pub trait Departing: Send + Sync {
     /// When a vCPU cannot be stopped; the guest is then running.
     fn pause(&self) -> Result<()>;
 
-    /// The state of everything but RAM. Only from a paused guest.
+    /// The state of everything but RAM. Only from a paused guest. `clock`: what becomes of its clock until it is restored.
     ///
     /// # Errors
     /// When the kernel refuses; or the guest is not paused.
-    fn save(&self) -> Result<Vec<u8>>;
+    fn save(&self, clock: ClockPolicy) -> Result<Vec<u8>>;
 
     /// Frame numbers of pages that the guest of a state just saved touches as soon as it runs: where its vCPUs
     /// execute, their stacks, the page tables that lead there. A hint: post-copy sends them first.

@@ -32,6 +32,18 @@ pub enum InFlightPolicy {
     Drop,
 }
 
+/// What a guest's clock (its monotonic one, and so the time of day) does while it stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClockPolicy {
+    /// It goes on from where it stopped: no jump; the time of day falls behind by the pause.
+    #[default]
+    Continue,
+    /// It goes on as if it had not stopped: it jumps by the pause, and the time of day is right. By the hosts' clocks, which
+    /// must be synchronised.
+    Realtime,
+}
+
 /// The options of one migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -51,6 +63,8 @@ pub struct Options {
     pub verify: bool,
     /// Packets in flight.
     pub in_flight: InFlightPolicy,
+    /// The guest's clock.
+    pub clock: ClockPolicy,
 }
 
 /// Most data connections of one migration.

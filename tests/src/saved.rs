@@ -125,7 +125,7 @@ fn table(name: &str, version: u16) -> Option<(bool, Vec<Row>)> {
         ("chips", 1) => {
             (false, vec![(1, true, Is(520)), (2, true, Is(520)), (3, true, Is(520)), (4, true, Is(112))])
         }
-        ("clock", 1) => (false, vec![(1, true, Is(8))]),
+        ("clock", 1) => (false, vec![(1, true, Is(8)), (2, false, Is(8))]),
         ("serial", 1) => {
             (false, vec![(1, true, Is(9)), (2, true, Within(0, 64)), (3, false, Within(0, 65536))])
         }
@@ -162,7 +162,7 @@ pub fn check(section: &Section) -> Result<(), String> {
         };
         expect(fits, &format!("field {tag} of {name} has {bytes} bytes"))?;
         // "Written as required, and only where there are any."
-        let flagged = *required || name.starts_with("virtio-") && *tag == 6;
+        let flagged = *required || name.starts_with("virtio-") && *tag == 6 || name == "clock" && *tag == 2;
         expect(field.required == flagged, &format!("field {tag} of {name} is not flagged as it should be"))?;
     }
     let unknown = fields.iter().find(|field| !rows.iter().any(|(tag, ..)| *tag == field.tag));

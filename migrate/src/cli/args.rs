@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{parse_bytes, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
-use crate::options::{InFlightPolicy, MAX_STREAMS, Mode};
+use crate::options::{ClockPolicy, InFlightPolicy, MAX_STREAMS, Mode};
 
 /// Moves a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -61,6 +61,9 @@ pub struct StartArgs {
     /// What becomes of packets that come here for the guest after it has left
     #[arg(long, value_enum, default_value_t = InFlightPolicy::Forward)]
     pub in_flight: InFlightPolicy,
+    /// What the guest's clock does while it stands still
+    #[arg(long, value_enum, default_value_t = ClockPolicy::Continue)]
+    pub clock: ClockPolicy,
     /// Print every event as a line of JSON, the report last
     #[arg(long)]
     pub json: bool,
@@ -139,6 +142,7 @@ impl StartArgs {
             bandwidth: self.bandwidth,
             verify: self.verify,
             in_flight: self.in_flight,
+            clock: self.clock,
         }
     }
 }
@@ -175,6 +179,7 @@ mod tests {
             bandwidth: Some(100 << 20),
             verify: true,
             in_flight: InFlightPolicy::Forward,
+            clock: ClockPolicy::Continue,
         };
         assert_eq!(start.request(), expected);
     }

@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::options::{
-    DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode, Options, default_streams,
+    ClockPolicy, DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode, Options,
+    default_streams,
 };
 use crate::progress::Progress;
 use crate::report::Report;
@@ -84,6 +85,9 @@ pub struct MigrateRequest {
     /// What becomes of packets that come for the guest after it has left; default: they are sent after it.
     #[serde(default)]
     pub in_flight: InFlightPolicy,
+    /// What the guest's clock does while it stands still; default: it goes on from where it stopped.
+    #[serde(default)]
+    pub clock: ClockPolicy,
 }
 
 /// Why a [`MigrateRequest`] cannot become [`Options`].
@@ -115,6 +119,7 @@ impl MigrateRequest {
             bandwidth: self.bandwidth,
             verify: self.verify,
             in_flight: self.in_flight,
+            clock: self.clock,
         };
         if options.streams == 0 || options.streams > MAX_STREAMS {
             return Err(OptionsError::Streams(options.streams));

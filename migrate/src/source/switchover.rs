@@ -90,7 +90,8 @@ impl Journey<'_> {
         self.custody.on(SourceEvent::Paused)?;
         times.pause_us = us_since(pausing);
         let saving = Instant::now();
-        let state = guest.save().map_err(Failure::guest("save the guest's state"))?;
+        let state =
+            guest.save(self.context.options.clock).map_err(Failure::guest("save the guest's state"))?;
         times.save_us = us_since(saving);
         let harvesting = Instant::now();
         let mut late = PageSet::default();

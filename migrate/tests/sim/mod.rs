@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use host::SimHost;
 use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
-use migrate::options::{InFlightPolicy, Mode, Options};
+use migrate::options::{ClockPolicy, InFlightPolicy, Mode, Options};
 use migrate::progress::{Event, Observer};
 pub(crate) use ram::SimRam;
 
@@ -35,6 +35,7 @@ pub(crate) fn options(mode: Mode) -> Options {
         bandwidth: None,
         verify: false,
         in_flight: InFlightPolicy::Forward,
+        clock: ClockPolicy::Continue,
     }
 }
 

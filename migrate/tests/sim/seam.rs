@@ -7,6 +7,7 @@ use std::time::Duration;
 use migrate::guest::{
     Arriving, Departing, Description, Faults, GuestError, Packet, Ram, Rehearsal, Result, Telemetry,
 };
+use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
 
 use super::ram::SimFaults;
@@ -59,7 +60,7 @@ impl Departing for Sim {
         Ok(())
     }
 
-    fn save(&self) -> Result<Vec<u8>> {
+    fn save(&self, _: ClockPolicy) -> Result<Vec<u8>> {
         Broken::check(&self.broken.save, "save")?;
         assert!(!self.is_running(), "state is saved from a paused guest only");
         // Saving writes guest memory, here for the first time.

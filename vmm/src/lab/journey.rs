@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::client::types::MigrateRequest;
-use migrate::options::{InFlightPolicy, Mode};
+use migrate::options::{ClockPolicy, InFlightPolicy, Mode};
 use migrate::report::{Outcome, Report};
 use serde::Serialize;
 
@@ -140,6 +140,7 @@ impl Order {
             bandwidth: None,
             verify: self.verify,
             in_flight: InFlightPolicy::Forward,
+            clock: ClockPolicy::Continue,
         }
     }
 }

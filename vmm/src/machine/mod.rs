@@ -35,6 +35,7 @@ use board::Parts;
 use virtio::VirtioPlan;
 
 pub use board::Board;
+pub use chips::PausedClock;
 pub use description::{DeviceDescription, MachineDescription};
 pub use virtio::{DiskDescription, NicDescription};
 
@@ -237,7 +238,15 @@ impl Machine<Paused> {
     /// # Errors
     /// When the kernel refuses a part.
     pub fn save(&self) -> Result<Vec<u8>, MachineError> {
-        saved::save(&self.board, &self.vcpus)
+        self.save_with(PausedClock::StandsStill)
+    }
+
+    /// The same, and what becomes of the guest's clock until it is restored.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part.
+    pub fn save_with(&self, clock: PausedClock) -> Result<Vec<u8>, MachineError> {
+        saved::save(&self.board, &self.vcpus, clock)
     }
 
     /// Frame numbers of pages that the guest of a state just saved touches as soon as it runs.

@@ -4,7 +4,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::MachineError;
 use super::board::Board;
-use super::chips::{self, ChipsImage};
+use super::chips::{self, ChipsImage, PausedClock};
 use super::description::MachineDescription;
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::devices::{POWER_KIND, PowerState, SERIAL_KIND, SerialState};
@@ -31,12 +31,12 @@ pub(super) const KINDS: [Kind; 10] = [
 /// More than a vCPU's section takes on most hosts: so that the buffer need not grow during the pause.
 const USUAL_VCPU_BYTES: usize = 16 << 10;
 
-pub(super) fn save(board: &Board, vcpus: &Vcpus) -> Result<Vec<u8>, MachineError> {
+pub(super) fn save(board: &Board, vcpus: &Vcpus, clock: PausedClock) -> Result<Vec<u8>, MachineError> {
     let shape = board.shape();
     let mut stream = StreamWriter::new(Vec::with_capacity((1 + shape.vcpus as usize) * USUAL_VCPU_BYTES));
     stream.section(&MACHINE, 0, |section| write_shape(section, shape));
     let mut others = Vec::with_capacity(4096);
-    let chips = chips::save(board.vm_fd(), &mut others)?;
+    let chips = chips::save(board.vm_fd(), clock, &mut others)?;
     vcpus.save(&mut stream)?;
     stream.append(chips, &others);
     stream.section(&SERIAL_KIND, 0, |section| board.serial().state().write(section));

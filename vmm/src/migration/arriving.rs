@@ -8,7 +8,7 @@ use migrate::pages::PageSet;
 
 use crate::config::{ArrivalConfig, GuestName};
 use crate::kvm::KvmHost;
-use crate::machine::{Hooks, Machine, MachineDescription};
+use crate::machine::{Hooks, Machine, MachineDescription, PausedClock};
 use crate::memory::layout::Layout;
 use crate::memory::userfault::Userfault;
 
@@ -124,7 +124,7 @@ impl Arriving for Resident {
     fn rehearse(&self) -> Rehearsal {
         let once = || {
             let start = Instant::now();
-            let state = self.save().ok()?;
+            let state = self.save(PausedClock::StandsStill).ok()?;
             let saved = Instant::now();
             // A blank machine's own state always fits it; were it refused, the real one will say why.
             let _ = self.restore(&state);

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::guest::{Departing, Description, Packet, Ram, Result, Telemetry};
+use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
+
+use crate::machine::PausedClock;
 
 use super::resident::Resident;
 
@@ -41,8 +44,11 @@ impl Departing for Resident {
         self.pause()
     }
 
-    fn save(&self) -> Result<Vec<u8>> {
-        let state = self.save()?;
+    fn save(&self, clock: ClockPolicy) -> Result<Vec<u8>> {
+        let state = self.save(match clock {
+            ClockPolicy::Continue => PausedClock::StandsStill,
+            ClockPolicy::Realtime => PausedClock::RunsOn,
+        })?;
         // From here on who resumes the guest needs them: the destination, or this side again.
         self.hand_over_disks()?;
         Ok(state)

@@ -10,7 +10,7 @@ use migrate::guest::{Description, GuestError, Packet, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
 use uuid::Uuid;
 
-use crate::machine::{Board, Hooks, Machine, MachineDescription, Paused, Running};
+use crate::machine::{Board, Hooks, Machine, MachineDescription, Paused, PausedClock, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
 
@@ -178,9 +178,9 @@ impl Resident {
     ///
     /// # Errors
     /// When it is not paused, or KVM refuses.
-    pub fn save(&self) -> Result<Vec<u8>> {
+    pub fn save(&self, clock: PausedClock) -> Result<Vec<u8>> {
         match &mut *self.lock() {
-            Life::Paused(machine) => machine.save().map_err(refused),
+            Life::Paused(machine) => machine.save_with(clock).map_err(refused),
             _ => Err(GuestError("state can be saved only while the guest is paused".into())),
         }
     }

@@ -4,6 +4,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::*;
 use crate::devices::Device;
+use crate::state::Stream;
 
 /// Copies all RAM.
 fn copy_ram(from: &Machine<Paused>, to: &Machine<Paused>) {
@@ -65,6 +66,34 @@ fn hop_without_clocks(from: &Machine<Paused>) -> Machine<Paused> {
     copy_ram(from, &to);
     to.restore(&from.save().unwrap()).unwrap();
     to
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn kvmclock_stands_still_or_runs_on_between_two_machines() {
+    let from = pause(busy(1).0);
+    let clock = |state: &[u8]| {
+        let stream = Stream::read(state, &super::super::saved::KINDS).unwrap();
+        Duration::from_nanos(stream.section(&chips::CLOCK, 0).unwrap().number::<8>(1, "kvmclock").unwrap())
+    };
+    for policy in [PausedClock::StandsStill, PausedClock::RunsOn] {
+        let mut to = Machine::blank(&from.description(), hooks().0).unwrap();
+        copy_ram(&from, &to);
+        let state = from.save_with(policy).unwrap();
+        let saved = Instant::now();
+        std::thread::sleep(Duration::from_millis(200));
+        let apart = saved.elapsed();
+        let restoring = Instant::now();
+        to.restore(&state).unwrap();
+        let there = to.save().unwrap();
+        let passed = clock(&there).checked_sub(clock(&state)).expect("never back");
+        // A millisecond for what clocks and their readings may differ by.
+        let slack = Duration::from_millis(1);
+        match policy {
+            PausedClock::StandsStill => assert!(passed <= restoring.elapsed() + slack, "{passed:?}"),
+            PausedClock::RunsOn => assert!(passed + slack >= apart, "{passed:?} of {apart:?}"),
+        }
+    }
 }
 
 /// regs, sregs, xcrs, debugregs of both vCPUs: what no clock changes.
