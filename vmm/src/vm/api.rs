@@ -1,5 +1,7 @@
 //! What the control API asks, answered from the guest's stage.
 
+use std::mem;
+
 use migrate::client::types::{Life, MigrationStatus, Resolution, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
@@ -114,11 +116,13 @@ impl Vm for VmHandle {
                 Ok(())
             }
             Resolution::Discard => {
-                // Who hangs in a fault must be let go before the machine can end; it runs nothing any more.
-                if let Some(faults) = &doubt.missing {
-                    faults.close();
+                match doubt.missing {
+                    // A thread may hang in a fault, half-way in a request of half a guest. Let go, it would finish it with
+                    // zeros in the place of what is missing, on a disk perhaps. So nothing is let go of: all of it ends
+                    // with this process, which ends now.
+                    Some(faults) => mem::forget((doubt.guest, faults)),
+                    None => doubt.guest.release(),
                 }
-                doubt.guest.release();
                 self.inner.end(Ending::Stopped);
                 Ok(())
             }

@@ -32,6 +32,8 @@ struct Queue {
     restored: Vec<u8>,
     /// A guest runs here, or has: what is typed here is its.
     guest_here: bool,
+    /// Its state was saved: what is typed from then on would not go with it, so nothing is taken until it runs.
+    saved: bool,
     /// None: nobody, until it has turned out who does.
     reader: Option<Reader>,
     serial: Option<Tell>,
@@ -43,7 +45,13 @@ impl Input {
         let mut queue = self.queue();
         match reader {
             // Every machine begins with its serial port.
-            Reader::Serial => (queue.serial, queue.virtio) = (Some(tell), None),
+            Reader::Serial => {
+                (queue.serial, queue.virtio) = (Some(tell), None);
+                // A guest that boots again: what was typed for it before is not for what boots now.
+                if queue.guest_here {
+                    queue.bytes.clear();
+                }
+            }
             Reader::Virtio => queue.virtio = Some(tell),
         }
         queue.reader = (reader == Reader::Serial).then_some(reader);
@@ -52,7 +60,8 @@ impl Input {
     /// How many bytes were taken.
     pub(super) fn type_in(&self, bytes: &[u8]) -> usize {
         let mut queue = self.queue();
-        let taken = bytes.len().min(MAX_INPUT - queue.bytes.len());
+        let room = if queue.saved { 0 } else { MAX_INPUT - queue.bytes.len() };
+        let taken = bytes.len().min(room);
         queue.bytes.extend(&bytes[..taken]);
         tell(queue);
         taken
@@ -91,9 +100,10 @@ impl Input {
         }
     }
 
-    /// A copy of what waits for the guest.
+    /// A copy of what waits for the guest, for its state. Nothing more is taken until it runs.
     pub(super) fn pending(&self) -> Vec<u8> {
-        let queue = self.queue();
+        let mut queue = self.queue();
+        queue.saved = queue.guest_here;
         // What was typed here for a guest that does not run here yet is not part of its state.
         let typed = queue.bytes.iter().filter(|_| queue.guest_here);
         queue.restored.iter().chain(typed).copied().collect()
@@ -111,7 +121,7 @@ impl Input {
 
     pub(super) fn guest_runs(&self) {
         let mut queue = self.queue();
-        queue.guest_here = true;
+        (queue.guest_here, queue.saved) = (true, false);
         for byte in std::mem::take(&mut queue.restored).into_iter().rev() {
             queue.bytes.push_front(byte);
         }
