@@ -140,3 +140,39 @@ fn a_guest_that_boots_again_keeps_its_tap_and_can_move() {
     assert!(refused(&world, "tap=tap1").contains("is in use"));
     journey.here_mut().end();
 }
+
+#[test]
+#[cfg_attr(any(no_kvm, no_netns), ignore = "needs /dev/kvm, /dev/net/tun and network namespaces")]
+fn a_guest_whose_tap_is_taken_away_goes_on_and_its_vmm_says_so_once() {
+    let world = World::networked();
+    let mut journey = Journey::begin(&world, GUEST);
+    world.network().ip("link delete tap0");
+    let says = "tap tap0 is gone, the guest's network is cut";
+    until("the VMM to notice", || journey.here_mut().process().err().contains(says).then_some(()));
+    journey.goes_on();
+    assert_eq!(journey.here_mut().process().err().matches(says).count(), 1);
+}
+
+#[test]
+#[cfg_attr(any(no_kvm, no_netns), ignore = "needs /dev/kvm, /dev/net/tun and network namespaces")]
+fn taps_and_bridges_are_the_operators_word() {
+    let world = World::networked();
+    let journey = Journey::begin(&world, GUEST);
+    world.network().ip("link add br1 type bridge");
+    let says = refused(&world, "tap=tap3,bridge=br1");
+    assert!(says.contains("tap tap3 is a port of bridge br0, not of br1"), "{says}");
+    let line = [
+        "run", "--name", "other", "--memory", "64M", "--kernel", "kernel", "--net", "tap=tap3", "--net",
+        "tap=tap3",
+    ];
+    let output = world.ask("vmm", line);
+    assert!(output.err.contains("tap tap3 is given twice"), "{output:?}");
+    let line = ["receive", "--listen", "127.0.0.1:0", "--net", "tap=tap1", "--net", "tap=tap2"];
+    let there = Vm::start(&world, "there", &line);
+    let reason = journey.attempt(&there.address(), "--mode precopy").kept();
+    assert!(
+        reason.contains("this host has 2 taps for a guest's network interfaces, the guest has 1"),
+        "{reason}"
+    );
+    journey.goes_on();
+}

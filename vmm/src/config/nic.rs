@@ -22,11 +22,12 @@ pub struct NicConfig {
 pub struct TapConfig {
     /// The interface.
     pub name: InterfaceName,
-    /// Whether it may be made, for as long as the guest is here, where there is none.
-    #[serde(default)]
+    /// Whether it may be made, for as long as the guest is here, where there is none. This host's affair: not told to
+    /// another one.
+    #[serde(skip)]
     pub create: bool,
-    /// The bridge that it is to be a port of. Without one it stays what it is.
-    #[serde(default)]
+    /// The bridge that it is to be a port of. Without one it stays what it is. This host's affair, too.
+    #[serde(skip)]
     pub bridge: Option<InterfaceName>,
 }
 

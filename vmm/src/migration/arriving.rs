@@ -77,6 +77,13 @@ impl Arrivals {
     /// The machine as it would be here.
     fn shape_of(&self, guest: &Description) -> Result<MachineDescription> {
         let mut shape = shape_of(guest)?;
+        let (taps, nics) = (self.config.taps.len(), shape.nics.len());
+        if taps > 0 && taps != nics {
+            return Err(refused(format!(
+                "this host has {taps} taps for a guest's network interfaces, the guest has {nics}: give `vmm receive` \
+                 one --net for each, or none"
+            )));
+        }
         for (nic, tap) in shape.nics.iter_mut().zip(&self.config.taps) {
             nic.tap = tap.clone();
         }

@@ -61,7 +61,7 @@ impl MmioTransport {
         inner.registers.left_over != 0
     }
 
-    /// The machine is to stand still soon: the request under way is the last one.
+    /// The machine is to stand still soon: the request or delivery under way is the last one.
     pub fn hurry(&self) {
         self.hurry.store(true, Ordering::Relaxed);
     }
@@ -81,12 +81,18 @@ impl MmioTransport {
         self.inner().open = false;
     }
 
-    /// The guest has come to another place, and runs.
-    pub fn moved(&self) {
+    /// The guest has come to another place, and runs: its driver is told, where it wants to know. Whether it does run.
+    pub fn moved(&self) -> bool {
         let mut inner = self.inner();
-        if inner.device.moved() && inner.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+        let runs = self.delivers(&inner);
+        if runs && inner.device.moved() && inner.has(VIRTIO_CONFIG_S_DRIVER_OK) {
             self.raise(&mut inner, VIRTIO_MMIO_INT_CONFIG);
         }
+        runs
+    }
+
+    fn delivers(&self, inner: &Inner) -> bool {
+        inner.open && !self.hurry.load(Ordering::Relaxed)
     }
 
     /// For whoever feeds the device from outside: `deliver` fills requests of this queue, if it can be now.
@@ -96,7 +102,7 @@ impl MmioTransport {
         deliver: impl FnOnce(&mut Requests<'_>) -> Result<T, Broken>,
     ) -> Fed<T> {
         let mut inner = self.inner();
-        if !inner.open {
+        if !self.delivers(&inner) {
             return Fed::Closed;
         }
         let serves = inner.serves();

@@ -60,6 +60,8 @@ struct Feeder {
     transport: Arc<MmioTransport>,
     /// Shared by the thread, and whoever brings or takes frames: held for a few moves of memory.
     desk: Mutex<Desk>,
+    /// The tap was taken away.
+    cut: AtomicBool,
     over: AtomicBool,
 }
 
@@ -91,7 +93,8 @@ impl Nic {
         let device = Net::new(Arc::clone(&tap), mac, Arc::clone(&bell));
         let transport = MmioTransport::new(Box::new(device), ram, interrupt);
         let desk = Mutex::new(Desk { drops: arriving, ..Desk::default() });
-        let feeder = Arc::new(Feeder { tap, mac, bell, transport, desk, over: AtomicBool::new(false) });
+        let (cut, over) = Default::default();
+        let feeder = Arc::new(Feeder { tap, mac, bell, transport, desk, cut, over });
         let running = Arc::clone(&feeder);
         let thread = std::thread::Builder::new().name("net".into()).spawn(move || running.run())?;
         Ok(Self { feeder, thread: Some(thread) })
@@ -164,7 +167,7 @@ impl Feeder {
             let announcement = self.announce();
             let listens = self.deliver();
             let mut events = vec![PollFd::new(&self.bell.0, PollFlags::IN)];
-            if listens {
+            if listens && !self.cut.load(Ordering::Relaxed) {
                 events.push(PollFd::new(&*self.tap, PollFlags::IN));
             }
             wait_for(&events, announcement);
@@ -203,9 +206,19 @@ impl Feeder {
 
     fn next_frame(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; FRAME_BYTES + 1];
-        let bytes = self.tap.read(&mut frame)?;
-        frame.truncate(bytes);
-        Some(frame)
+        match self.tap.read(&mut frame) {
+            Ok(bytes) => {
+                frame.truncate(bytes?);
+                Some(frame)
+            }
+            Err(error) => {
+                if !self.cut.swap(true, Ordering::Relaxed) {
+                    let name = self.tap.name();
+                    eprintln!("vmm: tap {name} is gone, the guest's network is cut: {error}");
+                }
+                None
+            }
+        }
     }
 
     fn take(&self, into: &mut Vec<Vec<u8>>) {
@@ -235,8 +248,12 @@ impl Feeder {
         }
         desk.announced = Some((since, times + 1));
         drop(desk);
+        if !self.transport.moved() {
+            // It stands still, or is elsewhere already: this is not its place any more.
+            self.desk().announced = None;
+            return None;
+        }
         self.tap.write(&announce::frame(self.mac));
-        self.transport.moved();
         Some(Duration::ZERO)
     }
 

@@ -46,6 +46,26 @@ pub enum TapError {
         /// What it was to be a port of.
         bridge: InterfaceName,
     },
+    /// It is a port of another bridge.
+    #[error(
+        "tap {tap} is a port of bridge {is}, not of {bridge}: take it out of that one, or leave out bridge={bridge}"
+    )]
+    OtherBridge {
+        /// The interface.
+        tap: InterfaceName,
+        /// What it is a port of.
+        is: String,
+        /// What it was to be a port of.
+        bridge: InterfaceName,
+    },
+    /// The host does not let us change it.
+    #[error("no right to change tap {name}: run as root, or as root first: {first}")]
+    FixedByRoot {
+        /// The interface.
+        name: InterfaceName,
+        /// What root can do.
+        first: String,
+    },
     /// Anything else.
     #[error("cannot {doing} tap {name}: {error}")]
     Host {
@@ -61,6 +81,7 @@ pub enum TapError {
 /// A tap interface that this process is connected to. It has a carrier for as long.
 #[derive(Debug)]
 pub struct Tap {
+    name: String,
     file: File,
 }
 
@@ -90,21 +111,40 @@ impl Tap {
         if let Some(bridge) = &config.bridge {
             plug_in(control.as_fd(), name, bridge)?;
         }
-        switch_on(control.as_fd(), name).map_err(host("switch on"))?;
+        switch_on(control.as_fd(), name).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => {
+                TapError::FixedByRoot { name: name.clone(), first: format!("ip link set {name} up") }
+            }
+            _ => host("switch on")(error),
+        })?;
         set_carrier(&file).map_err(host("give a carrier to"))?;
-        Ok(Self { file })
+        Ok(Self { name: name.to_string(), file })
     }
 
     /// Anything that keeps frames apart, in a tap's place.
     #[cfg(test)]
     pub(in crate::devices::virtio) fn from_fd(fd: std::os::fd::OwnedFd) -> Self {
-        Self { file: fd.into() }
+        Self { name: "of a test".into(), file: fd.into() }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The next frame, with its header, if one waits. How many bytes; more than there is room for are cut off.
-    pub fn read(&self, into: &mut [u8]) -> Option<usize> {
-        // What else can go wrong (the interface was taken away) brings no frame either.
-        (&self.file).read(into).ok()
+    ///
+    /// # Errors
+    /// When the interface was taken away: no frame will ever come.
+    pub fn read(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        match (&self.file).read(into) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends a frame, with its header. One that the host cannot take is lost, as on any network.
@@ -164,14 +204,25 @@ fn plug_in(control: BorrowedFd<'_>, name: &InterfaceName, bridge: &InterfaceName
     // SAFETY: the kernel reads one ifreq, which outlives the call.
     let plugged = done(unsafe { libc::ioctl(control.as_raw_fd(), SIOCBRADDIF, &request) });
     plugged.or_else(|error| match error.raw_os_error() {
-        // It is a port already: of this bridge or, which is the operator's business, of another one.
-        Some(libc::EBUSY) => Ok(()),
+        Some(libc::EBUSY) => match master(name).filter(|is| is != bridge.as_str()) {
+            Some(is) => Err(TapError::OtherBridge { tap: name.clone(), is, bridge: bridge.clone() }),
+            None => Ok(()),
+        },
         Some(libc::ENODEV | libc::EOPNOTSUPP) => {
             Err(TapError::NoBridge { tap: name.clone(), bridge: bridge.clone() })
         }
-        Some(libc::EPERM) => Err(TapError::Forbidden(name.clone())),
+        Some(libc::EPERM) => Err(TapError::FixedByRoot {
+            name: name.clone(),
+            first: format!("ip link set {name} master {bridge}"),
+        }),
         _ => Err(host(error)),
     })
+}
+
+/// The bridge that an interface is a port of, as far as can be seen.
+fn master(name: &InterfaceName) -> Option<String> {
+    let link = std::fs::read_link(format!("/sys/class/net/{name}/master")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
 /// Switches it on. Whoever may only use an interface finds it switched on already.

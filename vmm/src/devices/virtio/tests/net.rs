@@ -168,7 +168,11 @@ fn without_a_driver_frames_are_dropped() {
     let mut station = Station::ready();
     station.driver.set(VIRTIO_MMIO_STATUS, 0);
     station.network.send(&headed(&frame(MAC, "nobody"))).unwrap();
+    wait_until("the frame is read", || station.nic_is_idle());
+    // The feeder reads on only when it is done with that one.
+    station.network.send(&headed(&frame(MAC, "nobody"))).unwrap();
     wait_until("the frame is dropped", || station.nic_is_idle());
+    std::thread::sleep(Duration::from_millis(20));
     assert!(station.driver.negotiate(u64::MAX));
     station.driver.on(RX).set_up_queue();
     station.driver.set(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_DRIVER_OK);
@@ -258,6 +262,19 @@ fn a_guest_that_has_come_is_announced_and_announces_itself() {
     driver.put(BUFFERS, &[0, 0, 1, 9]);
     driver.request(&[(BUFFERS, 3, 0), (BUFFERS + 3, 1, WRITE)]);
     assert_eq!(driver.look(BUFFERS + 3, 1), [VIRTIO_NET_ERR as u8], "a command that was not offered");
+}
+
+#[test]
+fn a_guest_that_stands_still_or_has_left_is_not_announced_any_more() {
+    let station = Station::ready();
+    station.nic.announce();
+    station.read(2000);
+    station.driver.transport.close();
+    let before = station.driver.save();
+    // The second announcement is due after 50 ms.
+    station.network.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(station.network.recv(&mut [0; 2000]).is_err(), "it was announced");
+    assert_eq!(station.driver.save(), before);
 }
 
 #[test]
