@@ -176,8 +176,17 @@ pub trait Departing: Send + Sync {
     /// Stops dirty logging: the guest is as fast as before.
     fn stop_dirty_log(&self);
 
-    /// The pause is near: does ahead what would take long in it, while the guest runs.
-    fn prepare_pause(&self);
+    /// Puts on stable storage what the guest has written outside of its memory, as far as it can be now: while it runs,
+    /// so that little is left for the pause, and in the pause, while the destination is at work. What fails is told by
+    /// [`hand_over`](Self::hand_over).
+    fn settle(&self);
+
+    /// Lets the destination take what the guest has outside of its memory (disks), all of it on stable storage. Comes last
+    /// before commit. [`resume`](Self::resume) takes it back.
+    ///
+    /// # Errors
+    /// When what was written cannot be made to last.
+    fn hand_over(&self) -> Result<()>;
 
     /// Stops the vCPUs and devices. Idempotent.
     ///

@@ -34,6 +34,7 @@ fn go(
     let guest = Sim::booted(habit, runners.clone());
     let mut host = SimHost::new(habit, &runners);
     upset(&guest, &mut host);
+    let waiting = guest.packets().clone();
     let receiver = Receiver::over(listen, deadlines());
     let route = Route { dial, deadlines: deadlines() };
     let told = Mutex::new(Vec::new());
@@ -54,6 +55,9 @@ fn go(
     assert_eq!(runners.count(), 1, "{report:?}");
     assert!(holder.is_running());
     assert!(!guest.ram.is_logging() || report.outcome == Outcome::Moved, "a kept guest is as fast as before");
+    if report.outcome == Outcome::Kept {
+        assert_eq!(*guest.packets(), waiting, "a guest that stays has its packets");
+    }
     holder.wait_steps(50);
     holder.check_all();
     guest.shut_down();
@@ -174,10 +178,11 @@ fn a_refusal_brings_every_reason() {
 #[test]
 fn whatever_breaks_on_either_side_before_commit_keeps_the_guest() {
     type Upset = fn(&Sim, &mut SimHost);
-    let cases: [(&str, Upset); 5] = [
+    let cases: [(&str, Upset); 6] = [
         ("pause is broken", |guest, _| guest.broken.pause.store(true, Ordering::SeqCst)),
         ("save is broken", |guest, _| guest.broken.save.store(true, Ordering::SeqCst)),
         ("harvest is broken", |guest, _| guest.broken.harvest.store(true, Ordering::SeqCst)),
+        ("hand-over is broken", |guest, _| guest.broken.hand_over.store(true, Ordering::SeqCst)),
         ("restore is broken", |_, host| {
             host.prepare = |sim| sim.broken.restore.store(true, Ordering::SeqCst);
         }),

@@ -22,7 +22,9 @@ impl Journey<'_> {
         self.journal.stop_clock();
         self.journal.leave_alone();
         // The guest has moved: what cannot be heard any more stays absent from the report.
-        match self.hear_figures(lines, forwarding) {
+        let heard = self.hear_figures(lines);
+        self.end_forwarding(forwarding);
+        match heard.and_then(|figures| lines.control.tell(&Message::Bye).map(|()| figures)) {
             Ok((end, settled)) => {
                 let before = self.journal.before.take();
                 self.journal.report.guest_measured = measured(before, end, settled);
@@ -33,11 +35,7 @@ impl Journey<'_> {
         differs.map_or(Ok(()), |found| Err(Failure::Mismatch(found)))
     }
 
-    fn hear_figures(
-        &mut self,
-        lines: &Lines,
-        forwarding: Forwarding<'_>,
-    ) -> Result<(Option<Telemetry>, Option<Telemetry>), Failure> {
+    fn hear_figures(&mut self, lines: &Lines) -> Result<(Option<Telemetry>, Option<Telemetry>), Failure> {
         let control = &lines.control;
         if self.postcopy() && self.context.options.verify {
             let since = std::time::Instant::now();
@@ -57,8 +55,6 @@ impl Journey<'_> {
             Message::Settled(figures) => figures.telemetry,
             other => return Err(control.unexpected(other.kind(), Kind::Settled.word())),
         };
-        self.end_forwarding(forwarding);
-        control.tell(&Message::Bye)?;
         Ok((end, settled))
     }
 }

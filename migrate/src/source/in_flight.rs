@@ -44,7 +44,9 @@ impl<'a> Journey<'a> {
         Some(scope.spawn(move || {
             let longest = context.options.timeout.saturating_add(LONGEST);
             match context.alarm.wait_until(longest, || context.departed.get().is_some()) {
-                Woken::Done => forward(context, &line),
+                Woken::Done => {
+                    context.departed.get().map_or_else(InFlight::default, |at| forward(context, &line, *at))
+                }
                 Woken::TimeUp | Woken::Stopped => InFlight::default(),
             }
         }))
@@ -68,23 +70,29 @@ impl<'a> Journey<'a> {
 }
 
 /// Sends packets after the guest. A connection that breaks loses them, as any network may, and nothing else.
-fn forward(context: &Context<'_>, line: &Line) -> InFlight {
-    let (since, mut quiet_since) = (Instant::now(), Instant::now());
+fn forward(context: &Context<'_>, line: &Line, departed: Instant) -> InFlight {
+    let mut quiet_since = Instant::now();
     let mut count = InFlight { policy: InFlightPolicy::Forward, ..InFlight::default() };
-    let mut packets = Vec::new();
-    while quiet_since.elapsed() < QUIET && since.elapsed() < LONGEST && !context.alarm.is_stopped() {
+    let (mut packets, mut waited) = (Vec::new(), true);
+    let goes_on = |quiet_since: Instant| {
+        quiet_since.elapsed() < QUIET && departed.elapsed() < LONGEST && !context.alarm.is_stopped()
+    };
+    while goes_on(quiet_since) {
         context.guest.take_packets(LOOK_UP, &mut packets);
-        for packet in packets.drain(..) {
-            count.bytes += packet.bytes.len() as u64;
+        for packet in packets.drain(..).take_while(|_| departed.elapsed() < LONGEST) {
+            let bytes = packet.bytes.len() as u64;
             if line.tell(&Message::Packet(packet)).is_err() {
                 return count;
             }
             count.packets += 1;
-            count.last_us = us_since(since);
+            count.bytes += bytes;
             quiet_since = Instant::now();
+            // The first ones came in the pause.
+            count.last_us = if waited { 0 } else { us_since(departed) };
         }
+        waited = false;
     }
-    // The end, and the answer to it: then all has been delivered.
+    // The end, and the answer to it: then all has been taken.
     line.link().shut(Shutdown::Write);
     match line.hear() {
         Err(Failure::Closed { .. }) => {}

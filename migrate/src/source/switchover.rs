@@ -36,6 +36,9 @@ struct Frozen {
 impl Journey<'_> {
     /// Pauses, moves what is left, commits.
     pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
+        if matches!(self.context.options.mode, Mode::Postcopy | Mode::Stopcopy) {
+            self.context.guest.settle();
+        }
         let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
         self.journal.enter(Phase::Switchover);
         self.prepare_pause(lines)?;
@@ -52,6 +55,8 @@ impl Journey<'_> {
         }
         times.send_us = us_since(sending);
         let waiting = Instant::now();
+        // While the destination restores.
+        self.context.guest.settle();
         self.wait_ready(lines, &mut times)?;
         times.ready_us = us_since(waiting);
         let committing = Instant::now();
@@ -69,9 +74,7 @@ impl Journey<'_> {
 
     /// All that can be done before the guest stops.
     fn prepare_pause(&self, lines: &Lines) -> Result<(), Failure> {
-        let Context { guest, route, .. } = self.context;
-        guest.prepare_pause();
-        let deadlines = &route.deadlines;
+        let deadlines = &self.context.route.deadlines;
         lines.control.set_limit(deadlines.pause)?;
         // How long a whole copy or comparison takes is for the general time limit.
         let bounded = self.context.options.mode != Mode::Stopcopy && !self.context.options.verify;
@@ -180,6 +183,7 @@ impl Journey<'_> {
     /// Hands the guest over. From the seal on nobody can call it back.
     fn commit(&mut self, lines: &Lines) -> Result<(), Failure> {
         let control = &lines.control;
+        self.context.guest.hand_over().map_err(Failure::guest("hand over the guest's disks"))?;
         self.context.alarm.seal()?;
         self.custody.on(SourceEvent::Commit)?;
         control.tell(&Message::Commit)?;

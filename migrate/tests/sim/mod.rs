@@ -125,6 +125,7 @@ pub(crate) struct Sim {
     born: Instant,
     window: AtomicU64,
     pub(crate) pauses: AtomicU64,
+    settled: AtomicU64,
     /// Pages told to be missing when faults began to be caught.
     pub(crate) told_first: AtomicU64,
     /// From the network: not yet taken where it has left, and all that was delivered where it is.
@@ -140,6 +141,7 @@ pub(crate) struct Broken {
     pub(crate) harvest: AtomicBool,
     pub(crate) restore: AtomicBool,
     pub(crate) resume: AtomicBool,
+    pub(crate) hand_over: AtomicBool,
 }
 
 impl Broken {
@@ -163,6 +165,7 @@ impl Sim {
             born: Instant::now(),
             window: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             told_first: AtomicU64::new(0),
             packets: Mutex::default(),
             broken: Broken::default(),

@@ -49,8 +49,17 @@ impl Departing for Sim {
         self.ram.stop_log();
     }
 
-    fn prepare_pause(&self) {
-        assert!(self.is_running(), "what is prepared is prepared while the guest runs");
+    fn settle(&self) {
+        self.settled.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn hand_over(&self) -> Result<()> {
+        Broken::check(&self.broken.hand_over, "hand-over")?;
+        assert!(
+            !self.is_running() && self.settled.load(Ordering::SeqCst) >= 2,
+            "before the pause, and in it"
+        );
+        Ok(())
     }
 
     fn pause(&self) -> Result<()> {

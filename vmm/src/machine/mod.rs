@@ -274,6 +274,7 @@ impl Machine<Running> {
     /// Ends the running of a guest whose memory cannot come any more. No vCPU runs guest code from here on, though
     /// one may hang in the kernel, waiting for memory, where the host's KVM does not let it be called back.
     pub fn hold(&self) {
+        self.board.virtio().hurry();
         self.vcpus.hold();
         self.board.serial().close();
     }
@@ -283,11 +284,11 @@ impl Machine<Running> {
     /// # Errors
     /// When one does not leave the guest in time; then all run on.
     pub fn pause(self) -> Result<Machine<Paused>, Box<NotPaused>> {
-        self.board.virtio().hurry();
+        // Devices first, while the guest runs: a request of theirs may take its time.
+        self.board.virtio().close();
         match self.vcpus.park(PAUSE_LIMIT) {
             Ok(()) => {
                 self.board.serial().close();
-                self.board.virtio().close();
                 Ok(self.lives())
             }
             Err(error) => {

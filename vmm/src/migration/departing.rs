@@ -36,8 +36,8 @@ impl Departing for Resident {
         self.stop_dirty_log();
     }
 
-    fn prepare_pause(&self) {
-        self.prepare_pause();
+    fn settle(&self) {
+        self.sync_disks();
     }
 
     fn pause(&self) -> Result<()> {
@@ -45,13 +45,15 @@ impl Departing for Resident {
     }
 
     fn save(&self, clock: ClockPolicy) -> Result<Vec<u8>> {
-        let state = self.save(match clock {
+        self.save(match clock {
             ClockPolicy::Continue => PausedClock::StandsStill,
             ClockPolicy::Realtime => PausedClock::RunsOn,
-        })?;
-        // From here on who resumes the guest needs them: the destination, or this side again.
-        self.hand_over_disks()?;
-        Ok(state)
+        })
+    }
+
+    fn hand_over(&self) -> Result<()> {
+        // From here on who resumes the guest takes them: the destination, or this side again.
+        self.hand_over_disks()
     }
 
     fn first_pages(&self, state: &[u8]) -> Vec<u64> {

@@ -185,8 +185,8 @@ impl Resident {
         }
     }
 
-    /// Does ahead what would take long while the guest stands still.
-    pub(super) fn prepare_pause(&self) {
+    /// Puts on stable storage what it has written by now.
+    pub(super) fn sync_disks(&self) {
         if let Some(board) = self.board() {
             board.sync_disks();
         }

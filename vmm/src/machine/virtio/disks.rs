@@ -56,8 +56,7 @@ impl DiskPlan {
     /// For a guest that comes from elsewhere, which still has it.
     pub(super) fn for_arrival(disk: &DiskDescription) -> Result<Self, DiskError> {
         let image = DiskImage::open(disk.path.as_ref(), disk.access)?;
-        // It may have been here before. Now, not in the pause: it takes as long as there is much to forget.
-        image.forget();
+        image.expect();
         Ok(Self { image: Arc::new(image), serial: disk.serial.clone() })
     }
 

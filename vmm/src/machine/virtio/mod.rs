@@ -8,12 +8,13 @@ mod disks;
 mod nics;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::MachineError;
 use super::description::MachineDescription;
-use crate::config::{Kernel, MachineConfig};
+use crate::config::{Kernel, MachineConfig, NicConfig};
 use crate::devices::virtio::state::TransportImage;
 use crate::devices::virtio::{
     BLOCK_KIND, CONSOLE_KIND, DiskError, DiskImage, MMIO_BYTES, MmioSlot, MmioTransport, NET_KIND, Nic,
@@ -52,6 +53,19 @@ fn too_many(disks: usize, nics: usize, consoles: usize) -> Option<String> {
     })
 }
 
+/// What two network interfaces cannot share.
+fn twice(nics: &[NicConfig]) -> Option<String> {
+    let pair = |(at, nic): (usize, &NicConfig)| {
+        let before = &nics[..at];
+        if before.iter().any(|other| other.tap.name == nic.tap.name) {
+            return Some(format!("tap {} is given twice: give each network interface its own", nic.tap.name));
+        }
+        let mac = nic.mac.filter(|mac| before.iter().any(|other| other.mac == Some(*mac)))?;
+        Some(format!("MAC address {mac} is given twice: give each network interface its own"))
+    };
+    nics.iter().enumerate().find_map(pair)
+}
+
 /// Everything that this host lacks of what these devices need.
 pub(super) fn lacking(shape: &MachineDescription) -> Vec<String> {
     let consoles = usize::from(shape.has(CONSOLE_KIND.name));
@@ -77,6 +91,9 @@ impl VirtioPlan {
     /// For a guest that boots here. Takes its disks.
     pub(super) fn for_boot(config: &MachineConfig) -> Result<Self, MachineError> {
         let consoles = usize::from(config.virtio_console);
+        if let Some(why) = twice(&config.nics) {
+            return Err(MachineError::Devices(why));
+        }
         if let Some(why) = too_many(config.disks.len(), config.nics.len(), consoles) {
             return Err(MachineError::Devices(why));
         }
@@ -142,7 +159,7 @@ impl VirtioPlan {
         pulse: impl Fn(u32) -> Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<VirtioDevices> {
         let mut devices = VirtioDevices::default();
-        let images = self.disks.iter().map(|disk| Arc::clone(disk.image())).collect();
+        devices.images = self.disks.iter().map(|disk| Arc::clone(disk.image())).collect();
         if self.rng {
             let interrupt = pulse(devices.next_slot().gsi);
             devices.connect(0, MmioTransport::new(Box::new(Rng), Arc::clone(ram), interrupt));
@@ -163,7 +180,7 @@ impl VirtioPlan {
             devices.connect(0, Arc::clone(console.transport()));
             devices.console = Some(console);
         }
-        Ok(VirtioDevices { images, ..devices })
+        Ok(devices)
     }
 }
 
@@ -182,6 +199,8 @@ pub(super) struct VirtioDevices {
     images: Vec<Arc<DiskImage>>,
     nics: Vec<Nic>,
     console: Option<VirtioConsole>,
+    /// Threads that serve what a pause has left over. Started where the guest runs on, joined at its end.
+    serving: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl VirtioDevices {
@@ -208,19 +227,32 @@ impl VirtioDevices {
         self.nics.iter().for_each(Nic::listen);
         for device in &self.connected {
             if device.transport.open() {
-                serve_left_over(&device.transport);
+                self.serve_left_over(&device.transport);
             }
         }
     }
 
-    /// The machine is to stand still soon: no device begins another request.
+    /// No device begins another request, or delivers anything. Waits for nothing.
     pub(super) fn hurry(&self) {
         self.connected.iter().for_each(|device| device.transport.hurry());
     }
 
-    /// The vCPUs stand still: nothing is delivered any more.
+    /// The same, and waits for the request and the delivery that are under way.
     pub(super) fn close(&self) {
+        self.hurry();
         self.connected.iter().for_each(|device| device.transport.close());
+    }
+
+    /// On a thread of its own: a disk may take its time, and the guest is to run meanwhile.
+    fn serve_left_over(&self, transport: &Arc<MmioTransport>) {
+        let serving = Arc::clone(transport);
+        let thread = std::thread::Builder::new().name("left-over".into());
+        let mut threads = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| !thread.is_finished());
+        match thread.spawn(move || serving.serve_left_over()) {
+            Ok(thread) => threads.push(thread),
+            Err(_) => transport.serve_left_over(),
+        }
     }
 
     /// The guest has come here, and runs: its network is told.
@@ -254,7 +286,7 @@ impl VirtioDevices {
         taken
     }
 
-    /// Puts on stable storage what was written by now. What fails now fails again when they are handed over.
+    /// Puts on stable storage what was written by now. What fails now is told when they are handed over.
     pub(super) fn sync_disks(&self) {
         for image in &self.images {
             let _ = image.sync();
@@ -296,13 +328,13 @@ impl VirtioDevices {
     }
 }
 
-/// On a thread of its own: a disk may take its time, and the guest is to run meanwhile.
-fn serve_left_over(transport: &Arc<MmioTransport>) {
-    let serving = Arc::clone(transport);
-    let thread =
-        std::thread::Builder::new().name("left-over".into()).spawn(move || serving.serve_left_over());
-    if thread.is_err() {
-        transport.serve_left_over();
+impl Drop for VirtioDevices {
+    fn drop(&mut self) {
+        self.hurry();
+        let threads = std::mem::take(&mut *self.serving.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -79,7 +79,10 @@ pub struct DiskImage {
     /// Something was written since it was synchronised last.
     written: AtomicBool,
     /// Held while it is synchronised: who finds nothing left to synchronise must not be earlier than what is under way.
-    syncing: Mutex<()>,
+    /// Whether that has failed: the kernel says so only once (fsync(2)), and what was written then may be lost.
+    sync_failed: Mutex<bool>,
+    /// Another host may have written it, and this one's kernel remembers what was there before.
+    stale: AtomicBool,
 }
 
 impl DiskImage {
@@ -112,7 +115,8 @@ impl DiskImage {
             sectors: bytes / SECTOR,
             lock,
             written: AtomicBool::new(false),
-            syncing: Mutex::default(),
+            sync_failed: Mutex::default(),
+            stale: AtomicBool::new(false),
         })
     }
 
@@ -124,7 +128,12 @@ impl DiskImage {
         self.lock.take(&self.file).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => DiskError::InUse(self.path.clone()),
             _ => DiskError::Lock { path: self.path.clone(), error },
-        })
+        })?;
+        // Something may have looked at it since it was opened.
+        if self.stale.swap(false, Ordering::Relaxed) {
+            self.forget();
+        }
+        Ok(())
     }
 
     /// Lets another machine take it, perhaps on another host: what was written is on stable storage first.
@@ -154,16 +163,25 @@ impl DiskImage {
     /// # Errors
     /// As the file fails.
     pub fn sync(&self) -> io::Result<()> {
-        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
+            return Err(io::Error::other("what was written before could not be synchronised"));
+        }
         // In this order: what is written meanwhile is for the next time.
         if self.written.swap(false, Ordering::AcqRel) {
-            self.file.sync_data().inspect_err(|_| self.wrote())?;
+            self.file.sync_data().inspect_err(|_| *failed = true)?;
         }
         Ok(())
     }
 
-    /// Makes this host's kernel forget what it remembers of the content: another host has written it since, perhaps.
-    pub fn forget(&self) {
+    /// Another host writes it until it is [taken](Self::take) here. What this host's kernel remembers of it is forgotten now,
+    /// which takes as long as there is much, and what it may have looked up meanwhile then.
+    pub fn expect(&self) {
+        self.forget();
+        self.stale.store(true, Ordering::Relaxed);
+    }
+
+    fn forget(&self) {
         // Where it cannot be forgotten (a memory file system) it is the content.
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }
