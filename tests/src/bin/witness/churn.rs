@@ -4,7 +4,7 @@
 //! follow from the digest, sorts them, and takes their hash into the digest. So the digest after a round depends on every
 //! round before, and on nothing else: where memory lay, how often it was swapped out, and where the guest ran do not matter.
 
-use std::io;
+use std::{fs, io};
 
 use crate::random::{Sequence, hash, mix};
 use crate::says::{Seconds, corrupt};
@@ -15,9 +15,14 @@ const FIRST_DIGEST: u64 = 0x5eed;
 
 /// Goes on until it is killed, with so many MiB of chunks.
 pub(crate) fn run(mib: usize) -> io::Result<()> {
-    let mut chunks: Vec<Vec<u64>> = (0..mib * 4).map(|seed| filled(seed as u64)).collect();
-    let mut hashes: Vec<u64> = chunks.iter().map(|chunk| hash(chunk)).collect();
     let mut seconds = Seconds::new("churn");
+    let mut fill = |seed| {
+        seconds.tell(|| format!("fills chunk {seed} of {}, {} pages swapped out", mib * 4, swapped_out()));
+        let chunk = filled(seed as u64);
+        let hash = hash(&chunk);
+        (chunk, hash)
+    };
+    let (mut chunks, mut hashes): (Vec<Vec<u64>>, Vec<u64>) = (0..mib * 4).map(&mut fill).unzip();
     let mut digest = FIRST_DIGEST;
     for round in 1.. {
         let chosen = digest as usize % chunks.len();
@@ -25,7 +30,7 @@ pub(crate) fn run(mib: usize) -> io::Result<()> {
             corrupt("churn", &format!("chunk {chosen} is not as it was left, in round {round}"));
         }
         (digest, hashes[chosen]) = play(digest, round, &mut chunks[chosen]);
-        seconds.tell(|| told(round, digest));
+        seconds.tell(|| format!("{}, {} pages swapped out", told(round, digest), swapped_out()));
     }
     Ok(())
 }
@@ -39,6 +44,12 @@ pub(crate) fn digests(rounds: u64) -> io::Result<()> {
         println!("churn {}", told(round, digest));
     }
     Ok(())
+}
+
+/// Pages that this kernel has swapped out since it booted: whether there was pressure.
+fn swapped_out() -> String {
+    let all = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    all.lines().find_map(|line| line.strip_prefix("pswpout ")).unwrap_or("no").to_owned()
 }
 
 fn told(round: u64, digest: u64) -> String {
