@@ -1,12 +1,18 @@
 # Running the scenarios of the bed, here or in the emulated machine. Sourced by `run`.
 
+# Says why Linux cannot run on this host's own KVM, where that is known: it would hang in the middle of booting.
+need_kvm_that_runs_linux() {
+  [ -w /dev/kvm ] || give_up "/dev/kvm cannot be opened here: leave out --native"
+  [ ! -e /sys/module/kvm_pvm ] && grep -qwE 'vmx|svm' /proc/cpuinfo ||
+    give_up "KVM has no hardware virtualization below it here and emulates a kernel's code, not all of it: leave out --native"
+}
+
 # The emulated machine must be done by then, whatever its scenarios do.
 LONGEST_RUN_S=1800
 RESULTS=$CACHE/results.log
 CONSOLE=$CACHE/console.log
 
 run_natively() {
-  [ -w /dev/kvm ] || give_up "/dev/kvm cannot be opened here: leave out --native"
   BED=$BED WORK=$CACHE/work busybox sh "$BED/run-scenarios" 2>"$CONSOLE"
 }
 
@@ -14,6 +20,7 @@ run_natively() {
 # last line of the results: a machine that crashed or hung has not said it.
 run_emulated() {
   make_root "$CACHE/outer" "$HERE/bed/outer-init" "${OUTER_MODULES[@]}"
+  bring "$CACHE/outer" "${BROUGHT[@]}"
   cp -rl "$BED" "$CACHE/outer/bed"
   archive "$CACHE/outer" "$CACHE/outer.cpio"
   boot | tee "$RESULTS" || true
@@ -22,9 +29,10 @@ run_emulated() {
   return 1
 }
 
+# Guests of up to 6 GiB move there, which a destination must have available; of this host the machine takes what it touches.
 boot() {
   timeout --foreground --kill-after=10 "$LONGEST_RUN_S" "$QEMU" \
-    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 2 -m 2G \
+    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 2 -m 8G \
     -nodefaults -no-user-config -no-reboot -display none \
     -kernel "$BED/vmlinuz" -initrd "$CACHE/outer.cpio" \
     -append "console=ttyS0 panic=-1 quiet" \

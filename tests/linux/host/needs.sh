@@ -1,7 +1,8 @@
 # The programs of this host that the bed is made with. Sourced by `run`.
 
 # PROGRAM:PACKAGE, the packages being Debian's.
-TOOLS=(busybox:busybox-static cpio:cpio lz4:lz4 xz:xz-utils zstd:zstd gcc:gcc readelf:binutils)
+TOOLS=(busybox:busybox-static cpio:cpio lz4:lz4 xz:xz-utils zstd:zstd gcc:gcc readelf:binutils
+  ip:iproute2 mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs)
 QEMU=qemu-system-x86_64
 
 need_tools_for_the_bed() {
