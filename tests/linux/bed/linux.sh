@@ -43,9 +43,13 @@ check_words() {
     ! grep CORRUPT $said || fail "the guest found something wrong"
     ! grep -E 'BUG:|Oops|Call Trace|rcu.*stall' $said || fail "the guest's kernel found something wrong"
     for witness in $witnesses; do
-        sed -n "s/^inner second \(.*\): $witness .*/\1/p" $said >seconds
+        sed -n "s/^inner second \([0-9]*\): $witness .*/\1/p" $said >seconds
         [ -s seconds ] || fail "$witness has said nothing"
-        seq "$(wc -l <seconds)" | cmp - seconds || fail "the lines of $witness are not all there, in order, once"
+        seq "$(tail -n 1 seconds)" | diff - seconds >missing || {
+            head -n 20 missing
+            for second in $(sed -n 's/^[-+]\([0-9][0-9]*\)$/\1/p' missing); do grep -n -C 1 "second $second: $witness" $said; done
+            fail "the lines of $witness are not all there, in order, once"
+        }
     done
 }
 

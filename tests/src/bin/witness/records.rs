@@ -6,12 +6,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use crate::random::{Sequence, hash};
 use crate::says::Seconds;
 
 const LENGTH: usize = 701;
 const PER_FILE: u64 = 64;
+/// Between two records: the disk is there for others, too.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// Goes on until it is killed, in a folder that has none yet.
 pub(crate) fn write(folder: &Path) -> io::Result<()> {
@@ -23,6 +27,7 @@ pub(crate) fn write(folder: &Path) -> io::Result<()> {
             out.write_all(record(number).as_bytes())?;
             out.sync_all()?;
             seconds.tell(|| format!("{number} on the disk"));
+            thread::sleep(PAUSE);
         }
     }
     Ok(())

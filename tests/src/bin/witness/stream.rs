@@ -21,9 +21,9 @@ pub(crate) const ECHO: u8 = b'e';
 /// In place of a word: the number of words heard follows, and nothing after it.
 const GOODBYE: u64 = u64::MAX;
 
-/// Words sent at once, so often: 100 KB/s.
-const BURST: u64 = 250;
-const PAUSE: Duration = Duration::from_millis(20);
+/// Words sent at once, so often: 40 KB/s.
+const BURST: u64 = 500;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What has been heard and said in a talk, in words, and for how long it was silent.
 #[derive(Default)]
