@@ -113,6 +113,7 @@ linux_travels() {
     make_disks
     follow_clock 5
     set_out pressure,records:/disk,clock
+    hear ': churn round' said-0.log 90 "$vmm"
     move "$1"
     move "$1" --verify
     is_taken

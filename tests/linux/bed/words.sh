@@ -25,6 +25,11 @@ hear() {
     done
 }
 
+# needs_a_processor: skips where the machine is emulated by a QEMU that does not stand what follows (docs/testing.md).
+needs_a_processor() {
+    [ -z "${EMULATED:-}" ] || skip "needs a processor that is not emulated"
+}
+
 # needs_mode MODE: skips where the host cannot do that.
 needs_mode() {
     [ -e /dev/userfaultfd ] || case $1 in postcopy | hybrid) skip "needs /dev/userfaultfd" ;; esac

@@ -1,0 +1,11 @@
+# Debian's kernel with 8 vCPUs, and RAM on both sides of the hole below 4 GiB, boots, moves, and moves back.
+# deadline: 300
+. "$BED/words.sh"
+
+needs_a_processor
+make_hosts
+memory=5G cpus=8
+set_out clock
+move precopy
+move hybrid
+arrive
