@@ -1,11 +1,14 @@
 # Linux guests and their disks. Sourced by words.sh.
 
-# boot_linux KERNEL CPUS [WORD]: boots Debian's kernel, in this form, to its first program; $vmm is its process then. It
-# boots on host $at with $memory, and $devices are further words for `vmm run`.
-at=here memory=96M devices=
+# boot_linux KERNEL CPUS [WORD]: boots Debian's kernel, in this form, to its first program; $vmm is its process then. With
+# disk.img as its disk, if there is one, and the CPU $LINUX_CPU, if that is set. It boots on host $at with $memory;
+# $devices are further words for `vmm run`, in place of the disk.
+at=here memory=256M devices=
 boot_linux() {
-    start $at vmm run $devices --name linux --memory $memory --cpus "$2" --kernel "$1" --initramfs "$BED/inner.cpio" \
-        --cmdline "console=ttyS0 loglevel=4 panic=-1 ${LINUX_WORDS:-} ${3:-}" --console console.log 2>vmm.log
+    [ ! -e disk.img ] || devices=${devices:---disk $PWD/disk.img}
+    start $at vmm run $devices --cpu "${LINUX_CPU:-host}" --name linux --memory $memory --cpus "$2" --kernel "$1" \
+        --initramfs "$BED/inner.cpio" --cmdline "console=ttyS0 loglevel=4 panic=-1 ${LINUX_WORDS:-} ${3:-}" \
+        --console console.log 2>vmm.log
     vmm=$started
     hear "INNER INIT RUNS on .*, $2 CPUs" console.log 150 "$vmm"
 }

@@ -5,7 +5,7 @@
 # boards WITNESS[:ARGUMENT],…: it boots on A. $witnesses are their names then.
 boards() {
     witnesses=$(echo "$1" | tr , '\n' | sed 's/:.*//; s/pressure/churn/; s/stream-serve/stream/')
-    at=A station=0
+    at=A station=0 memory=${room:-96M}
     ln -s said-0.log console.log
     boot_linux "$BED/vmlinuz" "$cpus" "witness=$1"
 }

@@ -4,7 +4,7 @@
 
 needs_a_processor
 make_hosts
-memory=5G cpus=8
+room=5G cpus=8
 set_out clock
 move precopy
 move hybrid
