@@ -36,7 +36,7 @@ fn among(files: &[PathBuf]) -> anyhow::Result<String> {
             ));
         }
     }
-    Ok(words::common_cpu(&hosts[0].vendor, &common))
+    Ok(words::common_cpu(&hosts[0].cpu.vendor().unwrap_or_default(), &common))
 }
 
 fn read(file: &Path) -> anyhow::Result<HostCpu> {

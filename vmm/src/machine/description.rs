@@ -201,7 +201,8 @@ impl MachineDescription {
     /// What the guest was given and this host does not have, or keeps from guests, or cannot keep from them.
     fn unfit_cpu(&self, here: &Probe, most: &CpuChoice) -> Vec<String> {
         let mut reasons = vcpu::missing_features(&self.cpu, &here.offer);
-        match Layout::for_bytes(self.memory).map(|layout| most.cpu(&here.offer, self.vcpus, layout.end())) {
+        let vcpus = self.vcpus.clamp(1, Vcpus::MAX);
+        match Layout::for_bytes(self.memory).map(|layout| most.cpu(&here.offer, vcpus, layout.end())) {
             Ok(Ok(allowed)) => reasons.extend(self.not_allowed(here, &allowed)),
             Ok(Err(error)) => reasons.push(format!("vmm receive --cpu {most}: {error}")),
             // Said by the shape.

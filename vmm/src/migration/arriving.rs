@@ -57,6 +57,7 @@ impl Host for Arrivals {
                 .collect(),
             Err(error) => vec![error.to_string()],
         };
+        reasons.extend(self.other_taps(guest));
         if postcopy && let Err(error) = Userfault::check() {
             reasons.push(format!("post-copy: {error}; or use --mode precopy"));
         }
@@ -74,16 +75,20 @@ impl Host for Arrivals {
 }
 
 impl Arrivals {
+    /// Why the taps of this host are not those for the guest.
+    fn other_taps(&self, guest: &Description) -> Option<String> {
+        let (taps, nics) = (self.config.taps.len(), guest.nics as usize);
+        (taps > 0 && taps != nics).then(|| {
+            format!(
+                "this host has {taps} taps for a guest's network interfaces, the guest has {nics}: give `vmm receive` \
+                 one --net for each, or none"
+            )
+        })
+    }
+
     /// The machine as it would be here.
     fn shape_of(&self, guest: &Description) -> Result<MachineDescription> {
         let mut shape = shape_of(guest)?;
-        let (taps, nics) = (self.config.taps.len(), shape.nics.len());
-        if taps > 0 && taps != nics {
-            return Err(refused(format!(
-                "this host has {taps} taps for a guest's network interfaces, the guest has {nics}: give `vmm receive` \
-                 one --net for each, or none"
-            )));
-        }
         for (nic, tap) in shape.nics.iter_mut().zip(&self.config.taps) {
             nic.tap = tap.clone();
         }

@@ -14,8 +14,9 @@ use super::msrs;
 use super::template::{ARCH_CAPABILITIES, FeatureMsr, Template};
 use crate::kvm::{KvmError, KvmHost, ioctl};
 
-/// Not offered: what a guest does with them has state that is not saved.
-const NOT_SAVED: [&str; 4] = ["vmx", "svm", "sgx", "sgx-lc"];
+/// Not offered, nor what needs them: what a guest does with them has state that is not saved, the shadow stack's pointer
+/// among it (no MSR has it), or is the host's own (what PDCM stands for: the format of its branch records).
+const NOT_SAVED: [&str; 6] = ["vmx", "svm", "sgx", "sgx-lc", "cet-ss", "pdcm"];
 
 /// All that a guest with `vcpus` vCPUs can be given here.
 ///
@@ -71,7 +72,8 @@ fn supported(kvm: &KvmHost) -> Result<Template, KvmError> {
     let deadline = kvm.capabilities().tsc_deadline.then_some("tsc-deadline");
     let made = ["hypervisor"].into_iter().chain(deadline);
     made.filter_map(Feature::named).for_each(|feature| cpu.put(feature, true));
-    NOT_SAVED.into_iter().filter_map(Feature::named).for_each(|feature| cpu.put(feature, false));
+    let not_saved = NOT_SAVED.into_iter().filter_map(Feature::named).flat_map(Feature::with_dependents);
+    not_saved.for_each(|feature| cpu.put(feature, false));
     Ok(cpu)
 }
 

@@ -108,6 +108,7 @@ impl Template {
 
     /// Makes all that follows from the features follow, for a machine of `vcpus` vCPUs.
     pub fn settle(&mut self, vcpus: u32) {
+        self.make_topology();
         self.cpuid.iter_mut().for_each(|entry| shape(entry, vcpus));
         self.forget_what_changes();
         self.mirror();
@@ -123,8 +124,21 @@ impl Template {
         self.narrow_linear();
         self.count_subleaves();
         // A leaf of zeros says what one that is not there says.
-        self.cpuid.retain(|entry| matches!(entry.function, 7 | 0xb | 0xd) || !entry.is_empty());
+        let numbered = if self.has_named("topoext") { 0x8000_001e } else { 0xb };
+        let stays = |function| matches!(function, 7 | 0xb | 0xd) || function == numbered;
+        self.cpuid.retain(|entry| stays(entry.function) || !entry.is_empty());
         self.cpuid.sort_by_key(|entry| (entry.function, entry.index));
+    }
+
+    /// Leaf 0xb has a level for threads and one for cores, whatever KVM lists: it leaves them to us.
+    fn make_topology(&mut self) {
+        const SUBLEAF_MATTERS: u32 = 1;
+        let Some(first) = self.leaf_mut(0xb, 0) else { return };
+        first.flags |= SUBLEAF_MATTERS;
+        let second = CpuidEntry { index: 1, ..*first };
+        if self.leaf(0xb, 1).is_none() {
+            self.cpuid.push(second);
+        }
     }
 
     /// Takes away what shows what a guest does at the moment.

@@ -34,7 +34,7 @@ use crate::devices::{Console, End, GuestEnd};
 use crate::kvm::{KvmError, KvmHost};
 use crate::machine::{Hooks, Machine, MachineError};
 use crate::migration::{Identity, Resident};
-use crate::vcpu::{self, CpuError};
+use crate::vcpu::{self, CpuChoice, CpuError};
 
 use stage::Stage;
 
@@ -132,7 +132,10 @@ impl VmHandle {
         console: Console,
     ) -> Result<Self, StartError> {
         let kvm = KvmHost::open()?;
-        arrival.cpu.cpu(&vcpu::offer(&kvm, 1)?, 1, 0)?;
+        // All that this host has can always be had: that need not be asked.
+        if arrival.cpu != CpuChoice::default() {
+            arrival.cpu.cpu(&vcpu::offer(&kvm, 1)?, 1, 0)?;
+        }
         let receiver = Arc::new(Receiver::on(listener)?);
         let address = receiver.local_addr();
         let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);
