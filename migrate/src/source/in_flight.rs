@@ -52,11 +52,13 @@ impl<'a> Journey<'a> {
         }))
     }
 
-    /// The guest runs there.
+    /// The guest runs there. Wakes nobody where there is nothing to forward.
     pub(super) fn start_forwarding(&self) {
-        // Only the one commit of this migration leads here.
-        let _ = self.context.departed.set(Instant::now());
-        self.context.alarm.nudge();
+        if self.context.forwards() {
+            // Only the one commit of this migration leads here.
+            let _ = self.context.departed.set(Instant::now());
+            self.context.alarm.nudge();
+        }
     }
 
     /// Waits until the network knows where the guest is.

@@ -61,9 +61,9 @@ impl Journey<'_> {
         times.ready_us = us_since(waiting);
         let committing = Instant::now();
         self.commit(lines)?;
-        self.start_forwarding();
         times.resume_us = us_since(committing);
         times.downtime_us = us_since(began);
+        self.start_forwarding();
         if self.context.options.mode == Mode::Stopcopy {
             self.note_last_round(round);
         }
