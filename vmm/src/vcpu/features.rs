@@ -172,6 +172,9 @@ pub fn missing_features(given: &Template, here: &Template) -> Vec<String> {
     missing.extend(less(given, here, Template::linear_bits, |there, here| {
         format!("the guest's CPU has linear addresses of {there} bits, this host's of {here}")
     }));
+    missing.extend(less(given, here, Template::avx10_version, |there, here| {
+        format!("the guest's CPU has version {there} of AVX10, this host's {here}")
+    }));
     missing.extend(less(given, here, Template::performance_counters, |there, here| {
         format!("the guest's CPU has {there} performance counters, this host's has {here}")
     }));

@@ -205,6 +205,12 @@ impl Template {
         self.leaf(0x8000_0008, 0).map(|entry| entry.eax >> 8 & 0xff)
     }
 
+    /// What AVX10 has grown to. Zero without it.
+    #[must_use]
+    pub fn avx10_version(&self) -> Option<u32> {
+        Some(self.leaf(0x24, 0).map_or(0, |entry| entry.ebx & 0xff))
+    }
+
     /// Counters of Intel's architectural performance monitoring.
     #[must_use]
     pub fn performance_counters(&self) -> Option<u32> {

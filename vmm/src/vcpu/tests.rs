@@ -216,8 +216,18 @@ fn an_unnamed_bit_is_placed_and_what_follows_cr4_does_not_count() {
     let mut there = Template::default();
     there.put(Feature { word: Word::Cpuid(1, 0, Register::Ecx), bit: 27 }, true);
     there.put(Feature { word: Word::Cpuid(1, 0, Register::Ecx), bit: 16 }, true);
+    // A word of which few bits have names.
+    there.put(Feature { word: Word::Cpuid(0x8000_0021, 0, Register::Ecx), bit: 9 }, true);
+    there.put(feature("tsa-l1-no"), true);
     let reasons = missing_features(&there, &Template::default());
-    assert_eq!(reasons, ["this host's CPU lacks CPUID 0x1.0 ECX bit 16"]);
+    assert_eq!(
+        reasons,
+        [
+            "this host's CPU lacks CPUID 0x1.0 ECX bit 16",
+            "this host's CPU lacks tsa-l1-no (CPUID 0x80000021.0 ECX bit 2)",
+            "this host's CPU lacks CPUID 0x80000021.0 ECX bit 9",
+        ]
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(super) const WORDS: &[(Word, &str)] = &[
          17:pse36 18:pn 19:clflush 21:ds 22:acpi 23:mmx 24:fxsr 25:sse 26:sse2 27:ss 29:tm 31:pbe",
     ),
     (Cpuid(6, 0, Eax), "2:arat"),
+    (Cpuid(6, 0, Ecx), "0:aperfmperf 3:epb"),
     (
         Cpuid(7, 0, Ebx),
         "0:fsgsbase 1:tsc-adjust 2:sgx 3:bmi1 4:hle 5:avx2 6:fdp-excptn-only 7:smep 8:bmi2 9:erms 10:invpcid \
@@ -44,12 +45,15 @@ pub(super) const WORDS: &[(Word, &str)] = &[
     (
         Cpuid(7, 1, Eax),
         "0:sha512 1:sm3 2:sm4 3:rao-int 4:avx-vnni 5:avx512-bf16 6:lass 7:cmpccxadd 8:arch-perfmon-ext 10:fzrm \
-         11:fsrs 12:fsrc 17:fred 18:lkgs 19:wrmsrns 21:amx-fp16 22:hreset 23:avx-ifma 26:lam 27:msrlist",
+         11:fsrs 12:fsrc 17:fred 18:lkgs 19:wrmsrns 20:nmi-src 21:amx-fp16 22:hreset 23:avx-ifma 26:lam \
+         27:msrlist 31:movrs",
     ),
+    (Cpuid(7, 1, Ebx), "0:intel-ppin"),
+    (Cpuid(7, 1, Ecx), "5:msr-imm"),
     (
         Cpuid(7, 1, Edx),
-        "4:avx-vnni-int8 5:avx-ne-convert 8:amx-complex 10:avx-vnni-int16 14:prefetchi 17:uiret-uif 18:cet-sss \
-         19:avx10 21:apx",
+        "4:avx-vnni-int8 5:avx-ne-convert 8:amx-complex 10:avx-vnni-int16 13:utmr 14:prefetchi 15:user-msr \
+         17:uiret-uif 18:cet-sss 19:avx10 21:apx 23:mwait",
     ),
     (Cpuid(7, 2, Edx), "0:psfd 1:ipred-ctrl 2:rrsba-ctrl 3:ddpd-u 4:bhi-ctrl 5:mcdt-no"),
     (
@@ -60,7 +64,13 @@ pub(super) const WORDS: &[(Word, &str)] = &[
     ),
     (Cpuid(0xd, 0, Edx), ""),
     (Cpuid(0xd, 1, Eax), "0:xsaveopt 1:xsavec 2:xgetbv1 3:xsaves 4:xfd"),
+    (Cpuid(0xd, 1, Edx), ""),
     (Cpuid(0xd, 1, Ecx), "8:xsaves-pt 11:xsaves-cet-user 12:xsaves-cet-supervisor 15:xsaves-arch-lbr"),
+    (
+        Cpuid(0x1e, 1, Eax),
+        "0:amx-int8-alias 1:amx-bf16-alias 2:amx-complex-alias 3:amx-fp16-alias 4:amx-fp8 6:amx-tf32 7:amx-avx512 \
+         8:amx-movrs",
+    ),
     (
         Cpuid(0x4000_0001, 0, Eax),
         "0:kvmclock 1:kvm-nopiodelay 3:kvmclock2 4:kvm-asyncpf 5:kvm-steal-time 6:kvm-pv-eoi 7:kvm-pv-unhalt \
@@ -81,16 +91,18 @@ pub(super) const WORDS: &[(Word, &str)] = &[
     (Cpuid(0x8000_0007, 0, Edx), "8:invariant-tsc"),
     (
         Cpuid(0x8000_0008, 0, Ebx),
-        "0:clzero 1:irperf 2:xsaveerptr 4:rdpru 9:wbnoinvd 12:ibpb 13:int-wbinvd 14:ibrs 15:amd-stibp \
-         16:ibrs-always-on 17:stibp-always-on 18:ibrs-preferred 19:ibrs-same-mode 24:amd-ssbd 25:virt-ssbd \
-         26:amd-ssb-no 27:cppc 28:amd-psfd 29:btc-no 30:ibpb-ret",
+        "0:clzero 1:irperf 2:xsaveerptr 3:invlpgb 4:rdpru 9:wbnoinvd 12:ibpb 13:int-wbinvd 14:ibrs 15:amd-stibp \
+         16:ibrs-always-on 17:stibp-always-on 18:ibrs-preferred 19:ibrs-same-mode 23:amd-ppin 24:amd-ssbd \
+         25:virt-ssbd 26:amd-ssb-no 27:cppc 28:amd-psfd 29:btc-no 30:ibpb-ret 31:brs",
     ),
     (
         Cpuid(0x8000_0021, 0, Eax),
-        "0:no-nested-data-bp 1:fsgs-non-serializing 2:lfence-always-serializing 6:null-sel-clears-base \
+        "0:no-nested-data-bp 1:fsgs-non-serializing 2:lfence-always-serializing 5:verw-clear 6:null-sel-clr-base \
          7:upper-address-ignore 8:autoibrs 9:no-smm-ctl-msr 10:amd-fsrs 11:amd-fsrc 13:prefetch-ctl-msr \
-         17:cpuid-user-dis 18:epsf 27:sbpb 28:ibpb-brtype 29:srso-no 30:srso-user-kernel-no",
+         17:cpuid-user-dis 18:epsf 20:amd-prefetchi 24:eraps 27:sbpb 28:ibpb-brtype 29:srso-no \
+         30:srso-user-kernel-no 31:srso-bp-spec-reduce",
     ),
+    (Cpuid(0x8000_0021, 0, Ecx), "1:tsa-sq-no 2:tsa-l1-no"),
     (Cpuid(0x8000_0022, 0, Eax), "0:perfmon-v2 1:amd-lbr-v2 2:amd-lbr-pmc-freeze"),
     (
         Msr(super::super::template::ARCH_CAPABILITIES, 0),
