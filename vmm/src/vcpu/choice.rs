@@ -30,7 +30,7 @@ pub enum CpuError {
     #[error("CPU feature \"{0}\" cannot be taken away: no guest can be without {1}")]
     Essential(String, String),
     /// What is wrong with a CPU.
-    #[error("CPU feature \"{0}\" is no choice: a guest is told of it wherever it is")]
+    #[error("CPU feature \"{0}\" cannot be taken away: a guest is told of it wherever it is")]
     Flaw(String),
     /// This host does not have it.
     #[error("this host's KVM cannot give a guest {}: choose a smaller --cpu (vmm cpu says what there is)", list(.0))]
@@ -72,7 +72,7 @@ impl CpuChoice {
             let all = if *present { feature.with_needs() } else { feature.with_dependents() };
             all.into_iter().for_each(|one| cpu.put(one, *present));
         }
-        // What is wrong with the host's CPU is no choice.
+        // What is wrong with the host's CPU is no choice. A guest may be told of more: it only guards itself more.
         Feature::all_of(offer).filter(|one| one.is_flaw()).for_each(|one| cpu.put(one, true));
         let lacks = lacking(&cpu, offer);
         if !lacks.is_empty() {
@@ -115,15 +115,14 @@ impl FromStr for CpuChoice {
 }
 
 fn feature(name: &str) -> Result<Feature, CpuError> {
-    match Feature::named(name) {
-        None => Err(CpuError::Feature(name.into())),
-        Some(flaw) if flaw.is_flaw() => Err(CpuError::Flaw(name.into())),
-        Some(feature) => Ok(feature),
-    }
+    Feature::named(name).ok_or_else(|| CpuError::Feature(name.into()))
 }
 
 fn removable(name: &str) -> Result<Feature, CpuError> {
     let feature = feature(name)?;
+    if feature.is_flaw() {
+        return Err(CpuError::Flaw(name.into()));
+    }
     match feature.with_dependents().into_iter().find(|one| is_essential(*one)).and_then(Feature::name) {
         Some(needed) => Err(CpuError::Essential(name.into(), needed.into())),
         None => Ok(feature),

@@ -117,9 +117,11 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
     }
     let mut shared = first.cpu.clone();
     for feature in Feature::all_of(&first.cpu) {
-        let present = rest.iter().all(|host| host.cpu.has(feature));
-        shared.put(feature, present || feature.is_flaw());
+        shared.put(feature, rest.iter().all(|host| host.cpu.has(feature)));
     }
+    // A guest must guard against what is wrong with any of them.
+    let flaws = hosts.iter().flat_map(|host| Feature::all_of(&host.cpu)).filter(|one| one.is_flaw());
+    flaws.for_each(|flaw| shared.put(flaw, true));
     let level = Level::of(&shared).ok_or(NothingCommon::Level)?;
     let choice = choice(level, &shared);
     // The same on all: that is what it is for.
@@ -128,7 +130,7 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
     Ok(Common { level, features, choice, cpu: cpus.into_iter().next().unwrap_or_default() })
 }
 
-/// The level, without what of its model is not shared, and with all else that is and can be named.
+/// The level, without what of its model is not shared, and with all else that is and can be named, flaws among it.
 fn choice(level: Level, shared: &Template) -> CpuChoice {
     let model = level.model();
     let mut choice = CpuChoice::of_level(level);
@@ -136,7 +138,7 @@ fn choice(level: Level, shared: &Template) -> CpuChoice {
         model.iter().filter(|one| !shared.has(**one)).flat_map(|one| one.with_dependents()).collect();
     model.iter().filter(|one| !shared.has(**one)).for_each(|one| choice.change(false, *one));
     let mut there: Vec<_> = model.into_iter().filter(|one| !gone.contains(one)).collect();
-    for feature in Feature::all_of(shared).filter(|one| one.name().is_some() && !one.is_flaw()) {
+    for feature in Feature::all_of(shared).filter(|one| one.name().is_some()) {
         let all = feature.with_needs();
         if !there.contains(&feature) && all.iter().all(|one| shared.has(*one)) {
             choice.change(true, feature);

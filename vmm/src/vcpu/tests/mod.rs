@@ -69,7 +69,7 @@ fn lists_are_read_and_shown() {
         ("host,avx", "CPU \"avx\" is not known: write host"),
         ("host,+mmx2", "CPU feature \"mmx2\" is not known: vmm cpu --names lists all that are"),
         ("host,-", "CPU feature \"\" is not known"),
-        ("host,-rsba", "CPU feature \"rsba\" is no choice"),
+        ("host,-rsba", "CPU feature \"rsba\" cannot be taken away: a guest is told"),
         ("-lm", "CPU feature \"lm\" cannot be taken away: no guest can be without lm"),
         ("-pae", "CPU feature \"pae\" cannot be taken away: no guest can be without pae"),
     ] {
@@ -211,6 +211,11 @@ fn msr_bits_are_features_like_others() {
     assert_eq!(missing_features(&flawed, &safe), [""; 0]);
     assert_eq!(missing_features(&choose("x86-64-v2", &safe).unwrap(), &flawed), [""; 0]);
     assert_eq!(value(&choose("x86-64-v2,+rdcl-no", &flawed).unwrap()), Some(5), "a flaw is no choice");
+    assert_eq!(
+        value(&choose("+rrsba", &safe).unwrap()),
+        Some(1 | 1 << 5 | 1 << 19 | 1 << 62),
+        "to be told more is"
+    );
 }
 
 #[test]
