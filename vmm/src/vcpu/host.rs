@@ -130,7 +130,12 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
     Ok(Common { level, features, choice, cpu: cpus.into_iter().next().unwrap_or_default() })
 }
 
-/// The level, without what of its model is not shared, and with all else that is and can be named, flaws among it.
+/// How a CPU counts and traces what it does: each CPU does so otherwise, and no model has it.
+const COUNTING: &str = "intel-pt ds dtes64 ds-cpl pdcm arch-lbr arch-perfmon-ext ibs perfctr-core perfctr-nb perfctr-llc \
+                        perfmon-v2 amd-lbr-v2 amd-lbr-pmc-freeze brs";
+
+/// The level, without what of its model is not shared, and with all else that is and can be named, flaws among it and
+/// performance counters not.
 fn choice(level: Level, shared: &Template) -> CpuChoice {
     let model = level.model();
     let mut choice = CpuChoice::of_level(level);
@@ -138,7 +143,8 @@ fn choice(level: Level, shared: &Template) -> CpuChoice {
         model.iter().filter(|one| !shared.has(**one)).flat_map(|one| one.with_dependents()).collect();
     model.iter().filter(|one| !shared.has(**one)).for_each(|one| choice.change(false, *one));
     let mut there: Vec<_> = model.into_iter().filter(|one| !gone.contains(one)).collect();
-    for feature in Feature::all_of(shared).filter(|one| one.name().is_some()) {
+    let counts = |name: &str| COUNTING.split_whitespace().any(|known| known == name);
+    for feature in Feature::all_of(shared).filter(|one| one.name().is_some_and(|name| !counts(name))) {
         let all = feature.with_needs();
         if !there.contains(&feature) && all.iter().all(|one| shared.has(*one)) {
             choice.change(true, feature);

@@ -15,8 +15,9 @@ use super::template::{ARCH_CAPABILITIES, FeatureMsr, Template};
 use crate::kvm::{KvmError, KvmHost, ioctl};
 
 /// Not offered, nor what needs them: what a guest does with them has state that is not saved, the shadow stack's pointer
-/// among it (no MSR has it), or is the host's own (what PDCM stands for: the format of its branch records).
-const NOT_SAVED: [&str; 6] = ["vmx", "svm", "sgx", "sgx-lc", "cet-ss", "pdcm"];
+/// among it (no MSR has it), or is the host's own (what PDCM stands for: the format of its branch records and of PEBS's,
+/// which DS is for).
+const NOT_SAVED: [&str; 7] = ["vmx", "svm", "sgx", "sgx-lc", "cet-ss", "pdcm", "ds"];
 
 /// All that a guest with `vcpus` vCPUs can be given here.
 ///

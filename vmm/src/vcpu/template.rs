@@ -37,7 +37,7 @@ pub struct Template {
 const MIRRORED: u32 = 0x0183_f3ff;
 
 /// Leaves that describe one feature and are empty without it.
-const DESCRIBING: [(u32, &str); 7] = [
+const DESCRIBING: [(u32, &str); 8] = [
     (0x12, "sgx"),
     (0x14, "intel-pt"),
     (0x1c, "arch-lbr"),
@@ -45,6 +45,7 @@ const DESCRIBING: [(u32, &str); 7] = [
     (0x1e, "amx-tile"),
     (0x24, "avx10"),
     (0x8000_000a, "svm"),
+    (0x8000_0022, "perfmon-v2"),
 ];
 
 impl Template {
@@ -171,9 +172,9 @@ impl Template {
         }
     }
 
-    /// Takes away the performance counters.
+    /// Takes away Intel's performance counters. AMD's are features.
     pub(super) fn take_performance_counters(&mut self) {
-        self.cpuid.retain(|entry| !matches!(entry.function, 0xa | 0x23 | 0x8000_0022));
+        self.cpuid.retain(|entry| !matches!(entry.function, 0xa | 0x23));
     }
 
     /// Lowers the size of physical addresses to this many bits.
@@ -211,13 +212,13 @@ impl Template {
         Some(self.leaf(0x24, 0).map_or(0, |entry| entry.ebx & 0xff))
     }
 
-    /// Counters of Intel's architectural performance monitoring.
+    /// Counters of Intel's architectural performance monitoring, or of AMD's second version.
     #[must_use]
     pub fn performance_counters(&self) -> Option<u32> {
-        Some(
-            self.leaf(0xa, 0)
-                .map_or(0, |entry| if entry.eax & 0xff == 0 { 0 } else { entry.eax >> 8 & 0xff }),
-        )
+        let intel = self.leaf(0xa, 0).filter(|entry| entry.eax & 0xff != 0);
+        let intel = intel.map(|entry| entry.eax >> 8 & 0xff);
+        let amd = self.leaf(0x8000_0022, 0).map(|entry| entry.ebx & 0xf);
+        Some(intel.or(amd).unwrap_or(0))
     }
 
     /// Twelve letters.

@@ -70,6 +70,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("stibp-always-on", "amd-stibp"),
     ("sgx-lc", "sgx"),
     ("dtes64 ds-cpl", "ds"),
+    ("perfmon-v2", "perfctr-core"),
+    ("amd-lbr-v2 amd-lbr-pmc-freeze", "perfmon-v2"),
     ("uiret-uif", "uintr"),
     ("kvmclock-stable", "kvmclock2"),
     ("kvm-pv-tlb-flush kvm-pv-sched-yield", "kvm-steal-time"),

@@ -66,6 +66,9 @@ pub(super) const WORDS: &[(Word, &str)] = &[
     (Cpuid(0xd, 1, Eax), "0:xsaveopt 1:xsavec 2:xgetbv1 3:xsaves 4:xfd"),
     (Cpuid(0xd, 1, Edx), ""),
     (Cpuid(0xd, 1, Ecx), "8:xsaves-pt 11:xsaves-cet-user 12:xsaves-cet-supervisor 15:xsaves-arch-lbr"),
+    // What PT can do, and how.
+    (Cpuid(0x14, 0, Ebx), ""),
+    (Cpuid(0x14, 0, Ecx), ""),
     (
         Cpuid(0x1e, 1, Eax),
         "0:amx-int8-alias 1:amx-bf16-alias 2:amx-complex-alias 3:amx-fp16-alias 4:amx-fp8 6:amx-tf32 7:amx-avx512 \
