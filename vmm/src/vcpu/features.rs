@@ -88,6 +88,19 @@ impl Feature {
         closure(self, |feature| feature.needs().collect())
     }
 
+    /// Those of `cpu` that are of no use there: what they need is missing.
+    pub(super) fn useless(cpu: &Template) -> Vec<Self> {
+        let lacks = |feature: &Self| feature.needs().any(|needed| !cpu.has(needed));
+        let mut all: Vec<_> = Self::all_of(cpu)
+            .filter(lacks)
+            .flat_map(Self::with_dependents)
+            .filter(|one| cpu.has(*one))
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Says of a CPU not that it can do more but that it can be trusted less: to have it where the guest was told
     /// otherwise is what another host must not.
     pub(super) fn is_flaw(self) -> bool {

@@ -143,10 +143,10 @@ fn choice(level: Level, shared: &Template) -> CpuChoice {
         model.iter().filter(|one| !shared.has(**one)).flat_map(|one| one.with_dependents()).collect();
     model.iter().filter(|one| !shared.has(**one)).for_each(|one| choice.change(false, *one));
     let mut there: Vec<_> = model.into_iter().filter(|one| !gone.contains(one)).collect();
-    let counts = |name: &str| COUNTING.split_whitespace().any(|known| known == name);
-    for feature in Feature::all_of(shared).filter(|one| one.name().is_some_and(|name| !counts(name))) {
+    let counting: Vec<_> = COUNTING.split_whitespace().filter_map(Feature::named).collect();
+    for feature in Feature::all_of(shared).filter(|one| one.name().is_some()) {
         let all = feature.with_needs();
-        if !there.contains(&feature) && all.iter().all(|one| shared.has(*one)) {
+        if !there.contains(&feature) && all.iter().all(|one| shared.has(*one) && !counting.contains(one)) {
             choice.change(true, feature);
             there.extend(all);
         }

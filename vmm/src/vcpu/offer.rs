@@ -75,6 +75,8 @@ fn supported(kvm: &KvmHost) -> Result<Template, KvmError> {
     made.filter_map(Feature::named).for_each(|feature| cpu.put(feature, true));
     let not_saved = NOT_SAVED.into_iter().filter_map(Feature::named).flat_map(Feature::with_dependents);
     not_saved.for_each(|feature| cpu.put(feature, false));
+    // AMX is listed also where its registers' state is not: to a process that has not asked for it.
+    Feature::useless(&cpu).into_iter().for_each(|feature| cpu.put(feature, false));
     Ok(cpu)
 }
 

@@ -66,7 +66,9 @@ const NEEDS: &[(&str, &str)] = &[
     ("xsaves-arch-lbr", "arch-lbr"),
     ("hle rtm-always-abort tsx-force-abort tsxldtrk", "rtm"),
     ("stibp ssbd psfd ipred-ctrl rrsba-ctrl bhi-ctrl ddpd-u", "spec-ctrl"),
-    ("amd-stibp amd-ssbd amd-psfd ibrs-always-on ibrs-preferred ibrs-same-mode autoibrs", "ibrs"),
+    // AMD's STIBP and SSBD are there without IBRS, too: each of them brings the MSR.
+    ("amd-psfd", "amd-ssbd"),
+    ("ibrs-always-on ibrs-preferred ibrs-same-mode autoibrs", "ibrs"),
     ("stibp-always-on", "amd-stibp"),
     ("sgx-lc", "sgx"),
     ("dtes64 ds-cpl", "ds"),

@@ -42,13 +42,13 @@ fn what_of_a_model_is_not_common_is_taken_away() {
 #[test]
 fn performance_counters_are_not_for_guests_that_move() {
     let counting = |counters: u32| {
-        let mut cpu = host(Level::V3, &["aes", "ds", "dtes64", "perfctr-core", "perfmon-v2"]);
+        let mut cpu = host(Level::V3, &["aes", "ds", "dtes64", "xsaves-pt", "perfmon-v2"]);
         cpu.leaf_mut(0x8000_0022, 0).unwrap().ebx = counters;
         cpu.settle(1);
         cpu
     };
     let found = common(&[described(counting(6), &[]), described(counting(6), &[])]).unwrap();
-    assert_eq!(found.choice.to_string(), "x86-64-v3,+aes");
+    assert_eq!(found.choice.to_string(), "x86-64-v3,+aes,+xsaves");
     assert_eq!((found.cpu.performance_counters(), found.cpu.leaf(0x8000_0022, 0)), (Some(0), None));
     // Who asks for them gets all of them.
     let cpu = choose("x86-64-v3,+perfmon-v2", &counting(6)).unwrap();

@@ -101,6 +101,22 @@ fn what_depends_on_a_feature_goes_with_it() {
 }
 
 #[test]
+fn what_lacks_what_it_needs_is_useless() {
+    let mut cpu = host(Level::V3, &["amx-bf16", "amd-ssbd", "amd-psfd", "rsba"]);
+    assert_eq!(Feature::useless(&cpu), []);
+    // As KVM lists AMX for a process that may not use it.
+    cpu.put(feature("xsave-amx-data"), false);
+    assert_eq!(names(&Feature::useless(&cpu)), ["amx-bf16", "amx-tile", "xsave-amx-config", "xfd"]);
+    cpu.put(feature("avx"), false);
+    cpu.put(feature("amd-ssbd"), false);
+    let useless = names(&Feature::useless(&cpu));
+    for gone in ["avx2", "fma", "xsave-avx", "amx-tile", "amd-psfd"] {
+        assert!(useless.contains(&gone), "{gone}: {useless:?}");
+    }
+    assert!(!useless.contains(&"xsave") && !useless.contains(&"sse4.2"), "{useless:?}");
+}
+
+#[test]
 fn models_are_closed_and_each_has_its_level() {
     for level in Level::all() {
         let cpu = host(level, &[]);
