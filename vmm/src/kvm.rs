@@ -45,6 +45,16 @@ pub enum KvmError {
     /// Abilities without which no guest can be run and moved.
     #[error("KVM on this host lacks {}: use Linux 5.17 or later on x86-64", .0.join(", "))]
     Lacks(Vec<&'static str>),
+    /// More than can be saved in one call.
+    #[error(
+        "KVM has {found} MSRs of a guest with this CPU to save, at most {most} can be: choose a smaller --cpu"
+    )]
+    TooManyMsrs {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        most: usize,
+    },
     /// The kernel refused something.
     #[error("KVM cannot {what}: {error}")]
     Refused {

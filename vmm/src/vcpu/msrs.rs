@@ -30,15 +30,21 @@ pub fn supported_msrs(kvm: &KvmHost) -> Result<Vec<u32>, KvmError> {
 /// run yet.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses, or there are more than fit in one call.
 pub fn probe_msrs(kvm: &KvmHost, fd: BorrowedFd<'_>, cpu: &Template) -> Result<Vec<u32>, KvmError> {
     let mut indices = supported_msrs(kvm)?;
     indices.retain(|index| owners::is_there(*index, cpu));
     indices.sort_unstable_by_key(|index| (rank(*index), *index));
     indices.dedup();
-    indices.truncate(MAX_MSRS);
     let refused = KvmError::refused::<io::Error>;
-    keep_working(&mut indices, |buffer| ioctl::get_msrs(fd, buffer)).map_err(refused("read MSRs"))?;
+    // What is listed may be more than one call takes; what is there may not.
+    let mut readable = Vec::new();
+    for part in indices.chunks(MAX_MSRS) {
+        let mut part = part.to_vec();
+        keep_working(&mut part, |buffer| ioctl::get_msrs(fd, buffer)).map_err(refused("read MSRs"))?;
+        readable.extend(part);
+    }
+    let indices = few_enough(readable)?;
     let values = read(fd, &indices).map_err(refused("read MSRs"))?;
     let mut settable = indices.clone();
     keep_working(&mut settable, |buffer| {
@@ -51,6 +57,12 @@ pub fn probe_msrs(kvm: &KvmHost, fd: BorrowedFd<'_>, cpu: &Template) -> Result<V
     })
     .map_err(refused("set MSRs"))?;
     Ok(settable)
+}
+
+/// Those, if they fit in one call.
+fn few_enough(indices: Vec<u32>) -> Result<Vec<u32>, KvmError> {
+    let found = indices.len();
+    if found <= MAX_MSRS { Ok(indices) } else { Err(KvmError::TooManyMsrs { found, most: MAX_MSRS }) }
 }
 
 fn rank(index: u32) -> u8 {
@@ -118,4 +130,19 @@ pub(super) fn write(fd: BorrowedFd<'_>, msrs: impl Iterator<Item = (u32, u64)>) 
 /// The index in one `kvm_msr_entry`.
 pub(super) fn index_of(entry: &[u8]) -> u32 {
     entry.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn none_is_left_out_because_there_are_many() {
+        assert_eq!(few_enough((0..256).collect()).unwrap().len(), 256);
+        let error = few_enough((0..257).collect()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "KVM has 257 MSRs of a guest with this CPU to save, at most 256 can be: choose a smaller --cpu"
+        );
+    }
 }
