@@ -11,10 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-    kvm_enable_cap,
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 /// Where Linux offers KVM.
 pub const DEVICE: &str = "/dev/kvm";
@@ -81,6 +81,8 @@ pub struct Capabilities {
     pub tsc_scaling: bool,
     /// The LAPIC timer has TSC-deadline mode.
     pub tsc_deadline: bool,
+    /// A guest can be kept from the paravirtual features that its CPUID does not show.
+    pub enforce_pv: bool,
 }
 
 /// KVM, open and able to run guests that can be moved.
@@ -136,6 +138,7 @@ impl KvmHost {
             max_vcpus: kvm.get_max_vcpus(),
             tsc_scaling: kvm.check_extension(Cap::TscControl),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            enforce_pv: kvm.check_extension_raw(u64::from(KVM_CAP_ENFORCE_PV_FEATURE_CPUID)) > 0,
         };
         Ok(Self { kvm, capabilities })
     }
@@ -167,6 +170,25 @@ impl KvmHost {
         };
         vm.enable_cap(&cap).map_err(KvmError::refused("protect logged pages on demand"))?;
         Ok(vm)
+    }
+
+    /// Makes a vCPU. Of KVM's own features its guest can use those that its CPUID shows, and no others: what it used
+    /// otherwise would have state that is not saved. Without the capability that is left to the guest.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create_vcpu(&self, vm: &VmFd, number: u32) -> Result<VcpuFd, KvmError> {
+        let vcpu = vm.create_vcpu(number.into()).map_err(KvmError::refused("make a vCPU"))?;
+        if self.capabilities.enforce_pv {
+            let cap = kvm_enable_cap {
+                cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+                args: [1, 0, 0, 0],
+                ..Default::default()
+            };
+            vcpu.enable_cap(&cap)
+                .map_err(KvmError::refused("keep a guest from features it was not given"))?;
+        }
+        Ok(vcpu)
     }
 }
 

@@ -123,8 +123,8 @@ impl Parts {
         let (count, memory) = (config.cpus.get(), config.memory.bytes());
         let virtio = VirtioPlan::for_boot(config)?;
         let end = Layout::for_bytes(memory)?.end();
-        let cpu = config.cpu.cpu(&vcpu::offer(kvm, count)?, count, end)?;
-        let parts = Self::build(kvm, count, memory, cpu, None)?.with_virtio(virtio);
+        let choose = |_: &VcpuFd| Ok(config.cpu.cpu(&vcpu::offer(kvm, count)?, count, end)?);
+        let parts = Self::build(kvm, count, memory, choose, None)?.with_virtio(virtio);
         Ok(parts.with_boot(Some(config.boot())))
     }
 
@@ -139,7 +139,8 @@ impl Parts {
         shape: &MachineDescription,
         virtio: VirtioPlan,
     ) -> Result<Self, MachineError> {
-        let parts = Self::build(kvm, shape.vcpus, shape.memory, shape.cpu.clone(), Some(shape.tsc_khz))?;
+        let cpu = |_: &VcpuFd| Ok(shape.cpu.clone());
+        let parts = Self::build(kvm, shape.vcpus, shape.memory, cpu, Some(shape.tsc_khz))?;
         Ok(parts.with_virtio(virtio).with_boot(shape.boot.clone()))
     }
 
@@ -147,7 +148,7 @@ impl Parts {
         kvm: &KvmHost,
         count: u32,
         memory: u64,
-        cpu: Template,
+        cpu: impl FnOnce(&VcpuFd) -> Result<Template, MachineError>,
         tsc_khz: Option<u32>,
     ) -> Result<Self, MachineError> {
         VcpuCount::new(count)?;
@@ -158,7 +159,12 @@ impl Parts {
         let ram = GuestRam::new(Layout::for_bytes(memory)?)?;
         let vm = create_vm(kvm)?;
         ram.register(&vm)?;
-        let vcpus = create_vcpus(&vm, count, &cpu, tsc_khz)?;
+        let first = kvm.create_vcpu(&vm, 0)?;
+        let cpu = cpu(&first)?;
+        let vcpus = create_vcpus(kvm, &vm, first, count, &cpu)?;
+        if let Some(khz) = tsc_khz {
+            vcpus.iter().try_for_each(|vcpu| set_tsc_khz(vcpu, khz))?;
+        }
         let first = &vcpus[0];
         let msrs = vcpu::probe_msrs(kvm, ioctl::borrow(first), &cpu)?;
         let shape = MachineDescription::new(
@@ -225,28 +231,32 @@ fn create_vm(kvm: &KvmHost) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
+/// All vCPUs with this CPU: the first, which is there, and the others.
 fn create_vcpus(
+    kvm: &KvmHost,
     vm: &VmFd,
+    first: VcpuFd,
     count: u32,
     cpu: &Template,
-    tsc_khz: Option<u32>,
 ) -> Result<Vec<VcpuFd>, MachineError> {
-    let create = |number: u32| {
-        let vcpu = vm.create_vcpu(number.into()).map_err(KvmError::refused("make a vCPU"))?;
-        if number == 0 {
-            let shown = vcpu::more_than(cpu, &vcpu, count)?;
-            shown.is_empty().then_some(()).ok_or(CpuError::Shows(shown))?;
-        }
+    let shown = vcpu::more_than(cpu, &first, count)?;
+    shown.is_empty().then_some(()).ok_or(CpuError::Shows(shown))?;
+    let mut vcpus = vec![first];
+    for number in 1..count {
+        let vcpu = kvm.create_vcpu(vm, number)?;
         vcpu::give(&vcpu, cpu, number)?;
-        if let Some(khz) = tsc_khz
-            && !vcpu.get_tsc_khz().is_ok_and(|here| fits(here, khz))
-        {
-            let fd = ioctl::borrow(&vcpu);
-            ioctl::set_tsc_khz(fd, khz).map_err(KvmError::refused("run the TSC at the guest's frequency"))?;
-        }
-        Ok(vcpu)
-    };
-    (0..count).map(create).collect()
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+/// Lets the TSC run as fast as the guest knows it, if it does not.
+fn set_tsc_khz(vcpu: &VcpuFd, khz: u32) -> Result<(), KvmError> {
+    if vcpu.get_tsc_khz().is_ok_and(|here| fits(here, khz)) {
+        return Ok(());
+    }
+    ioctl::set_tsc_khz(ioctl::borrow(vcpu), khz)
+        .map_err(KvmError::refused("run the TSC at the guest's frequency"))
 }
 
 /// The size of the extended FPU state of this VM's vCPUs.

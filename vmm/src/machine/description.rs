@@ -279,7 +279,7 @@ impl Probe {
     fn new(kvm: &KvmHost, vcpus: u32, cpu: &Template) -> Result<Self, KvmError> {
         let vm = kvm.create_vm()?;
         vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
-        let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("make a vCPU"))?;
+        let vcpu = kvm.create_vcpu(&vm, 0)?;
         let fd = ioctl::borrow(&vcpu);
         let offer = vcpu::offer_by(kvm, &vcpu, vcpus)?;
         // One that is not of this host at all may be more than KVM takes: what is lacking says it.

@@ -84,7 +84,7 @@ fn supported(kvm: &KvmHost) -> Result<Template, KvmError> {
 fn throwaway(kvm: &KvmHost) -> Result<(kvm_ioctls::VmFd, VcpuFd), KvmError> {
     let vm = kvm.create_vm()?;
     vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
-    let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("make a vCPU"))?;
+    let vcpu = kvm.create_vcpu(&vm, 0)?;
     Ok((vm, vcpu))
 }
 

@@ -303,7 +303,7 @@ fn what_is_offered_is_what_is_shown() {
     let kvm = KvmHost::open().unwrap();
     let vm = kvm.create_vm().unwrap();
     vm.create_irq_chip().unwrap();
-    let vcpu = vm.create_vcpu(0).unwrap();
+    let vcpu = kvm.create_vcpu(&vm, 0).unwrap();
     let offered = offer_by(&kvm, &vcpu, 2).unwrap();
     assert_eq!(more_than(&offered, &vcpu, 2).unwrap(), []);
     assert_eq!(offered, offer(&kvm, 2).unwrap());
@@ -325,7 +325,7 @@ fn what_is_taken_away_is_not_shown() {
         }
         let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
+        let vcpu = kvm.create_vcpu(&vm, 0).unwrap();
         assert_eq!(more_than(&cpu, &vcpu, 1).unwrap(), [], "without {gone}");
         let shown = vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
         let cpuid = shown.as_slice().iter().map(CpuidEntry::from).collect();
@@ -346,7 +346,7 @@ fn the_msrs_of_a_feature_go_with_it() {
         let cpu = list.parse::<CpuChoice>().unwrap().cpu(&offer, 1, 1 << 30).unwrap();
         let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
+        let vcpu = kvm.create_vcpu(&vm, 0).unwrap();
         give(&vcpu, &cpu, 0).unwrap();
         probe_msrs(&kvm, ioctl::borrow(&vcpu), &cpu).unwrap()
     };
@@ -370,4 +370,29 @@ fn a_saved_area_names_no_component_that_the_guest_does_not_have() {
     assert_eq!(area[512..520], 7_u64.to_le_bytes());
     xsave::keep(&mut area, user_components(&host(Level::V2, &[])));
     assert_eq!(area[512..520], 3_u64.to_le_bytes());
+}
+
+/// KVM's own features that the guest was not given are not there for it, where KVM can see to it.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_guest_cannot_use_what_of_kvm_it_was_not_given() {
+    let kvm = KvmHost::open().unwrap();
+    let offer = offer(&kvm, 1).unwrap();
+    let writes = |list: &str, index: u32| {
+        let cpu = list.parse::<CpuChoice>().unwrap().cpu(&offer, 1, 1 << 30).unwrap();
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = kvm.create_vcpu(&vm, 0).unwrap();
+        give(&vcpu, &cpu, 0).unwrap();
+        // Not zero: KVM lets the host write that to any MSR that it lists.
+        msrs::write(ioctl::borrow(&vcpu), [(index, 0x1000)].into_iter()).is_ok()
+    };
+    for (index, name) in [(0x4b56_4d00, "kvmclock2"), (0x4b56_4d04, "kvm-pv-eoi")] {
+        assert!(writes("host", index), "{index:#x} with {name}");
+        assert_eq!(
+            writes(&format!("-{name}"), index),
+            !kvm.capabilities().enforce_pv,
+            "{index:#x} without {name}"
+        );
+    }
 }
