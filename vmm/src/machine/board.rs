@@ -123,7 +123,7 @@ impl Parts {
         let (count, memory) = (config.cpus.get(), config.memory.bytes());
         let virtio = VirtioPlan::for_boot(config)?;
         let end = Layout::for_bytes(memory)?.end();
-        let choose = |_: &VcpuFd| Ok(config.cpu.cpu(&vcpu::offer(kvm, count)?, count, end)?);
+        let choose = |first: &VcpuFd| Ok(config.cpu.cpu(&vcpu::offer_by(kvm, first, count)?, count, end)?);
         let parts = Self::build(kvm, count, memory, choose, None)?.with_virtio(virtio);
         Ok(parts.with_boot(Some(config.boot())))
     }
