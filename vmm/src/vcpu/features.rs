@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use super::template::Template;
+use super::xsave;
 use table::WORDS;
 
 /// A register that CPUID fills.
@@ -179,6 +180,7 @@ pub fn missing_features(given: &Template, here: &Template) -> Vec<String> {
         true => format!("this host's CPU has {feature}, of which the guest was not told"),
         false => format!("this host's CPU lacks {feature}"),
     }));
+    missing.extend(xsave::displacements(given, here));
     missing.extend(less(given, here, Template::physical_bits, |there, here| {
         format!("the guest's CPU has physical addresses of {there} bits, this host's of {here}")
     }));

@@ -7,6 +7,7 @@ use super::features::Feature;
 use super::level::Level;
 use super::offer::{always_shown, offer};
 use super::template::Template;
+use super::xsave;
 use crate::kvm::{KvmError, KvmHost};
 
 /// Version of the description.
@@ -119,6 +120,9 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
     for feature in Feature::all_of(&first.cpu) {
         shared.put(feature, rest.iter().all(|host| host.cpu.has(feature)));
     }
+    // Registers that one of them keeps elsewhere than another.
+    let displaced = rest.iter().flat_map(|host| xsave::displaced(&first.cpu, &host.cpu));
+    displaced.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
     // A guest must guard against what is wrong with any of them.
     let flaws = hosts.iter().flat_map(|host| Feature::all_of(&host.cpu)).filter(|one| one.is_flaw());
     flaws.for_each(|flaw| shared.put(flaw, true));

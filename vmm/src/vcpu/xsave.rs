@@ -1,8 +1,10 @@
 //! Leaf 0xd: the register state that XSAVE keeps, and how large it is (SDM volume 1, chapter 13).
 //!
 //! A component is there only if XSAVE is and if its feature is; the sizes are those of the components that are there.
+//! Where one lies in the standard format is the CPU's own: AMD places PKRU otherwise on a CPU without AVX-512. The guest
+//! keeps areas in that format and is never asked, so a host on which it is another is no host for it.
 
-use super::features::Feature;
+use super::features::{Feature, Register, Word};
 use super::template::Template;
 
 /// The legacy area and the header: what is always there.
@@ -61,6 +63,66 @@ pub(crate) fn user_components(cpu: &Template) -> u64 {
 fn supervisor_components(cpu: &Template) -> u64 {
     let mask = cpu.leaf(0xd, 1).map_or(0, |entry| u64::from(entry.ecx) | u64::from(entry.edx) << 32);
     if cpu.has_named("xsaves") { mask } else { 0 }
+}
+
+/// How the area keeps one component: subleaf of leaf 0xd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    bytes: u32,
+    offset: u32,
+    /// ECX: whether it is for the supervisor, and aligned in the compacted format. Bit 2 follows XFD, a feature.
+    flags: u32,
+}
+
+fn place(cpu: &Template, component: u32) -> Place {
+    let (bytes, offset, flags) =
+        cpu.leaf(0xd, component).map_or((0, 0, 0), |entry| (entry.eax, entry.ebx, entry.ecx & 0b11));
+    Place { bytes, offset, flags }
+}
+
+/// The components that both have and keep otherwise.
+fn differing(one: &Template, other: &Template) -> impl Iterator<Item = u32> {
+    let both = user_components(one) & user_components(other) & !LEGACY;
+    (0..64)
+        .filter(move |component| both >> component & 1 != 0)
+        .filter(|component| place(one, *component) != place(other, *component))
+}
+
+/// The same, as the bits of XCR0 that stand for them.
+pub(super) fn displaced(one: &Template, other: &Template) -> Vec<Feature> {
+    differing(one, other).map(bit_of).collect()
+}
+
+/// One line for each difference between where the guest's CPU keeps a component and where this host's does.
+pub(super) fn displacements(given: &Template, here: &Template) -> Vec<String> {
+    let lines = differing(given, here).flat_map(|component| {
+        let name = bit_of(component).name().and_then(|name| name.strip_prefix("xsave-"));
+        let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
+        let (there, here) = (place(given, component), place(here, component));
+        let line = |there: u32, here: u32, words: String| {
+            (there != here).then(|| format!("XSAVE component {component}{name} {words}"))
+        };
+        [
+            line(
+                there.offset,
+                here.offset,
+                format!("lies at {} bytes, here at {}", there.offset, here.offset),
+            ),
+            line(there.bytes, here.bytes, format!("has {} bytes, here {}", there.bytes, here.bytes)),
+            line(
+                there.flags,
+                here.flags,
+                format!("has flags {:#x} (ECX), here {:#x}", there.flags, here.flags),
+            ),
+        ]
+    });
+    lines.flatten().collect()
+}
+
+/// The bit of XCR0 for a component, as CPUID tells it.
+fn bit_of(component: u32) -> Feature {
+    let register = if component < 32 { Register::Eax } else { Register::Edx };
+    Feature { word: Word::Cpuid(0xd, 0, register), bit: component % 32 }
 }
 
 /// Drops from a saved area what is of components that the guest's CPU does not have: they are as after reset, but some

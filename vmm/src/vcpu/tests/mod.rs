@@ -1,6 +1,7 @@
 //! CPUs that are chosen: features, models, what depends on what, and what a vCPU shows of it.
 
 mod hosts;
+mod layout;
 
 use super::features::{Register, Word};
 use super::*;
