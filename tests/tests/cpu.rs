@@ -114,7 +114,9 @@ fn hosts_are_described_and_compared() {
     let _ = vm.works_on();
     // Files that are none.
     std::fs::write(world.path("bad.json"), "{}").expect("a file");
-    for file in ["bad.json", "nowhere.json"] {
+    other["always"] = serde_json::json!(["mmx9"]);
+    std::fs::write(world.path("unknown.json"), other.to_string()).expect("a file");
+    for file in ["bad.json", "nowhere.json", "unknown.json"] {
         let words = refused(&world, 1, ["cpu", "--common", "here.json", file]);
         assert!(words.contains(file) && words.trim_end().lines().count() == 1, "{words}");
     }

@@ -65,10 +65,18 @@ impl HostCpu {
         let host: Self = serde_json::from_slice(text).map_err(|error| {
             format!("is no description of a host ({error}): write one with vmm cpu --json")
         })?;
-        match (host.format, host.cpu.vendor()) {
-            (FORMAT, Some(_)) => Ok(host),
-            (FORMAT, None) => Err("is no description of a host: CPUID leaf 0x0 is not there".into()),
-            (other, _) => Err(format!("is a description of format {other}, this program reads {FORMAT}")),
+        if host.format != FORMAT {
+            return Err(format!("is a description of format {}, this program reads {FORMAT}", host.format));
+        }
+        if host.cpu.vendor().is_none() {
+            return Err("is no description of a host: CPUID leaf 0x0 is not there".into());
+        }
+        match host.always.iter().find(|name| Feature::named(name).is_none()) {
+            Some(name) => Err(format!(
+                "names a CPU feature in \"always\" that is not known: \"{}\" (vmm cpu --names lists all that are)",
+                name.escape_debug()
+            )),
+            None => Ok(host),
         }
     }
 

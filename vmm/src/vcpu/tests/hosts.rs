@@ -69,3 +69,16 @@ fn hosts_with_nothing_in_common_and_bad_descriptions_are_told() {
     assert!(wrong(r#"{"format":2,"always":[],"cpuid":[]}"#).contains("of format 2, this program reads 1"));
     assert!(wrong(r#"{"format":1,"always":[],"cpuid":[]}"#).contains("leaf 0x0"));
 }
+
+#[test]
+fn what_is_always_shown_must_be_a_feature() {
+    let mut host = HostCpu::new(host(Level::V3, &[]), &[feature("avx2")]);
+    let read = |host: &HostCpu| HostCpu::read(serde_json::to_string(host).unwrap().as_bytes());
+    assert_eq!(read(&host), Ok(host.clone()));
+    for (name, shown) in [("mmx9", "mmx9"), ("AVX2", "AVX2"), ("", ""), ("avx2\n", "avx2\\n")] {
+        host.always = vec!["avx2".into(), name.into()];
+        let says = format!("names a CPU feature in \"always\" that is not known: \"{shown}\" (vmm cpu");
+        let error = read(&host).unwrap_err();
+        assert!(error.starts_with(&says) && error.lines().count() == 1, "{error}");
+    }
+}
