@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -194,6 +194,9 @@ pub trait Departing: Send + Sync {
     /// When a vCPU cannot be stopped; the guest is then running.
     fn pause(&self) -> Result<()>;
 
+    /// This host's clock, by which a state says when it was saved, ns. Not stopped by a pause.
+    fn clock_ns(&self) -> u64;
+
     /// The state of everything but RAM. Only from a paused guest. `clock`: what becomes of its clock until it is restored.
     ///
     /// # Errors
@@ -251,11 +254,11 @@ pub trait Arriving: Send + Sync {
     /// When the kernel cannot catch faults.
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>>;
 
-    /// Puts the saved state in place. The guest stays paused.
+    /// Puts the saved state in place. The guest stays paused. `source`: by which clock it was saved, where that was told.
     ///
     /// # Errors
     /// When the state cannot be read or the kernel refuses a part of it.
-    fn restore(&self, state: &[u8]) -> Result<()>;
+    fn restore(&self, state: &[u8], source: Option<HeardClock>) -> Result<()>;
 
     /// Runs the guest. Only `handover` may lead here.
     ///
@@ -289,6 +292,16 @@ pub trait Arriving: Send + Sync {
 
     /// The guest's own figures, if it keeps any.
     fn telemetry(&self) -> Option<Telemetry>;
+}
+
+/// The [source's clock](Departing::clock_ns) as the destination heard it: it can tell how long ago the guest was saved without
+/// a clock that both hosts agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeardClock {
+    /// What it showed when it was told, shortly before the pause, ns.
+    pub shown_ns: u64,
+    /// When that was heard here: later, by as long as it was on its way.
+    pub heard: Instant,
 }
 
 /// Measured durations of state save and restore.

@@ -26,6 +26,7 @@ pub enum Kind {
     Running = 40,
     NotRunning = 41,
     Complete = 42,
+    Clock = 43,
     Finish = 48,
     Figures = 49,
     Settled = 50,

@@ -16,7 +16,7 @@ use crate::alarm::Alarm;
 use crate::channel::line::Line;
 use crate::channel::{Deadlines, Listen};
 use crate::failure::Failure;
-use crate::guest::{Arriving, Host};
+use crate::guest::{Arriving, HeardClock, Host};
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
 use crate::priority::{core_beyond, give_way};
@@ -200,6 +200,7 @@ pub(super) struct Cargo {
     pub(super) blob: Vec<u8>,
     pub(super) after_round: Option<u32>,
     pub(super) missing: PageSet,
+    pub(super) source: Option<HeardClock>,
 }
 
 impl<'a> Session<'a> {
@@ -278,6 +279,7 @@ impl<'a> Session<'a> {
         context.enter(Phase::Precopy);
         let (control, mut scratch) = (&context.control, Scratch::default());
         let mut missing = PageSet::new(context.map.limit());
+        let mut source = None;
         loop {
             let head = control.hear_head()?;
             match head.kind {
@@ -308,7 +310,10 @@ impl<'a> Session<'a> {
                 Message::Missing { first, words } if context.preflight.postcopy() => {
                     context.map.admit_bitmap(head.kind, first, &words, &mut missing).map_err(wrong)?;
                 }
-                Message::State { after_round, blob } => return Ok(Cargo { blob, after_round, missing }),
+                Message::Clock { shown_ns } => source = Some(HeardClock { shown_ns, heard: Instant::now() }),
+                Message::State { after_round, blob } => {
+                    return Ok(Cargo { blob, after_round, missing, source });
+                }
                 other => return Err(control.unexpected(other.kind(), "rounds and the state")),
             }
         }

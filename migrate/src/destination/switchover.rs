@@ -51,7 +51,8 @@ impl<'a> Session<'a> {
             self.verify_paused()?;
         }
         let since = Instant::now();
-        context.guest.restore(&cargo.blob).map_err(Failure::guest("restore the guest's state"))?;
+        let restored = context.guest.restore(&cargo.blob, cargo.source);
+        restored.map_err(Failure::guest("restore the guest's state"))?;
         self.report.restore_us = since.elapsed().as_micros() as u64;
         self.report.state_bytes = cargo.blob.len() as u64;
         self.wait_last_round(cargo)?;

@@ -82,7 +82,8 @@ impl Journey<'_> {
             let allowed = self.context.options.max_downtime.saturating_mul(2);
             self.context.limit_pause(deadlines.pause.max(allowed));
         }
-        Ok(())
+        // So late that the clocks of two hosts cannot drift apart until the restore, and before the pause is timed.
+        lines.control.tell(&Message::Clock { shown_ns: self.context.guest.clock_ns() })
     }
 
     /// Stops the guest; its state, and the pages the destination lacks.

@@ -167,6 +167,8 @@ kinds! {
     NotRunning = 41, "not-running", SMALL_BYTES;
     /// No page is missing any more.
     Complete = 42, "complete", SMALL_BYTES;
+    /// What the source's clock shows.
+    Clock = 43, "clock", 0;
     /// All is done; the last figures, please.
     Finish = 48, "finish", 0;
     /// The guest's figures now.

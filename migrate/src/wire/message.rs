@@ -32,6 +32,7 @@ pub enum Message {
     RoundEnd { round: u32, last: bool },
     RoundDone { round: u32 },
     Missing { first: u64, words: Vec<u64> },
+    Clock { shown_ns: u64 },
     State { after_round: Option<u32>, blob: Vec<u8> },
     Hashes { first: u64, hashes: Vec<u64> },
     Verified(Verification),
@@ -167,6 +168,7 @@ impl Message {
             Self::RoundEnd { .. } => Kind::RoundEnd,
             Self::RoundDone { .. } => Kind::RoundDone,
             Self::Missing { .. } => Kind::Missing,
+            Self::Clock { .. } => Kind::Clock,
             Self::State { .. } => Kind::State,
             Self::Hashes { .. } => Kind::Hashes,
             Self::Verified(_) => Kind::Verified,
@@ -222,6 +224,7 @@ impl Message {
                 (u64::from(*round) | if *last { LAST_ROUND } else { 0 }, vec![])
             }
             Self::RoundDone { round } => (u64::from(*round), vec![]),
+            Self::Clock { shown_ns } => (*shown_ns, vec![]),
             Self::State { after_round, blob } => (after_round.map_or(0, |r| u64::from(r) + 1), blob.clone()),
             Self::Placed | Self::Commit | Self::Running | Self::Finish | Self::Bye | Self::Alive => {
                 (0, vec![])
@@ -259,6 +262,7 @@ impl Message {
                 last: argument & LAST_ROUND != 0,
             },
             Kind::RoundDone => Self::RoundDone { round: round(head, argument)? },
+            Kind::Clock => Self::Clock { shown_ns: argument },
             Kind::State => Self::State {
                 after_round: argument.checked_sub(1).map(|r| round(head, r)).transpose()?,
                 blob: payload.to_vec(),
@@ -335,6 +339,7 @@ mod tests {
             })),
             any::<(u32, bool)>().prop_map(|(round, last)| Message::RoundEnd { round, last }),
             any::<u32>().prop_map(|round| Message::RoundDone { round }),
+            any::<u64>().prop_map(|shown_ns| Message::Clock { shown_ns }),
             (any::<u64>(), words()).prop_map(|(first, words)| Message::Missing { first, words }),
             (any::<u64>(), words()).prop_map(|(first, hashes)| Message::Hashes { first, hashes }),
             words().prop_map(|gfns| Message::Request { gfns }),

@@ -5,13 +5,17 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use migrate::guest::{
-    Arriving, Departing, Description, Faults, GuestError, Packet, Ram, Rehearsal, Result, Telemetry,
+    Arriving, Departing, Description, Faults, GuestError, HeardClock, Packet, Ram, Rehearsal, Result,
+    Telemetry,
 };
 use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
 
 use super::ram::SimFaults;
 use super::{Broken, Sim};
+
+/// What the source's clock shows: nothing that any other clock would.
+const CLOCK_NS: u64 = 0x1234_5678_9abc_def0;
 
 impl Departing for Sim {
     fn description(&self) -> Description {
@@ -67,6 +71,11 @@ impl Departing for Sim {
         self.pauses.fetch_add(1, Ordering::SeqCst);
         self.stop_cpu();
         Ok(())
+    }
+
+    fn clock_ns(&self) -> u64 {
+        assert!(self.is_running(), "the clock is told before the pause, so that it is not a part of it");
+        CLOCK_NS
     }
 
     fn save(&self, _: ClockPolicy) -> Result<Vec<u8>> {
@@ -131,7 +140,8 @@ impl Arriving for Sim {
         Ok(Arc::new(SimFaults(Arc::clone(&self.ram))))
     }
 
-    fn restore(&self, state: &[u8]) -> Result<()> {
+    fn restore(&self, state: &[u8], source: Option<HeardClock>) -> Result<()> {
+        assert_eq!(source.map(|heard| heard.shown_ns), Some(CLOCK_NS));
         Broken::check(&self.broken.restore, "restore")?;
         let words: Vec<u64> = state
             .chunks_exact(8)

@@ -30,7 +30,7 @@ use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
 use crate::memory::ram::GuestRam;
 use crate::state::StateError;
-use crate::vcpu::{CpuError, OnEnd, VcpuError, Vcpus};
+use crate::vcpu::{CpuError, OnEnd, SourceClock, VcpuError, Vcpus};
 use board::Parts;
 use virtio::VirtioPlan;
 
@@ -261,7 +261,15 @@ impl Machine<Paused> {
     /// When the bytes are not a state of a machine of this shape (then nothing has changed), or the kernel refuses a
     /// part (then the machine is of no use any more).
     pub fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
-        saved::restore(&self.board, &self.vcpus, state)
+        saved::restore(&self.board, &self.vcpus, state, None)
+    }
+
+    /// The same; the guest's TSC, where it has an offset, goes on by the time it stood still by that clock.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore).
+    pub fn restore_by(&mut self, state: &[u8], source: Option<SourceClock>) -> Result<(), MachineError> {
+        saved::restore(&self.board, &self.vcpus, state, source)
     }
 }
 

@@ -9,7 +9,7 @@ use super::description::MachineDescription;
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::devices::{POWER_KIND, PowerState, SERIAL_KIND, SerialState};
 use crate::state::{Kind, Section, SectionWriter, StateError, Stream, StreamWriter};
-use crate::vcpu::{KIND as VCPU, VcpuImage, Vcpus};
+use crate::vcpu::{KIND as VCPU, SourceClock, StoodStill, VcpuImage, Vcpus};
 
 /// What the state belongs to.
 pub(super) const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
@@ -45,7 +45,13 @@ pub(super) fn save(board: &Board, vcpus: &Vcpus, clock: PausedClock) -> Result<V
     Ok(stream.finish())
 }
 
-pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), MachineError> {
+/// `source`: the clock by which the guest stood still, where it was told.
+pub(super) fn restore(
+    board: &Board,
+    vcpus: &Vcpus,
+    state: &[u8],
+    source: Option<SourceClock>,
+) -> Result<(), MachineError> {
     let stream = Stream::read(state, &KINDS)?;
     let shape = board.shape();
     check_shape(stream.section(&MACHINE, 0)?, shape)?;
@@ -59,7 +65,10 @@ pub(super) fn restore(board: &Board, vcpus: &Vcpus, state: &[u8]) -> Result<(), 
     let power = stream.section(&POWER_KIND, 0).ok().map_or(Ok(PowerState::default()), PowerState::read)?;
     let virtio = board.virtio().images(&stream)?;
 
-    vcpus.restore(images)?;
+    // A guest whose time of day is to be right by both hosts' clocks may keep it by the TSC.
+    let by_wall_clocks = chips.read_at.map(|_| StoodStill::ByWallClocks);
+    let told = source.map_or(StoodStill::Untold, StoodStill::By);
+    vcpus.restore(images, by_wall_clocks.unwrap_or(told))?;
     chips.restore(board.vm_fd())?;
     board.serial().set_state(serial);
     board.power().set_state(power);

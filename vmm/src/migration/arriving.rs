@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use migrate::guest::{Arriving, Description, Faults, Host, Packet, Ram, Rehearsal, Result, Telemetry};
+use migrate::guest::{
+    Arriving, Description, Faults, HeardClock, Host, Packet, Ram, Rehearsal, Result, Telemetry,
+};
 use migrate::pages::PageSet;
 
 use crate::config::{ArrivalConfig, GuestName};
@@ -11,6 +13,7 @@ use crate::kvm::KvmHost;
 use crate::machine::{Hooks, Machine, MachineDescription, PausedClock};
 use crate::memory::layout::Layout;
 use crate::memory::userfault::Userfault;
+use crate::vcpu::SourceClock;
 
 use super::faults::EngineFaults;
 use super::ram::runs_of;
@@ -139,7 +142,7 @@ impl Arriving for Resident {
             let state = self.save(PausedClock::StandsStill).ok()?;
             let saved = Instant::now();
             // A blank machine's own state always fits it; were it refused, the real one will say why.
-            let _ = self.restore(&state);
+            let _ = self.restore(&state, None);
             let us = |from: Instant, to: Instant| (to - from).as_micros() as u64;
             Some(Rehearsal { save_us: us(start, saved), restore_us: us(saved, Instant::now()) })
         };
@@ -152,8 +155,8 @@ impl Arriving for Resident {
         Ok(Arc::new(EngineFaults::catch(self.guest_ram()?, missing)?))
     }
 
-    fn restore(&self, state: &[u8]) -> Result<()> {
-        self.restore(state)
+    fn restore(&self, state: &[u8], source: Option<HeardClock>) -> Result<()> {
+        self.restore(state, source.map(|HeardClock { shown_ns, heard }| SourceClock { shown_ns, heard }))
     }
 
     fn resume(&self) -> Result<()> {

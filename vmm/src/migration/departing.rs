@@ -8,6 +8,7 @@ use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
 
 use crate::machine::PausedClock;
+use crate::vcpu::realtime_ns;
 
 use super::resident::Resident;
 
@@ -42,6 +43,10 @@ impl Departing for Resident {
 
     fn pause(&self) -> Result<()> {
         self.pause()
+    }
+
+    fn clock_ns(&self) -> u64 {
+        realtime_ns()
     }
 
     fn save(&self, clock: ClockPolicy) -> Result<Vec<u8>> {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::machine::{Board, Hooks, Machine, MachineDescription, Paused, PausedClock, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
+use crate::vcpu::SourceClock;
 
 use super::ram::{EngineRam, runs_of};
 use super::{refused, telemetry};
@@ -241,13 +242,13 @@ impl Resident {
         }
     }
 
-    /// Puts a saved state in place.
+    /// Puts a saved state in place. `source`: the clock of the host it was saved on, where it was told.
     ///
     /// # Errors
     /// When it is not paused, the state cannot be read, or KVM refuses.
-    pub fn restore(&self, state: &[u8]) -> Result<()> {
+    pub fn restore(&self, state: &[u8], source: Option<SourceClock>) -> Result<()> {
         match &mut *self.lock() {
-            Life::Paused(machine) => machine.restore(state).map_err(refused),
+            Life::Paused(machine) => machine.restore_by(state, source).map_err(refused),
             _ => Err(GuestError("state can be restored only into a paused machine".into())),
         }
     }

@@ -52,6 +52,7 @@ pub use state::{KIND, VcpuImage};
 pub use template::{FeatureMsr, Template};
 pub use thread::OnEnd;
 pub(crate) use tsc::realtime_ns;
+pub use tsc::{SourceClock, StoodStill};
 pub(crate) use xsave::user_components;
 
 /// How long a vCPU may take to finish what it is asked, other than to leave the guest: far more than it ever needs.
@@ -112,8 +113,8 @@ pub struct Surroundings {
 /// What a vCPU's thread can be asked. It ends when its owner is gone.
 enum Order {
     Run,
-    Save { buffer: Vec<u8>, base: Arc<OnceLock<tsc::Base>> },
-    Restore { image: Box<VcpuImage>, base: Arc<OnceLock<tsc::Base>> },
+    Save { buffer: Vec<u8>, base: Arc<OnceLock<tsc::Here>> },
+    Restore { image: Box<VcpuImage>, base: Arc<OnceLock<tsc::Here>>, stood_still: StoodStill },
 }
 
 /// What it answers: one for each order.
@@ -204,15 +205,16 @@ impl Vcpus {
         })
     }
 
-    /// Puts the state of each in place; `images` has one for each. All are parked.
+    /// Puts the state of each in place; `images` has one for each. All are parked, and were `stood_still` before.
     ///
     /// # Errors
     /// When the kernel refuses a part of it; the others are restored all the same.
-    pub fn restore(&self, images: Vec<Box<VcpuImage>>) -> Result<(), VcpuError> {
+    pub fn restore(&self, images: Vec<Box<VcpuImage>>, stood_still: StoodStill) -> Result<(), VcpuError> {
         assert_eq!(images.len(), self.all.len(), "one image for each vCPU");
         let base = Arc::default();
         let mut images = images.into_iter();
-        self.orders.give(|_| Some(Order::Restore { image: images.next()?, base: Arc::clone(&base) }));
+        self.orders
+            .give(|_| Some(Order::Restore { image: images.next()?, base: Arc::clone(&base), stood_still }));
         self.outcomes(|_, reply| match reply {
             Reply::Restored(outcome) => Some(outcome),
             _ => None,

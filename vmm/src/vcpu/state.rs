@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use super::tsc::{self, Base, IA32_TSC, IA32_TSC_DEADLINE, SavedTsc};
+use super::tsc::{self, Here, IA32_TSC, IA32_TSC_DEADLINE, SavedTsc, StoodStill};
 use super::{Surroundings, VcpuError, msrs, reach, xsave};
 use crate::kvm::ioctl::{self, MSR_BYTES, MSRS_HEAD, Request};
 use crate::state::{Kind, Section, SectionWriter, StateError};
@@ -54,7 +54,7 @@ pub(super) struct Handle<'a> {
 ///
 /// # Errors
 /// When the kernel refuses a part.
-pub(super) fn save(vcpu: &Handle<'_>, into: &mut Vec<u8>, base: &OnceLock<Base>) -> Result<(), VcpuError> {
+pub(super) fn save(vcpu: &Handle<'_>, into: &mut Vec<u8>, base: &OnceLock<Here>) -> Result<(), VcpuError> {
     SectionWriter::write(into, &KIND, vcpu.vcpu, |section| {
         vcpu.get(section, &MP_STATE)?;
         vcpu.get(section, &REGS)?;
@@ -73,14 +73,19 @@ pub(super) fn save(vcpu: &Handle<'_>, into: &mut Vec<u8>, base: &OnceLock<Base>)
 ///
 /// # Errors
 /// When the kernel refuses a part.
-pub(super) fn restore(vcpu: &Handle<'_>, image: &VcpuImage, base: &OnceLock<Base>) -> Result<(), VcpuError> {
+pub(super) fn restore(
+    vcpu: &Handle<'_>,
+    image: &VcpuImage,
+    base: &OnceLock<Here>,
+    stood_still: StoodStill,
+) -> Result<(), VcpuError> {
     vcpu.set(image, &SREGS)?;
     vcpu.set(image, &REGS)?;
     vcpu.set_xsave(image)?;
     vcpu.set(image, &XCRS)?;
     vcpu.set(image, &DEBUGREGS)?;
     vcpu.set(image, &LAPIC)?;
-    let went_on = vcpu.set_tsc(image, base)?;
+    let went_on = vcpu.set_tsc(image, base, stood_still)?;
     vcpu.set_msrs(image, went_on)?;
     vcpu.set(image, &MP_STATE)?;
     vcpu.set(image, &EVENTS)
@@ -137,9 +142,9 @@ impl Handle<'_> {
         }
     }
 
-    fn get_tsc(&self, section: &mut SectionWriter<'_>, base: &OnceLock<Base>) -> Result<(), VcpuError> {
+    fn get_tsc(&self, section: &mut SectionWriter<'_>, base: &OnceLock<Here>) -> Result<(), VcpuError> {
         if self.with.tsc_offset {
-            let base = self.base(base)?;
+            let base = self.base(base)?.base;
             let offset = ioctl::tsc_offset(self.fd).map_err(self.refused("read the TSC offset"))?;
             section.optional(TSC, &SavedTsc { offset, base }.to_bytes());
         }
@@ -147,15 +152,20 @@ impl Handle<'_> {
     }
 
     /// True if the guest's TSC goes on through its offset.
-    fn set_tsc(&self, image: &VcpuImage, base: &OnceLock<Base>) -> Result<bool, VcpuError> {
+    fn set_tsc(
+        &self,
+        image: &VcpuImage,
+        base: &OnceLock<Here>,
+        stood_still: StoodStill,
+    ) -> Result<bool, VcpuError> {
         let (Some(saved), true) = (image.tsc, self.with.tsc_offset) else { return Ok(false) };
-        let offset = saved.offset_at(self.base(base)?, self.with.tsc_khz);
+        let offset = saved.offset_at(self.base(base)?, stood_still, self.with.tsc_khz);
         ioctl::set_tsc_offset(self.fd, offset).map_err(self.refused("set the TSC offset"))?;
         Ok(true)
     }
 
     /// The pair all vCPUs use: taken by the first that comes, before it changes its own offset.
-    fn base(&self, shared: &OnceLock<Base>) -> Result<Base, VcpuError> {
+    fn base(&self, shared: &OnceLock<Here>) -> Result<Here, VcpuError> {
         if let Some(base) = shared.get() {
             return Ok(*base);
         }

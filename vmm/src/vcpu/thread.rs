@@ -45,8 +45,8 @@ impl Worker {
                     let saved = state::save(&self.handle(), &mut buffer, &base);
                     Reply::Saved(buffer, saved)
                 }
-                Order::Restore { image, base } => {
-                    Reply::Restored(state::restore(&self.handle(), &image, &base))
+                Order::Restore { image, base, stood_still } => {
+                    Reply::Restored(state::restore(&self.handle(), &image, &base, stood_still))
                 }
             };
             if replies.send(reply).is_err() {

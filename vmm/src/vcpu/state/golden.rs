@@ -1,5 +1,6 @@
 //! The golden vCPU: recorded from the demo guest. What is read of it is all of it.
 
+use super::tsc::Base;
 use super::*;
 use crate::state::{Stream, StreamWriter, golden};
 
