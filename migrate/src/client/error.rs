@@ -70,6 +70,14 @@ pub enum ClientError {
         /// What it said.
         reason: String,
     },
+    /// The guest has not read what was typed before, and there is no room for all of this.
+    #[error("{reason}")]
+    NotAllTaken {
+        /// How many bytes were taken.
+        taken: usize,
+        /// What it said.
+        reason: String,
+    },
     /// It said something else than the API says.
     #[error("VM {name} answered {what} with something unexpected: {reason}; are both of the same version?")]
     Garbled {

@@ -95,6 +95,7 @@ impl Exchange {
 
     fn refusal(&self, what: &str, status: StatusCode, body: &[u8]) -> ClientError {
         match serde_json::from_slice::<Problem>(body) {
+            Ok(Problem { taken: Some(taken), error }) => ClientError::NotAllTaken { taken, reason: error },
             Ok(problem) => ClientError::Refused { status: status.as_u16(), reason: problem.error },
             Err(_) => self.garbled(what, &format!("status {status}")),
         }

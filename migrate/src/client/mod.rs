@@ -148,10 +148,11 @@ impl Client {
         Ok(ConsoleOutput::new(self.exchange.stream("/console").await?))
     }
 
-    /// `POST /console`: types into the guest's console.
+    /// `POST /console`: types into the guest's console, where it waits until the guest reads it.
     ///
     /// # Errors
-    /// As for [`pause`](Self::pause).
+    /// [`ClientError::NotAllTaken`] when so much waits already that there is no room for all of it: the rest is to be
+    /// typed again later. Otherwise as for [`pause`](Self::pause).
     pub async fn type_in(&self, bytes: impl Into<Bytes>) -> Result<()> {
         self.exchange.order(Method::POST, "/console", bytes.into()).await
     }

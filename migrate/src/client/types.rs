@@ -176,6 +176,9 @@ pub struct ResolveRequest {
 pub struct Problem {
     /// One line: the thing, the value, the way out.
     pub error: String,
+    /// Of what was typed: how many bytes from its start were taken all the same. Only where not all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<usize>,
 }
 
 #[cfg(test)]

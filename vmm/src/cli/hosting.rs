@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::args::{HostingArgs, ReceiveArgs, RunArgs};
 use super::detach::{self, Ready};
-use super::keyboard::{self, Typed};
+use super::keyboard::{self, AGAIN, Held, Typed};
 use super::machine::{self, ConsoleSink};
 use super::terminal::RawTerminal;
 use super::words;
@@ -146,13 +146,25 @@ async fn stop(vm: &Arc<dyn Vm>, why: &str) -> anyhow::Result<()> {
 
 /// In order, and beside everything else: a guest that does not read must not make the VMM deaf.
 async fn type_in(vm: Arc<dyn Vm>, mut keyboard: mpsc::Receiver<Typed>, leave: mpsc::Sender<()>) {
-    while let Some(typed) = keyboard.recv().await {
-        match typed {
-            Typed::Leave => drop(leave.send(()).await),
-            Typed::Bytes(bytes) => {
-                let vm = Arc::clone(&vm);
-                drop(tokio::task::spawn_blocking(move || vm.type_in(&bytes)).await);
-            }
+    let (mut held, mut again) = (Held::default(), tokio::time::interval(AGAIN));
+    let take = async |bytes: Vec<u8>| {
+        let vm = Arc::clone(&vm);
+        tokio::task::spawn_blocking(move || vm.type_in(&bytes)).await
+    };
+    loop {
+        tokio::select! {
+            Some(typed) = keyboard.recv(), if !held.is_full() => match typed {
+                Typed::Leave => {
+                    let _ = leave.send(()).await;
+                    continue;
+                }
+                Typed::Bytes(bytes) => held.push(&bytes),
+            },
+            _ = again.tick(), if held.bytes() > 0 => {}
+            else => return,
+        }
+        if held.give(take).await.is_err() {
+            return;
         }
     }
 }

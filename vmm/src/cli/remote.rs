@@ -9,7 +9,7 @@ use migrate::client::{Client, ClientError, Events, RuntimeDir};
 
 use super::args::{Command, Which};
 use super::hosting::Signals;
-use super::keyboard::{self, Typed};
+use super::keyboard::{self, AGAIN, Held, Typed};
 use super::terminal::RawTerminal;
 use super::words;
 
@@ -116,22 +116,42 @@ async fn console(client: &Client) -> anyhow::Result<()> {
         words::say(words::HOW_TO_LEAVE);
     }
     let mut keyboard = keyboard::listen();
+    let (mut held, mut again) = (Held::default(), tokio::time::interval(AGAIN));
     let bye = loop {
         tokio::select! {
             said = output.next() => match said {
                 Some(bytes) => print_bytes(&bytes)?,
                 None => break words::VM_ENDED,
             },
-            Some(typed) = keyboard.recv() => match typed {
-                Typed::Bytes(bytes) => client.type_in(bytes).await?,
+            Some(typed) = keyboard.recv(), if !held.is_full() => match typed {
+                Typed::Bytes(bytes) => {
+                    held.push(&bytes);
+                    held.give(async |bytes| type_in(client, bytes).await).await?;
+                }
                 Typed::Leave => break "",
             },
+            _ = again.tick(), if held.bytes() > 0 => {
+                held.give(async |bytes| type_in(client, bytes).await).await?;
+            }
             _ = signals.next() => break "",
         }
     };
     drop(terminal);
+    if held.bytes() > 0 {
+        words::say(&words::not_read(held.bytes()));
+    }
     words::say(bye);
     Ok(())
+}
+
+/// How much was taken. By a VM that has just ended nothing: its output says so.
+async fn type_in(client: &Client, bytes: Vec<u8>) -> Result<usize, ClientError> {
+    let all = bytes.len();
+    match client.type_in(bytes).await {
+        Err(ClientError::NotAllTaken { taken, .. }) => Ok(taken),
+        Err(ClientError::Unreachable { .. }) => Ok(0),
+        told => told.map(|()| all),
+    }
 }
 
 /// `vmm guest-image`.

@@ -21,6 +21,11 @@ pub(super) const HOW_TO_LEAVE: &str = "the keyboard is the guest's; Ctrl-A x lea
 /// At the end of `vmm console`.
 pub(super) const VM_ENDED: &str = "the VM has ended here";
 
+/// At the end of `vmm console`.
+pub(super) fn not_read(bytes: usize) -> String {
+    format!("{} bytes that were typed were not taken: the guest does not read", count(bytes as u64))
+}
+
 /// Says it, on standard error. Nobody may be listening.
 pub(super) fn say(words: &str) {
     let _ = writeln!(io::stderr(), "{words}");

@@ -14,20 +14,30 @@ use super::Refusal;
 #[derive(Debug)]
 pub(super) struct Failure {
     status: StatusCode,
-    error: String,
+    problem: Problem,
 }
 
 pub(super) type Answer<T> = Result<T, Failure>;
 
 impl Failure {
     pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into() }
+        Self { status, problem: Problem { error: error.into(), taken: None } }
+    }
+
+    /// Not all of what was typed was taken.
+    pub(super) fn not_all_taken(taken: usize, of: usize) -> Self {
+        let error = format!(
+            "{taken} of {of} bytes were taken: the guest has not read what was typed before, or is leaving; \
+             send the other {} again later",
+            of - taken
+        );
+        Self { status: StatusCode::CONFLICT, problem: Problem { error, taken: Some(taken) } }
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, Json(Problem { error: self.error })).into_response()
+        (self.status, Json(self.problem)).into_response()
     }
 }
 

@@ -83,14 +83,16 @@ pub(super) async fn console(State(shared): State<Shared>) -> Answer<Response> {
     Ok(streamed("application/octet-stream", follow(console, shared.closing)))
 }
 
-/// Types into the guest's console.
+/// Types into the guest's console. At most 64 KiB wait until the guest reads them: of what finds no room the first bytes
+/// are taken, as many as `taken` says; the others are to be sent again later.
 #[utoipa::path(post, path = "/console",
     request_body(content = [u8], content_type = "application/octet-stream", description = "At most 64 KiB"),
-    responses((status = 204), (status = 413, body = Problem)))]
+    responses((status = 204), (status = 409, body = Problem), (status = 413, body = Problem)))]
 pub(super) async fn type_in(State(shared): State<Shared>, body: Body) -> Answer<StatusCode> {
     let bytes = whole(body, MAX_BODY)?;
-    shared.call(move |vm| vm.type_in(&bytes)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let of = bytes.len();
+    let taken = shared.call(move |vm| vm.type_in(&bytes)).await?;
+    if taken < of { Err(Failure::not_all_taken(taken, of)) } else { Ok(StatusCode::NO_CONTENT) }
 }
 
 /// Everything that happens in migrations from now on, one JSON object a line. A client that reads too slowly

@@ -60,8 +60,9 @@ pub trait Vm: Send + Sync + 'static {
     /// Listens to the guest's console: what it has said lately, then what it says.
     fn console(&self) -> ConsoleReader;
 
-    /// Types into the guest's console.
-    fn type_in(&self, bytes: &[u8]);
+    /// Types into the guest's console. How many bytes were taken: fewer when the guest has not read what was typed before,
+    /// or is just leaving.
+    fn type_in(&self, bytes: &[u8]) -> usize;
 
     /// Everything that happens in migrations from now on, incoming or outgoing. The last of each that was to leave
     /// from here is `Ended`.

@@ -76,8 +76,8 @@ impl Vm for VmHandle {
         self.inner.console.listen()
     }
 
-    fn type_in(&self, bytes: &[u8]) {
-        self.inner.console.input(bytes);
+    fn type_in(&self, bytes: &[u8]) -> usize {
+        self.inner.console.input(bytes)
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

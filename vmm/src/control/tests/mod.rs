@@ -91,8 +91,9 @@ impl Vm for Pretender {
         self.console.listen()
     }
 
-    fn type_in(&self, bytes: &[u8]) {
+    fn type_in(&self, bytes: &[u8]) -> usize {
         self.note(format!("type {}", bytes.len())).unwrap();
+        self.console.input(bytes)
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
@@ -257,6 +258,28 @@ async fn bodies_are_bounded_and_paths_are_known() {
     assert_eq!((status, problem.as_str()), (404, r#"{"error":"there is no /nothing: see /openapi.json"}"#));
     let (status, problem) = served.raw("PUT /vm", b"").await;
     assert_eq!((status, problem.as_str()), (405, r#"{"error":"/vm does not take PUT: see /openapi.json"}"#));
+}
+
+#[tokio::test]
+async fn what_is_typed_and_finds_no_room_is_told_and_can_be_typed_again() {
+    let served = Served::start();
+    let client = served.client();
+    client.type_in(vec![b'x'; (64 << 10) - 3]).await.unwrap();
+    match client.type_in("hello").await {
+        Err(ClientError::NotAllTaken { taken: 3, reason }) => assert_eq!(
+            reason,
+            "3 of 5 bytes were taken: the guest has not read what was typed before, or is leaving; \
+             send the other 2 again later"
+        ),
+        other => panic!("{other:?}"),
+    }
+    let (status, problem) = served.raw("POST /console", b"lo").await;
+    let problem: serde_json::Value = serde_json::from_str(&problem).unwrap();
+    assert_eq!((status, &problem["taken"]), (409, &serde_json::json!(0)));
+    // The guest reads.
+    let port = SerialPort::new(served.vm.console.clone(), Arc::new(|| {}));
+    port.open();
+    client.type_in("lo").await.unwrap();
 }
 
 #[tokio::test]
