@@ -133,6 +133,11 @@ impl Failure {
         move |error| Self::Protocol { peer, error }
     }
 
+    /// Whether this only says that time has passed, not for what.
+    pub(crate) fn is_time_limit(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::PausedTooLong(_))
+    }
+
     /// Whether this only says that a connection ended, not why.
     pub(crate) fn is_bare(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Closed { .. } | Self::Silent { .. })

@@ -178,15 +178,18 @@ pub trait Departing: Send + Sync {
 
     /// Puts on stable storage what the guest has written outside of its memory, as far as it can be now: while it runs,
     /// so that little is left for the pause, and in the pause, while the destination is at work. What fails is told by
-    /// [`hand_over`](Self::hand_over).
-    fn settle(&self);
+    /// [`hand_over`](Self::hand_over). Storage may hang: it is waited for only as long as `go_on` says so.
+    ///
+    /// # Errors
+    /// Only when it was given up: what hangs, and for how long.
+    fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()>;
 
     /// Lets the destination take what the guest has outside of its memory (disks), all of it on stable storage. Comes last
     /// before commit. [`resume`](Self::resume) takes it back.
     ///
     /// # Errors
-    /// When what was written cannot be made to last.
-    fn hand_over(&self) -> Result<()>;
+    /// When what was written cannot be made to last, or hangs until `go_on` says no more.
+    fn hand_over(&self, go_on: &dyn Fn() -> bool) -> Result<()>;
 
     /// Stops the vCPUs and devices. Idempotent.
     ///

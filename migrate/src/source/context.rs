@@ -10,7 +10,7 @@ use crate::alarm::Alarm;
 use crate::channel::limiter::Limiter;
 use crate::channel::line::Line;
 use crate::failure::Failure;
-use crate::guest::{Departing, Description, Ram};
+use crate::guest::{Departing, Description, GuestError, Ram};
 use crate::options::{InFlightPolicy, MAX_STREAMS, Options};
 use crate::progress::{Event, Observer, Progress};
 use crate::report::{Phase, Traffic};
@@ -102,6 +102,27 @@ impl<'a> Context<'a> {
     pub(super) fn start_log(&self) -> Result<(), Failure> {
         self.logging.store(true, Ordering::Relaxed);
         self.guest.start_dirty_log().map_err(Failure::guest("start dirty logging"))
+    }
+
+    /// Puts what the guest has written on stable storage, as far as it can be now.
+    pub(super) fn settle(&self) -> Result<(), Failure> {
+        self.guest.settle(&|| self.goes_on()).map_err(|error| self.gave_up("settle the guest's disks", error))
+    }
+
+    /// Lets the destination take what the guest has outside of its memory.
+    pub(super) fn hand_over(&self) -> Result<(), Failure> {
+        let handed = self.guest.hand_over(&|| self.goes_on());
+        handed.map_err(|error| self.gave_up("hand over the guest's disks", error))
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.alarm.is_stopped()
+    }
+
+    /// A time limit has passed for what the guest's side says; it stopped for anything else only because it was told to.
+    fn gave_up(&self, doing: &'static str, error: GuestError) -> Failure {
+        let told = self.alarm.cause().filter(|cause| !cause.is_time_limit());
+        told.unwrap_or_else(|| Failure::guest(doing)(error))
     }
 
     /// From now on a time limit of its own holds for the pause.

@@ -56,7 +56,7 @@ impl Journey<'_> {
         let terms = self.terms(lines);
         let mut history = Vec::new();
         for number in 0.. {
-            self.context.guest.settle();
+            self.context.settle()?;
             let round = self.round(lines, crew, number, &mut pages)?;
             history.push(figures(&round, history.last()));
             match terms.decide(&history) {

@@ -37,7 +37,7 @@ impl Journey<'_> {
     /// Pauses, moves what is left, commits.
     pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
         if matches!(self.context.options.mode, Mode::Postcopy | Mode::Stopcopy) {
-            self.context.guest.settle();
+            self.context.settle()?;
         }
         let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
         self.journal.enter(Phase::Switchover);
@@ -56,7 +56,7 @@ impl Journey<'_> {
         times.send_us = us_since(sending);
         let waiting = Instant::now();
         // While the destination restores.
-        self.context.guest.settle();
+        self.context.settle()?;
         self.wait_ready(lines, &mut times)?;
         times.ready_us = us_since(waiting);
         let committing = Instant::now();
@@ -184,7 +184,7 @@ impl Journey<'_> {
     /// Hands the guest over. From the seal on nobody can call it back.
     fn commit(&mut self, lines: &Lines) -> Result<(), Failure> {
         let control = &lines.control;
-        self.context.guest.hand_over().map_err(Failure::guest("hand over the guest's disks"))?;
+        self.context.hand_over()?;
         self.context.alarm.seal()?;
         self.custody.on(SourceEvent::Commit)?;
         control.tell(&Message::Commit)?;

@@ -12,7 +12,7 @@ use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
 
 use super::ram::SimFaults;
-use super::{Broken, Sim};
+use super::{Broken, DiskUse, Sim};
 
 /// What the source's clock shows: nothing that any other clock would.
 const CLOCK_NS: u64 = 0x1234_5678_9abc_def0;
@@ -53,11 +53,14 @@ impl Departing for Sim {
         self.ram.stop_log();
     }
 
-    fn settle(&self) {
+    fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        self.broken.hang(DiskUse::Settle { running: self.is_running() }, go_on)?;
         self.settled.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
-    fn hand_over(&self) -> Result<()> {
+    fn hand_over(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        self.broken.hang(DiskUse::HandOver, go_on)?;
         Broken::check(&self.broken.hand_over, "hand-over")?;
         assert!(
             !self.is_running() && self.settled.load(Ordering::SeqCst) >= 2,

@@ -12,7 +12,7 @@ use super::virtio::{VirtioDevices, VirtioPlan};
 use super::{Hooks, MachineError};
 use crate::boot;
 use crate::config::{BootConfig, MachineConfig, Vcpus as VcpuCount};
-use crate::devices::virtio::MmioSlot;
+use crate::devices::virtio::{DiskError, MmioSlot};
 use crate::devices::{
     Bus, Console, KEYBOARD_COMMAND, PM1_END, PM1_EVENTS, PowerManagement, RESET_CONTROL, ResetControl, SCI,
     SERIAL_GSI, SERIAL_PORT, SerialPort,
@@ -59,9 +59,12 @@ impl Board {
     }
 
     /// Puts on stable storage what the guest has written to its disks by now, so that less is left for when they are
-    /// handed over.
-    pub fn sync_disks(&self) {
-        self.virtio.sync_disks();
+    /// handed over. Waits for it as long as `go_on` says so.
+    ///
+    /// # Errors
+    /// The disk that hangs, or cannot be made to last.
+    pub fn sync_disks(&self, go_on: &dyn Fn() -> bool) -> Result<(), DiskError> {
+        self.virtio.sync_disks(go_on)
     }
 
     /// What comes from the network for a guest that runs elsewhere now, by interface: Ethernet frames. Waits for the first,

@@ -37,8 +37,8 @@ impl Departing for Resident {
         self.stop_dirty_log();
     }
 
-    fn settle(&self) {
-        self.sync_disks();
+    fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        self.settle_disks(go_on)
     }
 
     fn pause(&self) -> Result<()> {
@@ -56,9 +56,9 @@ impl Departing for Resident {
         })
     }
 
-    fn hand_over(&self) -> Result<()> {
+    fn hand_over(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
         // From here on who resumes the guest takes them: the destination, or this side again.
-        self.hand_over_disks()
+        self.hand_over_disks(go_on)
     }
 
     fn first_pages(&self, state: &[u8]) -> Vec<u64> {

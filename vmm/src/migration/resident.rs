@@ -10,6 +10,7 @@ use migrate::guest::{Description, GuestError, Packet, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
 use uuid::Uuid;
 
+use crate::devices::virtio::DiskError;
 use crate::machine::{Board, Hooks, Machine, MachineDescription, Paused, PausedClock, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
@@ -186,18 +187,24 @@ impl Resident {
         }
     }
 
-    /// Puts on stable storage what it has written by now.
-    pub(super) fn sync_disks(&self) {
-        if let Some(board) = self.board() {
-            board.sync_disks();
+    /// Puts on stable storage what it has written by now, as long as `go_on` says so. The machine is not held meanwhile.
+    ///
+    /// # Errors
+    /// When a disk hangs. What cannot be made to last is told when the disks are handed over.
+    pub(super) fn settle_disks(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        match self.board().map(|board| board.sync_disks(go_on)) {
+            Some(Err(hangs @ DiskError::Hangs { .. })) => Err(refused(hangs)),
+            _ => Ok(()),
         }
     }
 
     /// Lets the machine in which the guest goes on take its disks. [`resume`](Self::resume) takes them back.
     ///
     /// # Errors
-    /// When what it has written cannot be made to last.
-    pub(super) fn hand_over_disks(&self) -> Result<()> {
+    /// When what it has written cannot be made to last, as long as `go_on` says so.
+    pub(super) fn hand_over_disks(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        // Who holds the machine must not hang: it could not be resumed. After this there is nothing left to wait for.
+        self.board().map_or(Ok(()), |board| board.sync_disks(go_on)).map_err(refused)?;
         match &*self.lock() {
             Life::Paused(machine) => machine.hand_over_disks().map_err(refused),
             _ => Ok(()),

@@ -286,11 +286,9 @@ impl VirtioDevices {
         taken
     }
 
-    /// Puts on stable storage what was written by now. What fails now is told when they are handed over.
-    pub(super) fn sync_disks(&self) {
-        for image in &self.images {
-            let _ = image.sync();
-        }
+    /// Puts on stable storage what was written by now, as long as `go_on` says so.
+    pub(super) fn sync_disks(&self, go_on: &dyn Fn() -> bool) -> Result<(), DiskError> {
+        self.images.iter().try_for_each(|image| image.sync_while(go_on))
     }
 
     /// All disks, as far as what was written can be made to last.

@@ -5,11 +5,13 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{Advice, SeekFrom};
 
 use super::lock::DiskLock;
+use super::under_way::{Hangs, UnderWay};
 use crate::config::DiskAccess;
 
 /// Bytes of a sector: virtio counts in these, whatever the block size.
@@ -57,6 +59,17 @@ pub enum DiskError {
         /// How it failed.
         error: io::Error,
     },
+    /// It does not answer.
+    #[error(
+        "disk {} hangs: its fdatasync has not ended for {:.1} s; see what has become of its storage",
+        path.display(), after.as_secs_f64()
+    )]
+    Hangs {
+        /// The image.
+        path: PathBuf,
+        /// How long ago that was begun.
+        after: Duration,
+    },
     /// It cannot be locked.
     #[error("cannot lock disk {}: {error}: put it on a file system with locks", path.display())]
     Lock {
@@ -81,6 +94,8 @@ pub struct DiskImage {
     /// Held while it is synchronised: who finds nothing left to synchronise must not be earlier than what is under way.
     /// Whether that has failed: the kernel says so only once (fsync(2)), and what was written then may be lost.
     sync_failed: Mutex<bool>,
+    /// Synchronising that nobody may wait for without end.
+    under_way: UnderWay,
     /// Another host may have written it, and this one's kernel remembers what was there before.
     stale: AtomicBool,
 }
@@ -116,6 +131,7 @@ impl DiskImage {
             lock,
             written: AtomicBool::new(false),
             sync_failed: Mutex::default(),
+            under_way: UnderWay::default(),
             stale: AtomicBool::new(false),
         })
     }
@@ -172,6 +188,26 @@ impl DiskImage {
             self.file.sync_data().inspect_err(|_| *failed = true)?;
         }
         Ok(())
+    }
+
+    /// The same, and waits for it only as long as `go_on` says so: a disk may hang for ever.
+    ///
+    /// # Errors
+    /// [`DiskError::Hangs`] or [`DiskError::Sync`].
+    pub fn sync_while(self: &Arc<Self>, go_on: &dyn Fn() -> bool) -> Result<(), DiskError> {
+        if self.is_synced() {
+            return Ok(());
+        }
+        let image = Arc::clone(self);
+        let path = || self.path.clone();
+        let ended = self.under_way.finish(move || image.sync(), go_on);
+        let outcome = ended.map_err(|Hangs(after)| DiskError::Hangs { path: path(), after })?;
+        outcome.map_err(|error| DiskError::Sync { path: path(), error })
+    }
+
+    /// Whether [`sync`](Self::sync) would find nothing to do and nothing to wait for.
+    fn is_synced(&self) -> bool {
+        self.sync_failed.try_lock().is_ok_and(|failed| !*failed && !self.written.load(Ordering::Acquire))
     }
 
     /// Another host writes it until it is [taken](Self::take) here. What this host's kernel remembers of it is forgotten now,

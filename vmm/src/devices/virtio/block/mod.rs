@@ -6,6 +6,7 @@
 mod image;
 mod lock;
 mod request;
+mod under_way;
 
 use std::borrow::Cow;
 use std::mem::offset_of;
