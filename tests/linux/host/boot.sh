@@ -7,23 +7,23 @@ need_kvm_that_runs_linux() {
     give_up "KVM has no hardware virtualization below it here and emulates a kernel's code, not all of it: leave out --native"
 }
 
-# An emulated machine must be done by then, whatever its scenarios do.
-LONGEST_RUN_S=1800
-RESULTS=$CACHE/results.log
-CONSOLE=$CACHE/console.log
+# An emulated machine that has said nothing for so long is dead: no scenario's deadline is longer.
+LONGEST_SILENCE_S=400
+# Each has one CPU, and computes on one of this host's.
+MOST_MACHINES=2
 
 run_natively() {
-  BED=$BED WORK=$CACHE/work busybox sh "$BED/run-scenarios" 2>"$CONSOLE"
+  BED=$BED WORK=$CACHE/work busybox sh "$BED/run-scenarios" 2>"$CACHE/console.log"
 }
 
-# run_emulated SCENARIO…: all of them in one emulated machine. Those that have failed there, or that it broke off in or
-# before, are run once more, in a fresh one, because the emulation itself fails at times (docs/testing.md); who fails twice
-# has failed. What is said at the end counts every scenario once.
+# run_emulated SCENARIO…: all of them in emulated machines, side by side. Those that have failed there, or that it broke off in
+# or before, are run once more, in a fresh one, because the emulation itself fails at times (docs/testing.md); who fails
+# twice has failed. What is said at the end counts every scenario once.
 run_emulated() {
   local begun=$SECONDS passed=0 failed=0 ignored=0 again=0 attempt todo=("$@") name
   declare -A failures=()
   for attempt in 1 2 3; do
-    run_in_a_machine "${todo[@]}"
+    run_in_machines "${todo[@]}"
     todo=()
     for name in "${!OUTCOMES[@]}"; do
       case ${OUTCOMES[$name]} in
@@ -45,21 +45,26 @@ run_emulated() {
   [ "$verdict" = ok ]
 }
 
-# run_in_a_machine SCENARIO…: $OUTCOMES has what became of each, by name. The machine has two serial lines: its console, which goes to a
-# file, and the scenarios' results, which are shown but for the last line: of this machine only.
+# run_in_machines SCENARIO…: dealt out to as many machines as this host has CPUs for. Their results are shown as they come; of
+# what has failed there is more to read once all are done. $OUTCOMES has what became of each, by name.
 declare -A OUTCOMES
-run_in_a_machine() {
-  local scenario name line
-  rm -rf "$BED/scenarios" && mkdir "$BED/scenarios" && cp "$@" "$BED/scenarios/"
-  make_root "$CACHE/outer" "$HERE/bed/outer-init" "${OUTER_MODULES[@]}"
-  bring "$CACHE/outer" "${BROUGHT[@]}"
-  cp -rl "$BED" "$CACHE/outer/bed"
-  archive "$CACHE/outer" "$CACHE/outer.cpio"
-  { boot || true; } | tee "$RESULTS" | grep --line-buffered -v '^test result: ' || true
+run_in_machines() {
+  local machines index place scenario name line
+  machines=$(($(nproc) < MOST_MACHINES ? $(nproc) : MOST_MACHINES))
+  [ "$machines" -le $# ] || machines=$#
+  for index in $(seq "$machines"); do
+    place=$CACHE/machine-$index
+    rm -rf "$place"
+    mkdir -p "$place/scenarios"
+    for scenario in $(seq "$index" "$machines" $#); do cp "${!scenario}" "$place/scenarios/"; done
+    run_machine "$place" &
+  done
+  trap 'kill $(jobs -p); exit 130' INT TERM
+  wait
   OUTCOMES=()
   for scenario in "$@"; do
     name=${scenario##*/??-} name=${name%.sh}
-    line=$(grep -a "^test $name \.\.\. " "$RESULTS" | tail -1) || line=
+    line=$(grep -ah "^test $name \.\.\. " "$CACHE"/machine-*/results.log | tail -1) || line=
     case $line in
       *' ... ok'*) OUTCOMES[$name]=ok ;;
       *' ... ignored'*) OUTCOMES[$name]=ignored ;;
@@ -67,21 +72,41 @@ run_in_a_machine() {
       *) OUTCOMES[$name]=failed ;;
     esac
   done
-  grep -aq '^test result: ' "$RESULTS" || say_that_it_broke_off
+  for index in $(seq "$machines"); do
+    grep -av -e '^test ' -e '^$' "$CACHE/machine-$index/results.log" || true
+    grep -aq '^test result: ' "$CACHE/machine-$index/results.log" || say_that_it_broke_off "$CACHE/machine-$index/console.log"
+  done
 }
 
-# More memory, or guests whose vCPUs load both of its CPUs, and its kernel is found damaged after a while: a flaw of QEMU.
-boot() {
-  timeout --foreground --kill-after=10 "$LONGEST_RUN_S" "$QEMU" \
-    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 2 -m 2G \
+# run_machine PLACE: the scenarios that are in that folder. The machine has two serial lines: its console, which goes to a
+# file, and the scenarios' results.
+run_machine() {
+  local place=$1 line machine
+  make_root "$place/outer" "$HERE/bed/outer-init" "${OUTER_MODULES[@]}"
+  bring "$place/outer" "${BROUGHT[@]}"
+  cp -rl "$BED" "$place/outer/bed"
+  rm -r "$place/outer/bed/scenarios" && mv "$place/scenarios" "$place/outer/bed/"
+  archive "$place/outer" "$place/outer.cpio"
+  rm -rf "$place/outer"
+  : >"$place/results.log"
+  # Several CPUs, and the machine's own kernel panics after a while: it is interrupted in a guest's name.
+  coproc EMULATED { exec "${QEMU[@]}" \
+    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 1 -m 2G \
     -nodefaults -no-user-config -no-reboot -display none \
-    -kernel "$BED/vmlinuz" -initrd "$CACHE/outer.cpio" \
+    -kernel "$BED/vmlinuz" -initrd "$place/outer.cpio" \
     -append "console=ttyS0 panic=-1 quiet" \
-    -serial "file:$CONSOLE" -serial stdio </dev/null
+    -serial "file:$place/console.log" -serial stdio </dev/null; }
+  machine=$EMULATED_PID
+  trap 'kill -KILL "$machine"; exit 130' TERM
+  while IFS= read -r -t "$LONGEST_SILENCE_S" line; do
+    printf '%s\n' "$line" >>"$place/results.log"
+    case $line in 'test result: '*) ;; 'test '*) printf '%s\n' "$line" ;; esac
+  done <&"${EMULATED[0]}"
+  kill -KILL "$machine" 2>/dev/null || true
 }
 
 say_that_it_broke_off() {
-  printf '\n---- the end of %s ----\n' "$CONSOLE"
-  tail -n 40 "$CONSOLE"
+  printf '\n---- the end of %s ----\n' "$1"
+  tail -n 40 "$1"
   printf -- '----\nthe emulated machine broke off before its scenarios had ended\n'
 }
