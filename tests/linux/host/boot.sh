@@ -91,7 +91,7 @@ run_machine() {
   : >"$place/results.log"
   # Several CPUs, and the machine's own kernel panics after a while: it is interrupted in a guest's name.
   coproc EMULATED { exec "${QEMU[@]}" \
-    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 1 -m 2G \
+    -accel tcg,thread=multi -cpu max,+svm,+npt -smp 1 -m 8G \
     -nodefaults -no-user-config -no-reboot -display none \
     -kernel "$BED/vmlinuz" -initrd "$place/outer.cpio" \
     -append "console=ttyS0 panic=-1 quiet" \

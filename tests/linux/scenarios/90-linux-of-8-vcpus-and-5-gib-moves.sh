@@ -2,7 +2,6 @@
 # deadline: 300
 . "$BED/words.sh"
 
-needs_a_processor
 make_hosts
 room=5G cpus=8
 set_out clock
