@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context;
 use migrate::client::RuntimeDir;
@@ -13,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::args::{HostingArgs, ReceiveArgs, RunArgs};
 use super::detach::{self, Ready};
-use super::keyboard::{self, AGAIN, Held, Typed};
+use super::keyboard::{self, Held, Typed};
 use super::machine::{self, ConsoleSink};
 use super::terminal::RawTerminal;
 use super::words;
@@ -117,8 +118,9 @@ async fn until_it_ends(
     let (end, ended) = oneshot::channel::<()>();
     let serving = tokio::spawn(serve(socket, Arc::clone(&vm), async { drop(ended.await) }));
     let (leave, mut left) = mpsc::channel(1);
+    let not_taken = Arc::new(AtomicUsize::new(0));
     if let Some(keyboard) = keyboard {
-        tokio::spawn(type_in(Arc::clone(&vm), keyboard, leave));
+        tokio::spawn(type_in(Arc::clone(&vm), keyboard, leave, Arc::clone(&not_taken)));
     }
     let ending = loop {
         tokio::select! {
@@ -127,6 +129,10 @@ async fn until_it_ends(
             Some(()) = left.recv() => stop(&vm, "Ctrl-A x").await?,
         }
     };
+    match not_taken.load(Ordering::Relaxed) {
+        0 => {}
+        bytes => words::say(&words::not_read(bytes)),
+    }
     // Fails only when the server has ended before, which its own result tells.
     let _ = end.send(());
     serving.await.context("the control API failed")?.context("the control API failed")?;
@@ -144,9 +150,15 @@ async fn stop(vm: &Arc<dyn Vm>, why: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In order, and beside everything else: a guest that does not read must not make the VMM deaf.
-async fn type_in(vm: Arc<dyn Vm>, mut keyboard: mpsc::Receiver<Typed>, leave: mpsc::Sender<()>) {
-    let (mut held, mut again) = (Held::default(), tokio::time::interval(AGAIN));
+/// In order, and beside everything else: a guest that does not read must not make the VMM deaf. `not_taken`: how many bytes
+/// wait here.
+async fn type_in(
+    vm: Arc<dyn Vm>,
+    mut keyboard: mpsc::Receiver<Typed>,
+    leave: mpsc::Sender<()>,
+    not_taken: Arc<AtomicUsize>,
+) {
+    let (mut held, mut again) = (Held::default(), keyboard::again());
     let take = async |bytes: Vec<u8>| {
         let vm = Arc::clone(&vm);
         tokio::task::spawn_blocking(move || vm.type_in(&bytes)).await
@@ -163,7 +175,9 @@ async fn type_in(vm: Arc<dyn Vm>, mut keyboard: mpsc::Receiver<Typed>, leave: mp
             _ = again.tick(), if held.bytes() > 0 => {}
             else => return,
         }
-        if held.give(take).await.is_err() {
+        let given = held.give(take).await;
+        not_taken.store(held.bytes(), Ordering::Relaxed);
+        if given.is_err() {
             return;
         }
     }

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Read};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::escape::Escape;
 
@@ -20,7 +21,14 @@ pub(super) enum Typed {
 const MOST_AT_ONCE: usize = 64 << 10;
 
 /// How soon it is tried again.
-pub(super) const AGAIN: Duration = Duration::from_millis(50);
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// When it is tried again. Nothing is made up for of the time when there was nothing to try.
+pub(super) fn again() -> Interval {
+    let mut again = tokio::time::interval(AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    again
+}
 
 /// What was typed and the guest has no room for yet: held back, in order, and given as it reads.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use migrate::client::{Client, ClientError, Events, RuntimeDir};
 
 use super::args::{Command, Which};
 use super::hosting::Signals;
-use super::keyboard::{self, AGAIN, Held, Typed};
+use super::keyboard::{self, Held, Typed};
 use super::terminal::RawTerminal;
 use super::words;
 
@@ -116,7 +116,7 @@ async fn console(client: &Client) -> anyhow::Result<()> {
         words::say(words::HOW_TO_LEAVE);
     }
     let mut keyboard = keyboard::listen();
-    let (mut held, mut again) = (Held::default(), tokio::time::interval(AGAIN));
+    let (mut held, mut again) = (Held::default(), keyboard::again());
     let bye = loop {
         tokio::select! {
             said = output.next() => match said {

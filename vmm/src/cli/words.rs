@@ -23,7 +23,7 @@ pub(super) const VM_ENDED: &str = "the VM has ended here";
 
 /// At the end of `vmm console`.
 pub(super) fn not_read(bytes: usize) -> String {
-    format!("{} bytes that were typed were not taken: the guest does not read", count(bytes as u64))
+    format!("{} bytes that were typed were not taken: the guest has not read them", count(bytes as u64))
 }
 
 /// Says it, on standard error. Nobody may be listening.

@@ -92,7 +92,7 @@ impl HostCpu {
 pub struct Common {
     /// The highest level that all have.
     pub level: Level,
-    /// The features that all have.
+    /// The features that all have, but for how they count and trace what they do.
     pub features: Vec<Feature>,
     /// The CPU for guests that are to move among them.
     pub choice: CpuChoice,
@@ -131,6 +131,14 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
     // Registers that one of them keeps elsewhere than another.
     let displaced = rest.iter().flat_map(|host| xsave::displaced(&first.cpu, &host.cpu));
     displaced.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
+    // Another version of it.
+    if rest.iter().any(|host| host.cpu.avx10_version() != first.cpu.avx10_version()) {
+        let avx10 = Feature::named("avx10").into_iter();
+        avx10.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
+    }
+    // Counters.
+    let counting = COUNTING.split_whitespace().filter_map(Feature::named);
+    counting.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
     // A guest must guard against what is wrong with any of them.
     let flaws = hosts.iter().flat_map(|host| Feature::all_of(&host.cpu)).filter(|one| one.is_flaw());
     flaws.for_each(|flaw| shared.put(flaw, true));
@@ -146,8 +154,7 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
 const COUNTING: &str = "intel-pt ds dtes64 ds-cpl pdcm arch-lbr arch-perfmon-ext ibs perfctr-core perfctr-nb perfctr-llc \
                         perfmon-v2 amd-lbr-v2 amd-lbr-pmc-freeze brs";
 
-/// The level, without what of its model is not shared, and with all else that is and can be named, flaws among it and
-/// performance counters not.
+/// The level, without what of its model is not shared, and with all else that is and can be named, flaws among it.
 fn choice(level: Level, shared: &Template) -> CpuChoice {
     let model = level.model();
     let mut choice = CpuChoice::of_level(level);
@@ -155,10 +162,9 @@ fn choice(level: Level, shared: &Template) -> CpuChoice {
         model.iter().filter(|one| !shared.has(**one)).flat_map(|one| one.with_dependents()).collect();
     model.iter().filter(|one| !shared.has(**one)).for_each(|one| choice.change(false, *one));
     let mut there: Vec<_> = model.into_iter().filter(|one| !gone.contains(one)).collect();
-    let counting: Vec<_> = COUNTING.split_whitespace().filter_map(Feature::named).collect();
     for feature in Feature::all_of(shared).filter(|one| one.name().is_some()) {
         let all = feature.with_needs();
-        if !there.contains(&feature) && all.iter().all(|one| shared.has(*one) && !counting.contains(one)) {
+        if !there.contains(&feature) && all.iter().all(|one| shared.has(*one)) {
             choice.change(true, feature);
             there.extend(all);
         }
