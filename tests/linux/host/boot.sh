@@ -8,7 +8,7 @@ need_kvm_that_runs_linux() {
 }
 
 # An emulated machine that has said nothing for so long is dead: no scenario's deadline is longer.
-LONGEST_SILENCE_S=400
+LONGEST_SILENCE_S=660
 # Each has one CPU, and computes on one of this host's.
 MOST_MACHINES=2
 
