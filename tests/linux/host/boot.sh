@@ -52,9 +52,10 @@ run_in_machines() {
   local machines index place scenario name line
   machines=$(($(nproc) < MOST_MACHINES ? $(nproc) : MOST_MACHINES))
   [ "$machines" -le $# ] || machines=$#
+  # Those before, too, who may have been more: what they said of a scenario is not what it does now.
+  rm -rf "$CACHE"/machine-*
   for index in $(seq "$machines"); do
     place=$CACHE/machine-$index
-    rm -rf "$place"
     mkdir -p "$place/scenarios"
     for scenario in $(seq "$index" "$machines" $#); do cp "${!scenario}" "$place/scenarios/"; done
     run_machine "$place" &
