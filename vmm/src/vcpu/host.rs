@@ -128,17 +128,13 @@ pub fn common(hosts: &[HostCpu]) -> Result<Common, NothingCommon> {
     for feature in Feature::all_of(&first.cpu) {
         shared.put(feature, rest.iter().all(|host| host.cpu.has(feature)));
     }
-    // Registers that one of them keeps elsewhere than another.
+    // What all have and not all have alike: registers that one of them keeps elsewhere, another version, counters.
     let displaced = rest.iter().flat_map(|host| xsave::displaced(&first.cpu, &host.cpu));
-    displaced.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
-    // Another version of it.
-    if rest.iter().any(|host| host.cpu.avx10_version() != first.cpu.avx10_version()) {
-        let avx10 = Feature::named("avx10").into_iter();
-        avx10.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
-    }
-    // Counters.
+    let versions = rest.iter().any(|host| host.cpu.avx10_version() != first.cpu.avx10_version());
+    let avx10 = versions.then(|| Feature::named("avx10")).flatten();
     let counting = COUNTING.split_whitespace().filter_map(Feature::named);
-    counting.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
+    let unlike = displaced.chain(avx10).chain(counting);
+    unlike.flat_map(Feature::with_dependents).for_each(|feature| shared.put(feature, false));
     // A guest must guard against what is wrong with any of them.
     let flaws = hosts.iter().flat_map(|host| Feature::all_of(&host.cpu)).filter(|one| one.is_flaw());
     flaws.for_each(|flaw| shared.put(flaw, true));
