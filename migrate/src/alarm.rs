@@ -5,6 +5,8 @@
 //! The alarm has one lock because cause, seal and waiters must be seen together.
 //!
 //! [`Alarm::seal`] is the point of no return: from then on cancel and time limit are refused.
+//!
+//! The operator's word to go on comes the same way: [`Alarm::await_word`] is where a migration waits for it.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,16 +15,36 @@ use std::time::{Duration, Instant};
 use crate::channel::Link;
 use crate::failure::Failure;
 
-/// Stops one migration from outside. Clones stop the same one.
+/// Stops one migration from outside, or lets it go on where it waits for that. Clones do so to the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     alarm: Arc<Alarm>,
 }
 
-/// The guest has been handed over: it cannot be called back.
+/// The guest cannot be called back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TooLate {
+    /// It has been handed over.
+    #[error(
+        "too late to cancel: the guest has been handed to {to}; `migrate status` says how it goes on, and if that ends \
+         in doubt, `migrate resolve` decides"
+    )]
+    HandedOver {
+        /// `HOST:PORT` of the destination.
+        to: String,
+    },
+    /// There is nothing to call back.
+    #[error("too late to cancel: the migration is over; `migrate status` says how it ended")]
+    Over,
+}
+
+/// There is nothing to let go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too late to cancel: the guest has been handed to the destination")]
-pub struct TooLate;
+#[error(
+    "the migration does not wait for `migrate continue`: it has not come so far, or was not started with \
+     --pause-before-switchover; `migrate status` says where it is"
+)]
+pub struct NotWaiting;
 
 impl Cancel {
     /// A handle for one migration: use each once.
@@ -36,7 +58,15 @@ impl Cancel {
     /// # Errors
     /// [`TooLate`] from commit on.
     pub fn cancel(&self, why: &str) -> Result<(), TooLate> {
-        if self.alarm.recall(Failure::Cancelled(why.to_owned())) { Ok(()) } else { Err(TooLate) }
+        self.alarm.recall(Failure::Cancelled(why.to_owned()))
+    }
+
+    /// Lets the migration go on that waits before it switches over.
+    ///
+    /// # Errors
+    /// [`NotWaiting`] when it does not.
+    pub fn go_on(&self) -> Result<(), NotWaiting> {
+        self.alarm.give_word()
     }
 
     pub(crate) fn alarm(&self) -> Arc<Alarm> {
@@ -53,9 +83,20 @@ pub(crate) struct Alarm {
 #[derive(Debug, Default)]
 struct State {
     cause: Option<Failure>,
-    sealed: bool,
+    /// To whom the guest has been handed.
+    sealed: Option<String>,
     over: bool,
+    word: Word,
     links: Vec<(Arc<dyn Link>, Shutdown)>,
+}
+
+/// The operator's word to go on.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Word {
+    #[default]
+    NotAwaited,
+    Awaited,
+    Given,
 }
 
 /// How a wait ended.
@@ -92,27 +133,54 @@ impl Alarm {
         self.changed.notify_all();
     }
 
-    /// Trips unless sealed or over; says whether it did. Seen and done under one lock: a seal in between
-    /// would have its guest called back after all.
-    pub(crate) fn recall(&self, cause: Failure) -> bool {
+    /// Trips unless sealed or over. Seen and done under one lock: a seal in between would have its guest called back
+    /// after all.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub(crate) fn recall(&self, cause: Failure) -> Result<(), TooLate> {
         let mut state = self.lock();
-        let possible = !state.sealed && !state.over;
-        if possible {
-            self.ring(&mut state, cause);
+        match &state.sealed {
+            _ if state.over => Err(TooLate::Over),
+            Some(to) => Err(TooLate::HandedOver { to: to.clone() }),
+            None => {
+                self.ring(&mut state, cause);
+                Ok(())
+            }
         }
-        possible
     }
 
-    /// The point of no return.
+    /// Waits until the operator has given the word to go on, for `limit` at most. From the first time on it can be given.
+    pub(crate) fn await_word(&self, limit: Duration) -> Woken {
+        {
+            let mut state = self.lock();
+            if state.word == Word::NotAwaited {
+                state.word = Word::Awaited;
+            }
+        }
+        self.wait(limit, |state| state.word == Word::Given)
+    }
+
+    fn give_word(&self) -> Result<(), NotWaiting> {
+        let mut state = self.lock();
+        if state.word != Word::Awaited || state.cause.is_some() || state.over {
+            return Err(NotWaiting);
+        }
+        state.word = Word::Given;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// The point of no return: the guest is handed to `to`.
     ///
     /// # Errors
     /// What tripped the alarm before.
-    pub(crate) fn seal(&self) -> Result<(), Failure> {
+    pub(crate) fn seal(&self, to: &str) -> Result<(), Failure> {
         let mut state = self.lock();
         if let Some(cause) = &state.cause {
             return Err(cause.clone());
         }
-        state.sealed = true;
+        state.sealed = Some(to.to_owned());
         Ok(())
     }
 
@@ -136,6 +204,17 @@ impl Alarm {
         self.changed.notify_all();
     }
 
+    /// Somebody may be stuck in writing on a link that was left open for last words: it is shut wholly if the migration is
+    /// not over soon after the alarm has tripped.
+    pub(crate) fn insist(&self, grace: Duration) {
+        let state = self.lock();
+        let over = self.changed.wait_timeout_while(state, grace, |state| !state.over);
+        let (state, waited) = over.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            state.links.iter().for_each(|(link, _)| link.shut(Shutdown::Both));
+        }
+    }
+
     /// Whether it has been tripped or ended.
     pub(crate) fn is_stopped(&self) -> bool {
         let state = self.lock();
@@ -144,13 +223,17 @@ impl Alarm {
 
     /// Waits until `done` says so. Whoever changes what `done` looks at calls [`nudge`](Self::nudge).
     pub(crate) fn wait_until(&self, limit: Duration, mut done: impl FnMut() -> bool) -> Woken {
+        self.wait(limit, |_| done())
+    }
+
+    fn wait(&self, limit: Duration, mut done: impl FnMut(&State) -> bool) -> Woken {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
         loop {
             if state.cause.is_some() || state.over {
                 return Woken::Stopped;
             }
-            if done() {
+            if done(&state) {
                 return Woken::Done;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -184,8 +267,12 @@ mod tests {
     #[test]
     fn the_first_cause_is_kept_and_cancel_is_refused_after_the_seal() {
         let cancel = Cancel::new();
-        assert_eq!(cancel.alarm().seal(), Ok(()));
-        assert_eq!(cancel.cancel("late"), Err(TooLate));
+        assert_eq!(cancel.alarm().seal("there:7000"), Ok(()));
+        let refused = cancel.cancel("late").expect_err("sealed").to_string();
+        assert!(
+            refused.contains("handed to there:7000; `migrate status`")
+                && refused.contains("`migrate resolve`")
+        );
         cancel.alarm().trip(Failure::Bug("first".to_owned()));
         cancel.alarm().trip(Failure::Bug("second".to_owned()));
         assert_eq!(cancel.alarm().cause(), Some(Failure::Bug("first".to_owned())));
@@ -195,7 +282,24 @@ mod tests {
     fn a_cancelled_migration_cannot_be_sealed() {
         let cancel = Cancel::new();
         assert_eq!(cancel.cancel("enough"), Ok(()));
-        assert_eq!(cancel.alarm().seal(), Err(Failure::Cancelled("enough".to_owned())));
+        assert_eq!(cancel.alarm().seal("there"), Err(Failure::Cancelled("enough".to_owned())));
         assert_eq!(cancel.alarm().rest(Duration::from_secs(9)), Woken::Stopped);
+        cancel.alarm().end();
+        assert_eq!(cancel.cancel("again"), Err(TooLate::Over));
+    }
+
+    #[test]
+    fn the_word_to_go_on_can_be_given_while_it_is_awaited_and_only_then() {
+        let cancel = Cancel::new();
+        assert_eq!(cancel.go_on(), Err(NotWaiting), "nobody waits yet");
+        assert_eq!(cancel.alarm().await_word(Duration::ZERO), Woken::TimeUp);
+        assert_eq!(cancel.go_on(), Ok(()));
+        assert_eq!(cancel.go_on(), Err(NotWaiting), "given once");
+        assert_eq!(cancel.alarm().await_word(Duration::from_secs(9)), Woken::Done);
+        let cancelled = Cancel::new();
+        assert_eq!(cancelled.alarm().await_word(Duration::ZERO), Woken::TimeUp);
+        assert_eq!(cancelled.cancel("enough"), Ok(()));
+        assert_eq!(cancelled.go_on(), Err(NotWaiting), "it does not go on any more");
+        assert_eq!(cancelled.alarm().await_word(Duration::from_secs(9)), Woken::Stopped);
     }
 }

@@ -38,7 +38,7 @@ pub mod source;
 mod verify;
 pub mod wire;
 
-pub use alarm::{Cancel, TooLate};
+pub use alarm::{Cancel, NotWaiting, TooLate};
 pub use destination::{Arrival, Receiver};
 pub use failure::Failure;
 pub use source::migrate;

@@ -105,14 +105,15 @@ impl Observer for CancelAt {
 #[test]
 fn a_cancel_acts_at_once_before_commit_and_is_refused_after_it() {
     type When = fn(&Event) -> bool;
+    let too_late = TooLate::HandedOver { to: "memory".to_owned() };
     let phases: [(When, Result<(), TooLate>); 4] = [
         (|event| matches!(event, Event::Phase { phase: Phase::Connect }), Ok(())),
         (|event| matches!(event, Event::Phase { phase: Phase::Precopy }), Ok(())),
         (|event| matches!(event, Event::Round { .. }), Ok(())),
-        (|event| matches!(event, Event::Switched { .. }), Err(TooLate)),
+        (|event| matches!(event, Event::Switched { .. }), Err(too_late)),
     ];
     for mode in [Mode::Precopy, Mode::Hybrid] {
-        for (when, expected) in phases {
+        for (when, expected) in phases.clone() {
             let cancel = Cancel::new();
             let observer = CancelAt { when, cancel: cancel.clone(), said: Mutex::default() };
             let place = Place::new();
@@ -121,7 +122,7 @@ fn a_cancel_acts_at_once_before_commit_and_is_refused_after_it() {
                 attempt_with(&options(mode), deadlines, &place.clone(), Box::new(place), &cancel, &observer);
             attempt.check("cancelled");
             let said = observer.said.lock().expect("no panic").take();
-            assert_eq!(said.map(|(answer, _)| answer), Some(expected));
+            assert_eq!(said.map(|(answer, _)| answer), Some(expected.clone()));
             assert_eq!(attempt.report.outcome == Outcome::Kept, expected.is_ok());
             if let Some(reason) = &attempt.report.reason {
                 assert!(reason.contains("cancelled: the operator asked"), "{reason}");

@@ -69,6 +69,12 @@ pub trait Dial: Send + Sync {
 
     /// Where to, for people.
     fn to(&self) -> &str;
+
+    /// Finds out where that is, for all dials to come. It may take any time and nothing ends it, so it runs beside;
+    /// `None`: there is nothing to find out. Without it each dial does so itself.
+    fn look_up(&self) -> Option<Box<dyn FnOnce() -> io::Result<()> + Send>> {
+        None
+    }
 }
 
 /// How a destination is reached.

@@ -8,8 +8,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -39,17 +40,49 @@ pub struct TcpLink {
     peer: String,
     /// Held while a frame is written, so that frames of two threads (a message, a sign of life) never mix.
     writing: Mutex<()>,
+    /// A socket that is not connected yet cannot be shut: who is about to connect it looks here.
+    is_shut: AtomicBool,
 }
 
 impl TcpLink {
     fn new(socket: Socket, peer: String) -> io::Result<Self> {
         socket.set_tcp_nodelay(true)?;
-        Ok(Self { socket, peer, writing: Mutex::new(()) })
+        Ok(Self { socket, peer, writing: Mutex::new(()), is_shut: AtomicBool::new(false) })
     }
 
     fn accepted(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         Self::new(stream.into(), peer.to_string())
+    }
+
+    /// Connects, unless shut meanwhile. In this order: what is shut after the connecting has begun wakes the wait.
+    fn connect(&self, address: SocketAddr, limit: Duration) -> io::Result<()> {
+        self.socket.set_nonblocking(true)?;
+        match self.socket.connect(&address.into()) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+                self.await_connected(limit)?;
+            }
+            connected => connected?,
+        }
+        self.socket.set_nonblocking(false)
+    }
+
+    fn await_connected(&self, limit: Duration) -> io::Result<()> {
+        if self.is_shut() {
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
+        if !wait_for(&self.socket, PollFlags::OUT, limit)? {
+            return Err(io::Error::new(ErrorKind::TimedOut, "it does not answer"));
+        }
+        match self.socket.take_error()? {
+            Some(error) => Err(error),
+            None if self.is_shut() => Err(ErrorKind::ConnectionAborted.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::SeqCst)
     }
 }
 
@@ -91,6 +124,7 @@ impl Link for TcpLink {
     }
 
     fn shut(&self, how: Shutdown) {
+        self.is_shut.store(true, Ordering::SeqCst);
         // Fails when it is already shut or was never connected: both are as asked for.
         let _ = self.socket.shutdown(how);
     }
@@ -104,37 +138,74 @@ impl Link for TcpLink {
 #[derive(Debug, Clone)]
 pub struct TcpDial {
     to: String,
+    /// What the name stands for, once looked up.
+    addresses: Arc<OnceLock<Vec<SocketAddr>>>,
 }
 
 impl TcpDial {
     /// Will dial `to`, a `HOST:PORT`.
     #[must_use]
     pub fn new(to: &str) -> Self {
-        Self { to: to.to_owned() }
+        Self { to: to.to_owned(), addresses: Arc::default() }
+    }
+
+    fn addresses(&self) -> io::Result<&[SocketAddr]> {
+        if self.addresses.get().is_none() {
+            resolve(&self.to, &self.addresses)?;
+        }
+        Ok(self.addresses.get().map_or(&[], Vec::as_slice))
     }
 }
 
 impl Dial for TcpDial {
     fn dial(&self, _: Role, limit: Duration, made: &dyn Fn(&Arc<dyn Link>)) -> io::Result<Arc<dyn Link>> {
         let mut refused = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for address in self.to.to_socket_addrs()? {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let deadline = Instant::now() + limit;
+        for address in self.addresses()? {
+            let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
             let link = Arc::new(TcpLink::new(socket, self.to.clone())?);
             let shared: Arc<dyn Link> = Arc::clone(&link) as Arc<dyn Link>;
             made(&shared);
-            match link.socket.connect_timeout(&address.into(), limit) {
+            match link.connect(*address, deadline.saturating_duration_since(Instant::now())) {
                 Ok(()) => {
                     link.set_limit(limit)?;
                     return Ok(shared);
                 }
+                Err(error) if link.is_shut() => return Err(error),
                 Err(error) => refused = error,
             }
         }
         Err(refused)
     }
 
+    fn look_up(&self) -> Option<Box<dyn FnOnce() -> io::Result<()> + Send>> {
+        let (to, addresses) = (self.to.clone(), Arc::clone(&self.addresses));
+        Some(Box::new(move || resolve(&to, &addresses)))
+    }
+
     fn to(&self) -> &str {
         &self.to
+    }
+}
+
+fn resolve(to: &str, into: &OnceLock<Vec<SocketAddr>>) -> io::Result<()> {
+    let found = to.to_socket_addrs()?.collect();
+    // Of two who looked at the same time the first's answer counts.
+    let _ = into.set(found);
+    Ok(())
+}
+
+/// Waits until the socket can be read or written; false when `limit` has passed.
+fn wait_for(socket: &Socket, what: PollFlags, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(socket, what)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -1,11 +1,15 @@
 //! Hello, pre-flight, and the connections: before one byte of RAM moves.
 
 use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::context::Context;
+use crate::alarm::Woken;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
@@ -38,6 +42,7 @@ impl Lines {
 /// Connects and asks whether the guest may come. `begun` is told of the control connection.
 pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Result<Lines, Failure> {
     RamMap::of(&context.description).map_err(|why| Failure::Guest { doing: "describe the guest", why })?;
+    look_up(context)?;
     let session = Uuid::new_v4();
     let control = open(context, session, Role::Control, 0)?;
     begun(&control);
@@ -54,6 +59,33 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
         .transpose()?;
     let packets = context.forwards().then(|| open(context, session, Role::Packets, 0)).transpose()?;
     Ok(Lines { control, data, urgent, packets, rehearsal, round_trip })
+}
+
+/// Has the destination's name looked up on a thread of its own, which nobody need wait for: a name server that does not
+/// answer holds up no cancel and no time limit.
+fn look_up(context: &Context<'_>) -> Result<(), Failure> {
+    let Some(look_up) = context.route.dial.look_up() else { return Ok(()) };
+    let ((sender, answer), alarm) = (channel(), Arc::clone(&context.alarm));
+    let asking = thread::Builder::new().name("look-up".to_owned()).spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(look_up());
+        alarm.nudge();
+    });
+    let refused = |why: &str| Failure::Connect { to: context.route.dial.to().to_owned(), why: tame(why) };
+    asking.map_err(|error| refused(&format!("no thread to look the name up: {error}")))?;
+    let limit = context.route.deadlines.connect;
+    let mut found = None;
+    let woken = context.alarm.wait_until(limit, || {
+        found = answer.try_recv().ok();
+        found.is_some()
+    });
+    match found {
+        Some(found) => found.map_err(|error| refused(&plain(&error))),
+        None if woken == Woken::TimeUp => {
+            Err(refused(&format!("its name was not found within {} s", limit.as_secs_f64())))
+        }
+        None => Err(context.alarm.cause().unwrap_or_else(|| refused("the migration is over"))),
+    }
 }
 
 /// A new connection that has said hello.

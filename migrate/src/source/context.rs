@@ -138,11 +138,11 @@ impl<'a> Context<'a> {
     pub(super) fn pulse(&self) {
         if self.started.elapsed() >= self.options.timeout {
             let to = self.route.dial.to().to_owned();
-            self.alarm.recall(Failure::TimedOut { to, after: self.options.timeout });
+            let _ = self.alarm.recall(Failure::TimedOut { to, after: self.options.timeout });
         }
         let pause = *self.pause.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, limit)) = pause.filter(|(since, limit)| since.elapsed() >= *limit) {
-            self.alarm.recall(Failure::PausedTooLong(limit));
+            let _ = self.alarm.recall(Failure::PausedTooLong(limit));
         }
         if let Some(control) = self.control.get() {
             // Who hears the control connection learns of its end; the pulse has nothing to add.

@@ -101,7 +101,10 @@ impl<'a> Journey<'a> {
         'a: 'scope,
     {
         let context = self.context;
-        scope.spawn(move || pulse::beat(&context.alarm, context.beat(), || context.pulse()));
+        scope.spawn(move || {
+            pulse::beat(&context.alarm, context.beat(), || context.pulse());
+            context.alarm.insist(context.route.deadlines.beat);
+        });
         let result = self.score(scope).map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &result {
             self.custody.fail();

@@ -185,7 +185,7 @@ impl Journey<'_> {
     fn commit(&mut self, lines: &Lines) -> Result<(), Failure> {
         let control = &lines.control;
         self.context.hand_over()?;
-        self.context.alarm.seal()?;
+        self.context.alarm.seal(self.context.route.dial.to())?;
         self.custody.on(SourceEvent::Commit)?;
         control.tell(&Message::Commit)?;
         control.set_limit(self.context.route.deadlines.idle)?;
