@@ -44,6 +44,19 @@ pub enum ClockPolicy {
     Realtime,
 }
 
+/// What happens when the time limit passes while memory is copied in rounds, or the rounds do not converge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    /// The migration is given up: the guest stays.
+    #[default]
+    Cancel,
+    /// The guest is paused at once, and what is left follows by post-copy.
+    Postcopy,
+    /// The guest is paused at once, and what is left is copied however long the pause gets.
+    Force,
+}
+
 /// The options of one migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -55,8 +68,12 @@ pub struct Options {
     pub streams: u32,
     /// Pre-copy switches over only when it expects less than this.
     pub max_downtime: Duration,
-    /// From the start until commit; after it the migration is given up.
+    /// From the start until commit, without what the operator was waited for.
     pub timeout: Duration,
+    /// What is done when that has passed in a round.
+    pub on_timeout: OnTimeout,
+    /// Wait for the operator's word before the guest is paused.
+    pub pause_before_switchover: bool,
     /// Bytes per second for bulk data, all connections together; `None`: as fast as it goes.
     pub bandwidth: Option<u64>,
     /// Compare all RAM on both sides.

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::options::{InFlightPolicy, Mode};
+use crate::options::{InFlightPolicy, Mode, OnTimeout};
 
 /// Version of the report's schema. A new field keeps it; a changed meaning raises it.
 pub const SCHEMA: &str = "migration-report/1";
@@ -41,6 +41,10 @@ pub struct Report {
     pub mode: Mode,
     /// Data connections used.
     pub streams: u32,
+    /// What was done because the time limit had passed or the rounds did not converge: `postcopy` or `force`; absent when
+    /// that was not needed.
+    #[serde(default)]
+    pub on_timeout: Option<OnTimeout>,
     /// From the first word to the destination until nothing is left on the source, µs.
     pub total_us: u64,
     /// Phases in order, with their durations.
@@ -77,6 +81,7 @@ impl Report {
             destination: destination.to_owned(),
             mode,
             streams,
+            on_timeout: None,
             total_us: 0,
             phases: Vec::new(),
             rounds: Vec::new(),
@@ -123,6 +128,8 @@ pub enum Phase {
     Connect,
     /// Rounds of copying while the guest runs.
     Precopy,
+    /// The guest runs on and the operator's word is waited for.
+    Waiting,
     /// The guest is paused.
     Switchover,
     /// The guest runs on the destination while the rest of its memory follows.

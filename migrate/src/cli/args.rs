@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{parse_bytes, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
-use crate::options::{ClockPolicy, InFlightPolicy, MAX_STREAMS, Mode};
+use crate::options::{ClockPolicy, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout};
 
 /// Moves a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -52,6 +52,12 @@ pub struct StartArgs {
     /// Give up when the guest has not switched over after this
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
+    /// What happens instead when that passes while memory is copied in rounds, or the rounds do not converge
+    #[arg(long, value_enum, default_value_t = OnTimeout::Cancel)]
+    pub on_timeout: OnTimeout,
+    /// Wait for `migrate continue` before the guest is paused; --timeout does not run meanwhile
+    #[arg(long)]
+    pub pause_before_switchover: bool,
     /// Bytes per second at most, such as 100M; K, M and G are powers of 1024 [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub bandwidth: Option<u64>,
@@ -82,6 +88,8 @@ pub enum Command {
     Status(Common),
     /// Give up the migration under way: the guest stays here
     Cancel(Which),
+    /// Let the migration go on that waits before it switches over (--pause-before-switchover)
+    Continue(Which),
     /// Follow the migration under way to its end
     Watch(Common),
     /// Decide about a guest in doubt, which is paused because the other host may be running it
@@ -124,7 +132,9 @@ impl Arguments {
         match &self.command {
             None => self.start.as_ref()?.vm.as_deref(),
             Some(Command::Status(common) | Command::Watch(common)) => common.which.vm.as_deref(),
-            Some(Command::Cancel(which) | Command::Resolve { which, .. }) => which.vm.as_deref(),
+            Some(Command::Cancel(which) | Command::Continue(which) | Command::Resolve { which, .. }) => {
+                which.vm.as_deref()
+            }
         }
     }
 }
@@ -139,6 +149,8 @@ impl StartArgs {
             streams: self.streams,
             max_downtime_us: Some(whole(self.max_downtime.as_micros())),
             timeout_ms: Some(whole(self.timeout.as_millis())),
+            on_timeout: self.on_timeout,
+            pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
             verify: self.verify,
             in_flight: self.in_flight,
@@ -165,7 +177,7 @@ mod tests {
     #[test]
     fn a_migration_with_everything() {
         let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
-                    --bandwidth 100M --verify --json --report r.json --fail-above 0.5s";
+                    --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s";
         let arguments = parse(line).unwrap();
         assert_eq!(arguments.vm(), Some("a"));
         let start = arguments.start.unwrap();
@@ -176,6 +188,8 @@ mod tests {
             streams: Some(4),
             max_downtime_us: Some(50_000),
             timeout_ms: Some(120_000),
+            on_timeout: OnTimeout::Postcopy,
+            pause_before_switchover: true,
             bandwidth: Some(100 << 20),
             verify: true,
             in_flight: InFlightPolicy::Forward,
@@ -197,6 +211,7 @@ mod tests {
             matches!(parse("migrate status --json").unwrap().command, Some(Command::Status(c)) if c.json)
         );
         assert_eq!(parse("migrate cancel --vm b").unwrap().vm(), Some("b"));
+        assert_eq!(parse("migrate continue --vm c").unwrap().vm(), Some("c"));
         assert!(parse("migrate status").unwrap().start.is_none());
         assert!(parse("migrate --to h:7 status").unwrap_err().contains("cannot be used with"));
     }

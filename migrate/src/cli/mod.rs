@@ -57,6 +57,11 @@ pub async fn run(arguments: &Arguments, runtime: &RuntimeDir) -> anyhow::Result<
             eprintln!("{}", words::CANCEL_ASKED);
             Ok(Status::Moved)
         }
+        Some(Command::Continue(_)) => {
+            client.continue_migration().await?;
+            eprintln!("{}", words::CONTINUED);
+            Ok(Status::Moved)
+        }
         Some(Command::Resolve { run_here, .. }) => {
             let resolution = if *run_here { Resolution::RunHere } else { Resolution::Discard };
             client.resolve(resolution).await?;

@@ -189,6 +189,14 @@ impl Client {
         self.exchange.order(Method::DELETE, "/migration", Bytes::new()).await
     }
 
+    /// `POST /migration/continue`: lets the migration go on that waits before it switches over.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause): when no migration waits for it.
+    pub async fn continue_migration(&self) -> Result<()> {
+        self.exchange.order(Method::POST, "/migration/continue", Bytes::new()).await
+    }
+
     /// `POST /migration/resolve`: the operator's word on a guest in doubt.
     ///
     /// # Errors

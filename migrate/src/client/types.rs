@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::options::{
-    ClockPolicy, DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode, Options,
-    default_streams,
+    ClockPolicy, DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout,
+    Options, default_streams,
 };
 use crate::progress::Progress;
 use crate::report::Report;
@@ -75,8 +75,15 @@ pub struct MigrateRequest {
     pub streams: Option<u32>,
     /// Pre-copy switches over only when it expects less than this, µs; default 300 000.
     pub max_downtime_us: Option<u64>,
-    /// Given up when not committed after this, ms; default 60 000.
+    /// Given up when not committed after this, ms, without what the operator was waited for; default 60 000.
     pub timeout_ms: Option<u64>,
+    /// What happens instead when that passes while memory is copied in rounds, or the rounds do not converge. `postcopy` goes
+    /// with `precopy` and `hybrid`, `force` with `precopy`.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+    /// Waits for `POST /migration/continue` before the guest is paused.
+    #[serde(default)]
+    pub pause_before_switchover: bool,
     /// Bytes per second; absent: unlimited.
     pub bandwidth: Option<u64>,
     /// Compare all RAM on both sides.
@@ -99,6 +106,9 @@ pub enum OptionsError {
     /// Too many or too few connections.
     #[error("{0} streams: choose 1 to {MAX_STREAMS}")]
     Streams(u32),
+    /// Not with this mode.
+    #[error("--on-timeout {0} is for guests that move by {1}: choose --on-timeout cancel, or another --mode")]
+    OnTimeout(&'static str, &'static str),
     /// A limit of zero can never be met.
     #[error("{0} is zero: leave it out or give more")]
     Zero(&'static str),
@@ -116,6 +126,8 @@ impl MigrateRequest {
             streams: self.streams.unwrap_or_else(default_streams),
             max_downtime: self.max_downtime_us.map_or(DEFAULT_MAX_DOWNTIME, Duration::from_micros),
             timeout: self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
+            on_timeout: self.on_timeout,
+            pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
             verify: self.verify,
             in_flight: self.in_flight,
@@ -123,6 +135,13 @@ impl MigrateRequest {
         };
         if options.streams == 0 || options.streams > MAX_STREAMS {
             return Err(OptionsError::Streams(options.streams));
+        }
+        match (options.on_timeout, options.mode) {
+            (OnTimeout::Cancel, _)
+            | (OnTimeout::Postcopy, Mode::Precopy | Mode::Hybrid)
+            | (OnTimeout::Force, Mode::Precopy) => {}
+            (OnTimeout::Postcopy, _) => return Err(OptionsError::OnTimeout("postcopy", "precopy or hybrid")),
+            (OnTimeout::Force, _) => return Err(OptionsError::OnTimeout("force", "precopy")),
         }
         let zero = |what, is: bool| if is { Err(OptionsError::Zero(what)) } else { Ok(()) };
         zero("max_downtime", options.max_downtime.is_zero())?;
@@ -214,6 +233,24 @@ mod tests {
         assert_eq!(refused(|r| r.streams = Some(17)), "17 streams: choose 1 to 16");
         assert_eq!(refused(|r| r.timeout_ms = Some(0)), "timeout is zero: leave it out or give more");
         assert_eq!(refused(|r| r.bandwidth = Some(0)), "bandwidth is zero: leave it out or give more");
+    }
+
+    #[test]
+    fn what_is_done_when_time_is_up_goes_with_the_mode() {
+        let asked =
+            |mode, on_timeout| MigrateRequest { mode, on_timeout, ..request("h:1") }.options().is_ok();
+        let modes = [Mode::Precopy, Mode::Hybrid, Mode::Postcopy, Mode::Stopcopy];
+        assert_eq!(modes.map(|mode| asked(mode, OnTimeout::Cancel)), [true; 4]);
+        assert_eq!(modes.map(|mode| asked(mode, OnTimeout::Postcopy)), [true, true, false, false]);
+        assert_eq!(modes.map(|mode| asked(mode, OnTimeout::Force)), [true, false, false, false]);
+        let error =
+            MigrateRequest { on_timeout: OnTimeout::Force, mode: Mode::Hybrid, ..request("h:1") }.options();
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .starts_with("--on-timeout force is for guests that move by precopy")
+        );
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn preflight(
     let map = RamMap::of(&preflight.description).map_err(|why| reasons.push(why)).ok();
     // A map that cannot be is not added up either.
     if map.is_some() {
-        reasons.extend(host.examine(&preflight.description, preflight.postcopy()));
+        reasons.extend(host.examine(&preflight.description, preflight.may_miss()));
     }
     if let (Some(map), true) = (map, reasons.is_empty()) {
         match host.build(&preflight.description) {
@@ -163,7 +163,7 @@ fn welcome(
 ) -> Result<Lines, Failure> {
     control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }))?;
     let mut wanted: HashSet<_> = (0..preflight.streams).map(|index| (Role::Data, index)).collect();
-    if preflight.postcopy() {
+    if preflight.may_miss() {
         wanted.insert((Role::Urgent, 0));
     }
     if preflight.packets {
@@ -200,6 +200,8 @@ pub(super) struct Cargo {
     pub(super) blob: Vec<u8>,
     pub(super) after_round: Option<u32>,
     pub(super) missing: PageSet,
+    /// Pages follow after the switchover.
+    pub(super) postcopy: bool,
     pub(super) source: Option<HeardClock>,
 }
 
@@ -256,7 +258,7 @@ impl<'a> Session<'a> {
         'a: 'scope,
     {
         let cargo = self.take_rounds(scope, lines)?;
-        if self.context.preflight.postcopy() {
+        if cargo.postcopy {
             self.miss(scope, &cargo.missing, lines.urgent.as_ref())?;
         }
         self.restore(&cargo)?;
@@ -279,6 +281,8 @@ impl<'a> Session<'a> {
         context.enter(Phase::Precopy);
         let (control, mut scratch) = (&context.control, Scratch::default());
         let mut missing = PageSet::new(context.map.limit());
+        // Named since the last end of a round, be it nothing.
+        let mut named = false;
         let mut source = None;
         loop {
             let head = control.hear_head()?;
@@ -291,7 +295,7 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 Kind::RoundEnd => {
-                    if !missing.is_empty() {
+                    if std::mem::take(&mut named) {
                         self.miss(scope, &missing, lines.urgent.as_ref())?;
                         missing = PageSet::new(context.map.limit());
                     }
@@ -307,12 +311,14 @@ impl<'a> Session<'a> {
                     context.map.admit_bitmap(head.kind, first, &words, &mut pages).map_err(wrong)?;
                     context.landing.prepare.expect(&pages, &context.alarm);
                 }
-                Message::Missing { first, words } if context.preflight.postcopy() => {
+                Message::Missing { first, words } if context.preflight.may_miss() => {
+                    named = true;
                     context.map.admit_bitmap(head.kind, first, &words, &mut missing).map_err(wrong)?;
                 }
                 Message::Clock { shown_ns } => source = Some(HeardClock { shown_ns, heard: Instant::now() }),
                 Message::State { after_round, blob } => {
-                    return Ok(Cargo { blob, after_round, missing, source });
+                    let postcopy = named || context.placing.get().is_some() || context.preflight.postcopy();
+                    return Ok(Cargo { blob, after_round, missing, postcopy, source });
                 }
                 other => return Err(control.unexpected(other.kind(), "rounds and the state")),
             }

@@ -48,7 +48,7 @@ impl<'a> Session<'a> {
         let context = self.context;
         if context.preflight.verify {
             self.wait_last_round(cargo)?;
-            self.verify_paused()?;
+            self.verify_paused(cargo)?;
         }
         let since = Instant::now();
         let restored = context.guest.restore(&cargo.blob, cargo.source);
@@ -85,9 +85,9 @@ impl<'a> Session<'a> {
     }
 
     /// With all pages here they are compared now; in post-copy what the guest writes from now on is noted, for later.
-    fn verify_paused(&mut self) -> Result<(), Failure> {
+    fn verify_paused(&mut self, cargo: &Cargo) -> Result<(), Failure> {
         let context = self.context;
-        if context.preflight.postcopy() {
+        if cargo.postcopy {
             return context.guest.start_dirty_log().map_err(Failure::guest("start dirty logging"));
         }
         let since = Instant::now();

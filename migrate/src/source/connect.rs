@@ -13,7 +13,7 @@ use crate::alarm::Woken;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
-use crate::options::Mode;
+use crate::options::{Mode, OnTimeout};
 use crate::wire::limits::VERSIONS;
 use crate::wire::message::{Versions, tame};
 use crate::wire::{Hello, Kind, Message, Preflight, RamMap, Role};
@@ -54,7 +54,7 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     let rehearsal = preflight(context, &control)?;
     let data = (0..context.streams()).map(|index| open(context, session, Role::Data, index));
     let data = data.collect::<Result<Vec<_>, _>>()?;
-    let urgent = matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid)
+    let urgent = (may_postcopy(context) || matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid))
         .then(|| open(context, session, Role::Urgent, 0))
         .transpose()?;
     let packets = context.forwards().then(|| open(context, session, Role::Packets, 0)).transpose()?;
@@ -147,12 +147,18 @@ fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure
         streams: context.streams(),
         verify: context.options.verify,
         packets: context.forwards(),
+        may_postcopy: may_postcopy(context),
     })))?;
     match control.hear()? {
         Message::Accept(accept) => Ok(accept.rehearsal),
         Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
         other => Err(control.unexpected(other.kind(), Kind::Accept.word())),
     }
+}
+
+/// Whether what is left may follow by post-copy, should time be up.
+fn may_postcopy(context: &Context<'_>) -> bool {
+    context.options.on_timeout == OnTimeout::Postcopy
 }
 
 fn refused(control: &Line, reasons: &[String]) -> Failure {

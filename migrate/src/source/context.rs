@@ -1,11 +1,13 @@
 //! What all threads of the source share: the guest, the options, the alarm, and the counters of what was sent.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Route;
+use super::crew::Round;
 use super::page_server::Unsent;
+use super::time_limit::{Passing, TimeLimit};
 use crate::alarm::Alarm;
 use crate::channel::limiter::Limiter;
 use crate::channel::line::Line;
@@ -35,7 +37,9 @@ pub(super) struct Context<'a> {
     pub(super) unsent: OnceLock<Arc<Unsent>>,
     /// Set when the guest runs on the destination.
     pub(super) departed: OnceLock<Instant>,
-    started: Instant,
+    time: Mutex<TimeLimit>,
+    /// The round that the crew sends while the guest runs.
+    round: Mutex<Option<Arc<Round>>>,
     /// When a pause began, and how long it may last.
     pause: Mutex<Option<(Instant, Duration)>>,
     logging: AtomicBool,
@@ -77,7 +81,8 @@ impl<'a> Context<'a> {
             control: OnceLock::new(),
             unsent: OnceLock::new(),
             departed: OnceLock::new(),
-            started: Instant::now(),
+            time: Mutex::new(TimeLimit::new(options.timeout, Instant::now())),
+            round: Mutex::new(None),
             pause: Mutex::new(None),
             logging: AtomicBool::new(false),
         }
@@ -106,23 +111,38 @@ impl<'a> Context<'a> {
 
     /// Puts what the guest has written on stable storage, as far as it can be now.
     pub(super) fn settle(&self) -> Result<(), Failure> {
-        self.guest.settle(&|| self.goes_on()).map_err(|error| self.gave_up("settle the guest's disks", error))
+        let since = Instant::now();
+        self.guest
+            .settle(&|| self.goes_on(since))
+            .map_err(|error| self.gave_up("settle the guest's disks", error))
     }
 
     /// Lets the destination take what the guest has outside of its memory.
     pub(super) fn hand_over(&self) -> Result<(), Failure> {
-        let handed = self.guest.hand_over(&|| self.goes_on());
+        let since = Instant::now();
+        let handed = self.guest.hand_over(&|| self.goes_on(since));
         handed.map_err(|error| self.gave_up("hand over the guest's disks", error))
     }
 
-    fn goes_on(&self) -> bool {
-        !self.alarm.is_stopped()
+    /// Whether a disk is waited for any longer. Where the time limit does not run any more, it holds for each such wait.
+    fn goes_on(&self, since: Instant) -> bool {
+        !self.alarm.is_stopped() && since.elapsed() < self.options.timeout
     }
 
     /// A time limit has passed for what the guest's side says; it stopped for anything else only because it was told to.
     fn gave_up(&self, doing: &'static str, error: GuestError) -> Failure {
         let told = self.alarm.cause().filter(|cause| !cause.is_time_limit());
         told.unwrap_or_else(|| Failure::guest(doing)(error))
+    }
+
+    /// The time limit of the whole migration.
+    pub(super) fn time(&self) -> MutexGuard<'_, TimeLimit> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The crew sends this round from now on, which may be cut short; `None`: there is none any more.
+    pub(super) fn set_round(&self, round: Option<&Arc<Round>>) {
+        *self.round.lock().unwrap_or_else(PoisonError::into_inner) = round.cloned();
     }
 
     /// From now on a time limit of its own holds for the pause.
@@ -136,9 +156,17 @@ impl<'a> Context<'a> {
 
     /// What happens on every beat.
     pub(super) fn pulse(&self) {
-        if self.started.elapsed() >= self.options.timeout {
-            let to = self.route.dial.to().to_owned();
-            let _ = self.alarm.recall(Failure::TimedOut { to, after: self.options.timeout });
+        let passed = self.time().passed(Instant::now());
+        match passed {
+            Some(Passing::GivesUp) => {
+                let to = self.route.dial.to().to_owned();
+                let _ = self.alarm.recall(Failure::TimedOut { to, after: self.options.timeout });
+            }
+            Some(Passing::EndsRounds) => {
+                let round = self.round.lock().unwrap_or_else(PoisonError::into_inner);
+                round.iter().for_each(|round| round.cut());
+            }
+            Some(Passing::DoesNothing) | None => {}
         }
         let pause = *self.pause.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, limit)) = pause.filter(|(since, limit)| since.elapsed() >= *limit) {

@@ -31,11 +31,26 @@ pub(super) struct Round {
     pub(super) last: bool,
     pub(super) set: PageSet,
     cursor: AtomicU64,
+    /// From here on nothing was sent: the round was cut short.
+    unsent_from: AtomicU64,
 }
 
 impl Round {
     pub(super) fn new(number: u32, last: bool, set: PageSet) -> Self {
-        Self { number, last, set, cursor: AtomicU64::new(0) }
+        Self { number, last, set, cursor: AtomicU64::new(0), unsent_from: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Ends the round early: windows that nobody has taken yet are left.
+    pub(super) fn cut(&self) {
+        let from = self.cursor.fetch_max(self.set.limit(), Ordering::Relaxed);
+        self.unsent_from.fetch_min(from, Ordering::Relaxed);
+    }
+
+    /// What was left. Only of a round that has landed.
+    pub(super) fn unsent(&self) -> PageSet {
+        let (from, limit) = (self.unsent_from.load(Ordering::Relaxed), self.set.limit());
+        let rest = PageRun { first: from.min(limit), count: limit.saturating_sub(from) };
+        PageSet::of_runs(limit, &self.set.runs_within(rest).collect::<Vec<_>>())
     }
 
     /// Takes windows and sends their pages, until none is left; then says so.
@@ -105,9 +120,8 @@ impl Crew {
     }
 
     /// Sends a round on all data connections.
-    pub(super) fn send(&self, round: Round) {
-        let round = Arc::new(round);
-        self.give(|| Task::Round(Arc::clone(&round)));
+    pub(super) fn send(&self, round: &Arc<Round>) {
+        self.give(|| Task::Round(Arc::clone(round)));
     }
 
     /// Sends pages that will be wanted at once, ahead of all others (post-copy).
@@ -156,4 +170,31 @@ fn work(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_has_taken_when_a_round_is_cut_is_left() {
+        let set =
+            PageSet::of_runs(3000, &[PageRun { first: 100, count: 900 }, PageRun { first: 2000, count: 7 }]);
+        let round = Round::new(0, false, set.clone());
+        assert_eq!(round.unsent().len(), 0, "not cut");
+        assert_eq!(round.cursor.fetch_add(WINDOW, Ordering::Relaxed), 0);
+        for _ in 0..2 {
+            round.cut();
+            assert!(
+                round.cursor.fetch_add(WINDOW, Ordering::Relaxed) >= set.limit(),
+                "nothing more is taken"
+            );
+            let left: Vec<_> = round.unsent().runs().collect();
+            assert_eq!(left, [PageRun { first: 512, count: 488 }, PageRun { first: 2000, count: 7 }]);
+        }
+        let sent = Round::new(1, false, set);
+        sent.cursor.store(4000, Ordering::Relaxed);
+        sent.cut();
+        assert_eq!(sent.unsent().len(), 0, "a round that has landed is not cut any more");
+    }
 }

@@ -115,7 +115,10 @@ impl<'a> Journal<'a> {
             dirtied,
             dirty_rate,
         };
-        self.report.rounds.push(round);
+        // The operator may be waited for for hours: those rounds are not noted one by one.
+        if !matches!(self.phase, Some((Phase::Waiting, _))) {
+            self.report.rounds.push(round);
+        }
         round
     }
 
@@ -178,6 +181,7 @@ fn words(phase: Phase) -> &'static str {
     match phase {
         Phase::Connect => "connecting",
         Phase::Precopy => "pre-copy",
+        Phase::Waiting => "waiting for `migrate continue`",
         Phase::Switchover => "switchover",
         Phase::Postcopy => "post-copy",
         Phase::Finish => "finishing",

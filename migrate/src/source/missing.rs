@@ -69,10 +69,14 @@ impl Journey<'_> {
                 break;
             }
             tell_missing(&lines.control, &untold)?;
+            if time == 0 && untold.is_empty() {
+                // Nothing, but said: it tells a destination that did not know that this is post-copy.
+                lines.control.tell(&Message::Missing { first: 0, words: vec![0] })?;
+            }
             lines.control.tell(&Message::RoundEnd { round: left.round, last: false })?;
             await_round(lines, left.round)?;
             left.round += 1;
-            if self.context.options.mode == Mode::Postcopy {
+            if self.mode() == Mode::Postcopy {
                 // Not for their content, which is sent later: so that the last harvest shows what is written just now.
                 self.watch(&untold)?;
             }
@@ -95,7 +99,7 @@ impl Journey<'_> {
 
     /// Hybrid: where many of some neighbours are stale, all of them are sent again.
     pub(super) fn join_dense(&self, pages: &mut PageSet) {
-        if self.context.options.mode == Mode::Hybrid {
+        if self.mode() == Mode::Hybrid {
             let whole = PageSet::of_runs(pages.limit(), &self.context.description.ram);
             pages.join_dense(DENSE, &whole);
         }

@@ -21,8 +21,10 @@ mod in_flight;
 mod journal;
 mod missing;
 mod page_server;
+mod pause_point;
 mod precopy;
 mod switchover;
+mod time_limit;
 
 use std::thread::{self, Scope};
 use std::time::Instant;
@@ -80,6 +82,7 @@ pub fn migrate_over(
         custody: Custody::new(guest),
         journal: Journal::open(&context),
         lines: None,
+        may_switch: !options.pause_before_switchover,
     };
     let result = thread::scope(|scope| journey.run(scope));
     journey.close(result)
@@ -92,6 +95,8 @@ struct Journey<'a> {
     journal: Journal<'a>,
     /// Kept here so that a failure can still be told to the destination.
     lines: Option<Lines>,
+    /// The operator need not be waited for, or has given the word.
+    may_switch: bool,
 }
 
 impl<'a> Journey<'a> {
@@ -126,8 +131,8 @@ impl<'a> Journey<'a> {
         let crew = Crew::assemble(scope, self.context, &lines);
         let left = match self.context.options.mode {
             Mode::Precopy | Mode::Hybrid => self.copy_while_it_runs(&lines, &crew)?,
-            Mode::Postcopy => self.survey_all()?,
-            Mode::Stopcopy => self.nothing_yet(),
+            Mode::Postcopy => self.survey_all(&lines)?,
+            Mode::Stopcopy => self.nothing_yet(&lines)?,
         };
         let forwarding = self.stand_by(scope, &lines);
         self.switch_over(&lines, &crew, left)?;

@@ -4,16 +4,18 @@
 //! a harvest is a value that the next round, or the pause, sends. Round 0 goes by what is populated, asked
 //! *after* everything is watched: a page first touched later shows in the harvest.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::connect::Lines;
 use super::courier::{Courier, Manner};
 use super::crew::{Crew, Round};
+use super::time_limit::Passing;
 use super::{Journey, us_since};
 use crate::convergence::{Decision, Figures, Terms};
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
-use crate::options::Mode;
+use crate::options::{Mode, OnTimeout};
 use crate::pages::{PAGE_SIZE, PageRun, PageSet};
 use crate::report::{self, Phase};
 use crate::wire::limits::BITMAP_WORDS;
@@ -54,13 +56,20 @@ impl Journey<'_> {
         let mut pages = self.survey()?;
         self.announce(lines, &pages)?;
         let terms = self.terms(lines);
-        let mut history = Vec::new();
-        for number in 0.. {
+        if self.context.options.on_timeout != OnTimeout::Cancel {
+            self.context.time().set_passing(Passing::EndsRounds);
+        }
+        let (mut history, mut number) = (Vec::new(), 0);
+        loop {
             self.context.settle()?;
             let round = self.round(lines, crew, number, &mut pages)?;
             history.push(figures(&round, history.last()));
-            match terms.decide(&history) {
+            match self.decide(&terms, &history) {
                 Decision::Again { why } => self.journal.decided(round, format!("another round: {why}")),
+                Decision::SwitchOver { why, .. } if !self.may_switch => {
+                    self.journal.decided(round, format!("wait: {why}"));
+                    number = self.copy_until_told(lines, crew, number, &mut pages, &mut history)?;
+                }
                 Decision::SwitchOver { estimate, why } => {
                     self.journal.decided(round, format!("switch over: {why}"));
                     return Ok(Left { estimate, round: number + 1, ..self.left(pages) });
@@ -70,18 +79,43 @@ impl Journey<'_> {
                     return Err(Failure::NotConverging(why));
                 }
             }
+            number += 1;
         }
-        Err(Failure::Bug("rounds without end".to_owned()))
+    }
+
+    /// What the policy says; or, when time is up or the policy has given up, what the operator has said for that.
+    fn decide(&mut self, terms: &Terms, history: &[Figures]) -> Decision {
+        let policy = terms.decide(history);
+        let mut time = self.context.time();
+        let why = match &policy {
+            // It has been done, and the operator has been waited for since.
+            _ if self.journal.report.on_timeout.is_some() => "--on-timeout, as before".to_owned(),
+            Decision::Again { .. } if time.passed(Instant::now()) == Some(Passing::EndsRounds) => {
+                "the time limit has passed".to_owned()
+            }
+            Decision::GiveUp { why } if time.passing() == Passing::EndsRounds => why.clone(),
+            _ => return policy,
+        };
+        time.set_passing(Passing::DoesNothing);
+        let on_timeout = self.context.options.on_timeout;
+        self.journal.report.on_timeout = Some(on_timeout);
+        let estimate = match history.last() {
+            Some(now) if on_timeout == OnTimeout::Force => terms.downtime(now),
+            _ => terms.fixed(),
+        };
+        Decision::SwitchOver { estimate, why }
     }
 
     /// Post-copy at once: all of RAM follows later.
-    pub(super) fn survey_all(&mut self) -> Result<Left, Failure> {
-        Ok(self.left(self.survey()?))
+    pub(super) fn survey_all(&mut self, lines: &Lines) -> Result<Left, Failure> {
+        let round = self.wait_until_told(lines)?;
+        Ok(Left { round, ..self.left(self.survey()?) })
     }
 
     /// Stop-and-copy: what is populated is asked in the pause.
-    pub(super) fn nothing_yet(&self) -> Left {
-        self.left(PageSet::new(self.context.description.gfn_limit()))
+    pub(super) fn nothing_yet(&mut self, lines: &Lines) -> Result<Left, Failure> {
+        let round = self.wait_until_told(lines)?;
+        Ok(Left { round, ..self.left(PageSet::new(self.context.description.gfn_limit())) })
     }
 
     fn left(&self, pages: PageSet) -> Left {
@@ -128,7 +162,7 @@ impl Journey<'_> {
     }
 
     /// Sends `pages`, waits until they have landed, and leaves in `pages` what was written meanwhile.
-    fn round(
+    pub(super) fn round(
         &mut self,
         lines: &Lines,
         crew: &Crew,
@@ -137,16 +171,19 @@ impl Journey<'_> {
     ) -> Result<report::Round, Failure> {
         let count = pages.len();
         self.journal.begin_round(number, count);
-        let round = Round::new(number, false, std::mem::take(pages));
+        let round = Arc::new(Round::new(number, false, std::mem::take(pages)));
         if count <= SMALL_ROUND {
             let mut courier = Courier::new(self.context, lines.control.link(), Manner::Land);
             round.send(self.context, &mut courier)?;
         } else {
-            crew.send(round);
+            self.context.set_round(Some(&round));
+            crew.send(&round);
         }
         await_round(lines, number)?;
+        self.context.set_round(None);
         let took = self.journal.round_began().elapsed();
         *pages = self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
+        pages.union(&round.unsent());
         Ok(self.journal.end_round(number, took, pages.len()))
     }
 
@@ -181,7 +218,7 @@ pub(super) fn await_round(lines: &Lines, number: u32) -> Result<(), Failure> {
 
 /// A round's figures for the policy. A round of few pages, or one that mostly found zeros, keeps the throughput that
 /// `before` has told: finding zeros is faster than any network.
-fn figures(round: &report::Round, before: Option<&Figures>) -> Figures {
+pub(super) fn figures(round: &report::Round, before: Option<&Figures>) -> Figures {
     let seconds = (round.us as f64 / 1e6).max(1e-6);
     let measured = (round.pages * PAGE_SIZE as u64) as f64 / seconds;
     let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);

@@ -14,11 +14,12 @@ use super::crew::{Crew, Round};
 use super::missing::{tell_missing, untold};
 use super::page_server::Unsent;
 use super::precopy::{Left, SMALL_ROUND};
+use super::time_limit::Passing;
 use super::{Journey, us_since};
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::SourceEvent;
-use crate::options::Mode;
+use crate::options::{Mode, OnTimeout, Options};
 use crate::pages::PageSet;
 use crate::report::{Phase, Switchover};
 use crate::verify::send_hashes;
@@ -36,7 +37,7 @@ struct Frozen {
 impl Journey<'_> {
     /// Pauses, moves what is left, commits.
     pub(super) fn switch_over(&mut self, lines: &Lines, crew: &Crew, left: Left) -> Result<(), Failure> {
-        if matches!(self.context.options.mode, Mode::Postcopy | Mode::Stopcopy) {
+        if matches!(self.mode(), Mode::Postcopy | Mode::Stopcopy) {
             self.context.settle()?;
         }
         let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
@@ -64,7 +65,7 @@ impl Journey<'_> {
         times.resume_us = us_since(committing);
         times.downtime_us = us_since(began);
         self.start_forwarding();
-        if self.context.options.mode == Mode::Stopcopy {
+        if self.mode() == Mode::Stopcopy {
             self.note_last_round(round);
         }
         self.journal.switched(times);
@@ -77,7 +78,15 @@ impl Journey<'_> {
         let deadlines = &self.context.route.deadlines;
         lines.control.set_limit(deadlines.pause)?;
         // How long a whole copy or comparison takes is for the general time limit.
-        let bounded = self.context.options.mode != Mode::Stopcopy && !self.context.options.verify;
+        let Options { on_timeout, verify, .. } = *self.context.options;
+        let done = self.journal.report.on_timeout;
+        let bounded = done.map_or(self.mode() != Mode::Stopcopy && !verify, |done| done != OnTimeout::Force);
+        let mut time = self.context.time();
+        if time.passing() == Passing::EndsRounds {
+            let ends = bounded || on_timeout == OnTimeout::Force;
+            time.set_passing(if ends { Passing::DoesNothing } else { Passing::GivesUp });
+        }
+        drop(time);
         if bounded {
             let allowed = self.context.options.max_downtime.saturating_mul(2);
             self.context.limit_pause(deadlines.pause.max(allowed));
@@ -99,7 +108,7 @@ impl Journey<'_> {
         times.save_us = us_since(saving);
         let harvesting = Instant::now();
         let mut late = PageSet::default();
-        if self.context.options.mode == Mode::Stopcopy {
+        if self.mode() == Mode::Stopcopy {
             pages = self.everything()?;
         } else {
             late = guest.harvest().map_err(Failure::guest("read the dirty log"))?;
@@ -143,7 +152,7 @@ impl Journey<'_> {
             courier.flush()?;
         } else {
             self.journal.begin_round(round, count);
-            crew.send(Round::new(round, true, pages));
+            crew.send(&Arc::new(Round::new(round, true, pages)));
             after_round = Some(round);
         }
         control.tell(&Message::State { after_round, blob: state })?;
@@ -212,7 +221,15 @@ impl Journey<'_> {
 
     /// Whether pages follow after the switchover.
     pub(super) fn postcopy(&self) -> bool {
-        matches!(self.context.options.mode, Mode::Postcopy | Mode::Hybrid)
+        matches!(self.mode(), Mode::Postcopy | Mode::Hybrid)
+    }
+
+    /// How it moves: as asked for, unless time was up.
+    pub(super) fn mode(&self) -> Mode {
+        match self.journal.report.on_timeout {
+            Some(OnTimeout::Postcopy) => Mode::Hybrid,
+            _ => self.context.options.mode,
+        }
     }
 
     /// The map of RAM.

@@ -106,10 +106,19 @@ pub struct Preflight {
     /// Whether packets will be sent after the guest.
     #[serde(default)]
     pub packets: bool,
+    /// Whether pre-copy may end in post-copy, by what it then names as missing.
+    #[serde(default)]
+    pub may_postcopy: bool,
 }
 
 impl Preflight {
-    /// Whether pages may be missing when the guest starts.
+    /// Whether all must be in place for missing pages.
+    #[must_use]
+    pub fn may_miss(&self) -> bool {
+        self.may_postcopy || self.postcopy()
+    }
+
+    /// Whether the mode is one in which pages are missing when the guest starts.
     #[must_use]
     pub fn postcopy(&self) -> bool {
         matches!(self.mode, Mode::Postcopy | Mode::Hybrid)

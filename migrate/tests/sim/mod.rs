@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use host::SimHost;
 use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
-use migrate::options::{ClockPolicy, InFlightPolicy, Mode, Options};
+use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
 use migrate::progress::{Event, Observer};
 pub(crate) use ram::SimRam;
 
@@ -32,6 +32,8 @@ pub(crate) fn options(mode: Mode) -> Options {
         streams: 2,
         max_downtime: Duration::from_millis(300),
         timeout: Duration::from_secs(20),
+        on_timeout: OnTimeout::Cancel,
+        pause_before_switchover: false,
         bandwidth: None,
         verify: false,
         in_flight: InFlightPolicy::Forward,

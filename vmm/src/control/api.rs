@@ -125,6 +125,13 @@ pub(super) async fn cancel(State(shared): State<Shared>) -> Answer<StatusCode> {
     Ok(StatusCode::ACCEPTED)
 }
 
+/// Lets the migration go on that waits before it switches over. Refused when none does.
+#[utoipa::path(post, path = "/migration/continue", responses((status = 202), (status = 409, body = Problem)))]
+pub(super) async fn go_on(State(shared): State<Shared>) -> Answer<StatusCode> {
+    shared.call(|vm| vm.continue_migration()).await??;
+    Ok(StatusCode::ACCEPTED)
+}
+
 /// Decides about a guest in doubt, which is paused because another host may be running it.
 #[utoipa::path(post, path = "/migration/resolve", request_body = ResolveRequest,
     responses((status = 204), (status = 400, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem)))]

@@ -83,6 +83,12 @@ pub trait Vm: Send + Sync + 'static {
     /// [`Refusal::Conflict`] when there is none, or it is too late.
     fn cancel_migration(&self) -> Result<(), Refusal>;
 
+    /// The operator's word that the migration may switch over. Returns when it has been heard.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when no migration waits for it.
+    fn continue_migration(&self) -> Result<(), Refusal>;
+
     /// The operator's word on a guest in doubt.
     ///
     /// # Errors

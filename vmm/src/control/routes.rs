@@ -27,6 +27,7 @@ use super::api::{self, MAX_BODY, Shared};
         api::migrate,
         api::migration,
         api::cancel,
+        api::go_on,
         api::resolve,
         api::describe,
     )
@@ -53,6 +54,7 @@ pub(super) fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::POST, "/migration", post(api::migrate)),
         (Method::GET, "/migration", get(api::migration)),
         (Method::DELETE, "/migration", delete(api::cancel)),
+        (Method::POST, "/migration/continue", post(api::go_on)),
         (Method::POST, "/migration/resolve", post(api::resolve)),
         (Method::GET, "/openapi.json", get(api::describe)),
     ]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::client::types::MigrateRequest;
-use migrate::options::{ClockPolicy, InFlightPolicy, Mode};
+use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout};
 use migrate::report::{Outcome, Report};
 use serde::Serialize;
 
@@ -137,6 +137,8 @@ impl Order {
             streams: Some(self.streams),
             max_downtime_us: Some(whole(self.max_downtime.as_micros())),
             timeout_ms: Some(whole(self.timeout.as_millis())),
+            on_timeout: OnTimeout::Cancel,
+            pause_before_switchover: false,
             bandwidth: None,
             verify: self.verify,
             in_flight: InFlightPolicy::Forward,

@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use migrate::Cancel;
 use migrate::client::types::{Life, MigrationStatus, Resolution, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
@@ -11,7 +12,7 @@ use crate::control::{Ending, Refusal, Vm};
 use crate::devices::ConsoleReader;
 
 use super::stage::Stage;
-use super::{VmHandle, moving};
+use super::{Inner, VmHandle, moving};
 
 impl Vm for VmHandle {
     fn info(&self) -> VmInfo {
@@ -95,9 +96,12 @@ impl Vm for VmHandle {
     }
 
     fn cancel_migration(&self) -> Result<(), Refusal> {
-        let cancel = self.inner.lock().cancel.clone();
-        let cancel = cancel.ok_or_else(|| Refusal::Conflict("no migration is leaving from here".into()))?;
+        let cancel = self.inner.leaving()?;
         cancel.cancel("cancelled by the operator").map_err(|error| Refusal::Conflict(error.to_string()))
+    }
+
+    fn continue_migration(&self) -> Result<(), Refusal> {
+        self.inner.leaving()?.go_on().map_err(|error| Refusal::Conflict(error.to_string()))
     }
 
     fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
@@ -131,6 +135,14 @@ impl Vm for VmHandle {
 
     fn wait_ended(&self) -> Ending {
         self.inner.wait_ended()
+    }
+}
+
+impl Inner {
+    /// The hand on the migration that is under way.
+    fn leaving(&self) -> Result<Cancel, Refusal> {
+        let cancel = self.lock().cancel.clone();
+        cancel.ok_or_else(|| Refusal::Conflict("no migration is leaving from here".into()))
     }
 }
 

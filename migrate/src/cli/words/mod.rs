@@ -11,7 +11,7 @@ use std::time::Duration;
 pub use self::report::report;
 pub use self::units::{bytes, count, micros};
 use crate::client::types::Resolution;
-use crate::options::Mode;
+use crate::options::{Mode, OnTimeout};
 use crate::progress::{Event, Progress};
 use crate::report::{Outcome, Phase, Report, Round, Switchover};
 
@@ -23,6 +23,9 @@ pub const CANCELLING: &str = "asking to cancel the migration; press Ctrl-C again
 
 /// The VMM has accepted.
 pub const CANCEL_ASKED: &str = "cancelling: the guest stays here unless it switches over first";
+
+/// The VMM lets the migration go on that waited.
+pub const CONTINUED: &str = "the migration goes on: the guest switches over";
 
 /// The second Ctrl-C.
 pub const LEFT: &str =
@@ -94,12 +97,23 @@ pub fn mode(mode: Mode) -> &'static str {
     }
 }
 
+/// What was done when time was up.
+#[must_use]
+pub(crate) fn on_timeout(done: OnTimeout) -> &'static str {
+    match done {
+        OnTimeout::Cancel => "given up",
+        OnTimeout::Postcopy => "what was left followed by post-copy",
+        OnTimeout::Force => "what was left was copied in the pause, however long it got",
+    }
+}
+
 /// A phase's name.
 #[must_use]
 pub fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Connect => "connect",
         Phase::Precopy => "pre-copy",
+        Phase::Waiting => "waiting",
         Phase::Switchover => "switchover",
         Phase::Postcopy => "post-copy",
         Phase::Finish => "finish",
@@ -122,6 +136,9 @@ fn began(phase: Phase) -> &'static str {
     match phase {
         Phase::Connect => "connect: asking the destination whether it can take the guest",
         Phase::Precopy => "pre-copy: copying memory while the guest runs",
+        Phase::Waiting => {
+            "waiting: `migrate continue` lets the guest switch over, `migrate cancel` keeps it here"
+        }
         Phase::Switchover => "switchover: pausing the guest and handing it over",
         Phase::Postcopy => "post-copy: the guest runs on the destination, its memory follows",
         Phase::Finish => "finish: checking, last figures, goodbye",
@@ -150,7 +167,10 @@ fn switched(switchover: &Switchover) -> String {
 /// Where a migration is and how fast it goes, in one line.
 #[must_use]
 pub fn progress(progress: &Progress) -> String {
-    format!("{}: {}", place(progress), figures(progress))
+    match progress.phase {
+        Phase::Waiting => format!("waiting for `migrate continue`: {}", figures(progress)),
+        _ => format!("{}: {}", place(progress), figures(progress)),
+    }
 }
 
 /// Phase and round.
@@ -208,6 +228,9 @@ mod tests {
         assert_eq!(brief(&now), "12,345 pages left, 1.10 GiB/s, 30,000/s dirtied, 44.0 ms");
         (now.phase, now.eta_ms) = (Phase::Postcopy, None);
         assert_eq!(progress(&now), "post-copy: 12,345 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s");
+        (now.phase, now.pages_left) = (Phase::Waiting, 12);
+        let waiting = "waiting for `migrate continue`: 12 of 65,536 pages left, 256.0 MiB sent, 1.10 GiB/s";
+        assert_eq!(progress(&now), waiting);
         (now.phase, now.pages_total) = (Phase::Finish, 0);
         assert_eq!((progress(&now), brief(&now)), ("finish: 256.0 MiB sent".into(), "256.0 MiB sent".into()));
     }

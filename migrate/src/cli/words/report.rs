@@ -51,6 +51,9 @@ fn outcome(page: &mut Page, report: &Report) {
         report.streams,
         us(report.total_us)
     ));
+    if let Some(done) = report.on_timeout {
+        page.line(&format!("--on-timeout: {}", super::on_timeout(done)));
+    }
     if let Some(reason) = &report.reason {
         page.line(&format!("because {reason}"));
     }

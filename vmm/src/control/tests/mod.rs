@@ -116,6 +116,10 @@ impl Vm for Pretender {
         self.note("cancel")
     }
 
+    fn continue_migration(&self) -> Result<(), Refusal> {
+        self.note("continue")
+    }
+
     fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
         self.note(format!("{resolution:?}"))
     }
@@ -189,6 +193,7 @@ async fn every_request_reaches_the_machine() {
     client.type_in("ls\n").await.unwrap();
     client.migrate(&request()).await.unwrap();
     client.cancel_migration().await.unwrap();
+    client.continue_migration().await.unwrap();
     client.resolve(Resolution::RunHere).await.unwrap();
     client.resolve(Resolution::Discard).await.unwrap();
     assert!(client.migration().await.unwrap().active);
@@ -200,6 +205,7 @@ async fn every_request_reaches_the_machine() {
         "type 3",
         "migrate to there:7000 by 3 streams",
         "cancel",
+        "continue",
         "RunHere",
         "Discard",
     ];
