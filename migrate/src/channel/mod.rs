@@ -8,6 +8,7 @@ pub(crate) mod limiter;
 pub(crate) mod line;
 pub mod memory;
 pub mod tcp;
+pub mod whole;
 
 use std::fmt::Debug;
 use std::io;
@@ -36,8 +37,8 @@ pub trait Link: Send + Sync + Debug {
     /// Fills `into`. One thread reads a link.
     ///
     /// # Errors
-    /// `WouldBlock` when the time limit passed before the first byte, `TimedOut` when it passed after;
-    /// `UnexpectedEof` when the peer has closed.
+    /// `WouldBlock` when the time limit passed before the first byte, `TimedOut` when the [time for all](whole::time_for)
+    /// passed after it; `UnexpectedEof` when the peer has closed.
     fn receive(&self, into: &mut [u8]) -> io::Result<()>;
 
     /// Fills the pages of `runs`.
@@ -46,7 +47,7 @@ pub trait Link: Send + Sync + Debug {
     /// As for [`receive`](Self::receive).
     fn receive_pages(&self, ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()>;
 
-    /// Sets the time limit of every read and write.
+    /// Sets how long every read and write may wait for the peer.
     ///
     /// # Errors
     /// When the system refuses.

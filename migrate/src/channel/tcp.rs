@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::whole::fill;
 use super::{Dial, Link, Listen};
 use crate::guest::Ram;
 use crate::pages::PageRun;
@@ -33,6 +34,9 @@ enum Woken {
 /// on loopback, where a segment is 64 KiB, a window that closes may open again only after 200 ms.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// As sockets wait before they are told.
+const UNLIMITED: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// One TCP connection.
 #[derive(Debug)]
 pub struct TcpLink {
@@ -40,6 +44,8 @@ pub struct TcpLink {
     peer: String,
     /// Held while a frame is written, so that frames of two threads (a message, a sign of life) never mix.
     writing: Mutex<()>,
+    /// How long the socket waits for the peer.
+    limit: Mutex<Duration>,
     /// A socket that is not connected yet cannot be shut: who is about to connect it looks here.
     is_shut: AtomicBool,
 }
@@ -47,7 +53,8 @@ pub struct TcpLink {
 impl TcpLink {
     fn new(socket: Socket, peer: String) -> io::Result<Self> {
         socket.set_tcp_nodelay(true)?;
-        Ok(Self { socket, peer, writing: Mutex::new(()), is_shut: AtomicBool::new(false) })
+        let (writing, limit, is_shut) = (Mutex::new(()), Mutex::new(UNLIMITED), AtomicBool::new(false));
+        Ok(Self { socket, peer, writing, limit, is_shut })
     }
 
     fn accepted(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
@@ -97,20 +104,15 @@ impl Link for TcpLink {
         ram.send(head, runs, self.socket.as_fd())
     }
 
-    fn receive(&self, mut into: &mut [u8]) -> io::Result<()> {
-        let whole = into.len();
-        while !into.is_empty() {
-            match (&self.socket).read(into) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(got) => into = &mut into[got..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock && into.len() < whole => {
-                    return Err(ErrorKind::TimedOut.into());
-                }
-                Err(error) => return Err(error),
+    fn receive(&self, into: &mut [u8]) -> io::Result<()> {
+        let limit = *self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        fill(into, limit, |into, left| {
+            // The socket waits for the whole limit by itself.
+            if left < limit && !wait_for(&self.socket, PollFlags::IN, left)? {
+                return Err(ErrorKind::WouldBlock.into());
             }
-        }
-        Ok(())
+            (&self.socket).read(into)
+        })
     }
 
     fn receive_pages(&self, ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
@@ -118,6 +120,7 @@ impl Link for TcpLink {
     }
 
     fn set_limit(&self, limit: Duration) -> io::Result<()> {
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
         self.socket.set_read_timeout(Some(limit))?;
         self.socket.set_write_timeout(Some(limit))?;
         self.socket.set_tcp_user_timeout(Some(limit))
@@ -350,6 +353,21 @@ mod tests {
         near.send(&[1, 2]).expect("open");
         let half = far.receive(&mut [0; 4]).expect_err("half was sent");
         assert_eq!(half.kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_peer_that_drips_does_not_hold_a_read_for_ever() {
+        let (near, far) = pair();
+        far.set_limit(Duration::from_millis(40)).expect("a valid limit");
+        let dripping = std::thread::spawn(move || {
+            while near.send(&[1]).is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let error = far.receive(&mut [0; 4096]).expect_err("it would take 40 s");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        far.shut(Shutdown::Both);
+        dripping.join().expect("no panic");
     }
 
     #[test]

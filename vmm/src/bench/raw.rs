@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use migrate::channel::whole::time_for;
 use serde::Serialize;
 
 use crate::lab::LabError;
@@ -110,7 +111,7 @@ fn transfer(from: &Arc<GuestRam>, to: &Arc<GuestRam>, streams: u32, bytes: u64) 
                 share.into_iter().try_for_each(|piece| bulk::send(from, &[], &[piece], near.as_fd()))
             }));
             workers.push(scope.spawn(move || {
-                theirs.into_iter().try_for_each(|piece| bulk::receive(to, &[piece], far.as_fd()))
+                theirs.into_iter().try_for_each(|piece| bulk::receive(to, &[piece], far.as_fd(), time_for))
             }));
         }
         workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))

@@ -7,6 +7,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, socket_timeout};
 
 use super::PAGE;
 use super::ram::GuestRam;
@@ -29,23 +32,37 @@ pub fn send(ram: &GuestRam, head: &[u8], pieces: &[Piece], socket: BorrowedFd<'_
     }
     push_pieces(ram, pieces, &mut vectors);
     // SAFETY: every vector points to `head` or to mapped guest memory, both alive during the call.
-    transfer(&mut vectors, |message| unsafe {
-        libc::sendmsg(socket.as_raw_fd(), message, libc::MSG_NOSIGNAL)
-    })
+    let send =
+        |message: &libc::msghdr| unsafe { libc::sendmsg(socket.as_raw_fd(), message, libc::MSG_NOSIGNAL) };
+    transfer(&mut vectors, send, || Ok(()))
 }
 
-/// Fills `pieces`, wholly.
+/// Fills `pieces`, wholly. `time_for`: how long so many bytes may take, given how long the socket waits for more.
 ///
 /// # Errors
-/// As the socket fails; `UnexpectedEof` when the peer closed.
-pub fn receive(ram: &GuestRam, pieces: &[Piece], socket: BorrowedFd<'_>) -> io::Result<()> {
+/// As the socket fails; `UnexpectedEof` when the peer closed, `TimedOut` when it took too long although some came.
+pub fn receive(
+    ram: &GuestRam,
+    pieces: &[Piece],
+    socket: BorrowedFd<'_>,
+    time_for: impl Fn(u64, Duration) -> Duration,
+) -> io::Result<()> {
     let mut vectors = Vec::with_capacity(pieces.len());
     push_pieces(ram, pieces, &mut vectors);
+    let began = Instant::now();
+    let bytes = pieces.iter().map(|(_, bytes)| bytes).sum();
+    // A call that brings less than all has waited as long as the socket does, so this is asked seldom.
+    let in_time = || {
+        let limit = socket_timeout(socket, Timeout::Recv)?;
+        let late = limit.is_some_and(|limit| began.elapsed() >= time_for(bytes, limit));
+        if late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    };
     // SAFETY: every vector points to mapped guest memory, which stays mapped during the call. The guest's memory
     // is only ever accessed through raw pointers and atomics, so no Rust reference is invalidated.
-    transfer(&mut vectors, |message| unsafe {
+    let receive = |message: &libc::msghdr| unsafe {
         libc::recvmsg(socket.as_raw_fd(), ptr::from_ref(message).cast_mut(), libc::MSG_WAITALL)
-    })
+    };
+    transfer(&mut vectors, receive, in_time)
 }
 
 /// Copies a run out of guest memory.
@@ -104,10 +121,11 @@ pub(super) fn push_pieces(ram: &GuestRam, pieces: &[Piece], vectors: &mut Vec<li
     );
 }
 
-/// Calls `call` until all of `vectors` has been moved.
+/// Calls `call` until all of `vectors` has been moved; asks between two calls whether to go on.
 fn transfer(
     vectors: &mut [libc::iovec],
     mut call: impl FnMut(&libc::msghdr) -> libc::ssize_t,
+    go_on: impl Fn() -> io::Result<()>,
 ) -> io::Result<()> {
     let mut rest = vectors;
     while !rest.is_empty() {
@@ -117,7 +135,12 @@ fn transfer(
         message.msg_iovlen = rest.len().min(MAX_PIECES);
         match call(&message) {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            moved if moved > 0 => rest = advance(rest, moved as usize),
+            moved if moved > 0 => {
+                rest = advance(rest, moved as usize);
+                if !rest.is_empty() {
+                    go_on()?;
+                }
+            }
             _ => {
                 let error = io::Error::last_os_error();
                 if error.kind() != io::ErrorKind::Interrupted {
@@ -164,7 +187,7 @@ mod tests {
             let mut head = [0; 4];
             io::Read::read_exact(&mut &b, &mut head).unwrap();
             assert_eq!(&head, b"head");
-            receive(&to, &pieces, b.as_fd()).unwrap();
+            receive(&to, &pieces, b.as_fd(), |_, _| Duration::MAX).unwrap();
         });
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         hash_pages(&from, 0, 32 << 20, &mut ours).unwrap();
@@ -177,7 +200,27 @@ mod tests {
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
         let (a, b) = UnixStream::pair().unwrap();
         drop(a);
-        let error = receive(&ram, &[(0, PAGE)], b.as_fd()).unwrap_err();
+        let error = receive(&ram, &[(0, PAGE)], b.as_fd(), |_, _| Duration::MAX).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_peer_that_drips_is_given_up_although_some_bytes_come() {
+        let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
+        let (a, b) = UnixStream::pair().unwrap();
+        b.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let dripping = std::thread::spawn(move || {
+            while io::Write::write(&mut &a, &[1]).is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let time_for = |bytes, limit| {
+            assert_eq!((bytes, limit), (PAGE, Duration::from_millis(20)));
+            2 * limit
+        };
+        let error = receive(&ram, &[(0, PAGE)], b.as_fd(), time_for).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(b);
+        dripping.join().unwrap();
     }
 }

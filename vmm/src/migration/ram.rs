@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use migrate::channel::whole::time_for;
 use migrate::guest::{Ram, Result};
 use migrate::pages::{PageRun, PageSet};
 
@@ -61,7 +62,7 @@ impl Ram for EngineRam {
     }
 
     fn receive(&self, runs: &[PageRun], socket: BorrowedFd<'_>) -> io::Result<()> {
-        bulk::receive(&self.0, &pieces(runs), socket)
+        bulk::receive(&self.0, &pieces(runs), socket, time_for)
     }
 
     fn copy_out(&self, run: PageRun, into: &mut [u8]) {
