@@ -37,6 +37,9 @@ const ASSUMED_BYTES_PER_S: f64 = 125e6;
 /// The destination's word on its rehearsal is not believed beyond this.
 const LONGEST_REHEARSAL: Duration = Duration::from_secs(10);
 
+/// Why the guest is paused although the policy would go on.
+const TIME_IS_UP: &str = "the time limit has passed";
+
 /// What the pause has to deal with.
 pub(super) struct Left {
     /// Pages that were not sent, or were written since.
@@ -87,13 +90,16 @@ impl Journey<'_> {
     fn decide(&mut self, terms: &Terms, history: &[Figures]) -> Decision {
         let policy = terms.decide(history);
         let mut time = self.context.time();
+        let up = time.passed(Instant::now()) == Some(Passing::EndsRounds);
         let why = match &policy {
             // It has been done, and the operator has been waited for since.
             _ if self.journal.report.on_timeout.is_some() => "--on-timeout, as before".to_owned(),
-            Decision::Again { .. } if time.passed(Instant::now()) == Some(Passing::EndsRounds) => {
-                "the time limit has passed".to_owned()
-            }
             Decision::GiveUp { why } if time.passing() == Passing::EndsRounds => why.clone(),
+            // Hybrid would switch over after a round cut short as after any other.
+            Decision::Again { .. } | Decision::SwitchOver { .. } if up && terms.hybrid => {
+                TIME_IS_UP.to_owned()
+            }
+            Decision::Again { .. } if up => TIME_IS_UP.to_owned(),
             _ => return policy,
         };
         time.set_passing(Passing::DoesNothing);
