@@ -289,6 +289,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_stuck_in_writing_is_let_go_soon_after_the_alarm() {
+        let (alarm, (near, _far)) = (Alarm::default(), crate::channel::memory::pair());
+        alarm.watch(&near, Shutdown::Read);
+        std::thread::scope(|scope| {
+            // More than is taken unread, and nobody reads.
+            let writing = scope.spawn(|| near.send(&vec![0; 1 << 20]));
+            alarm.trip(Failure::Cancelled("enough".to_owned()));
+            alarm.insist(Duration::from_millis(10));
+            let error = writing.join().expect("no panic").expect_err("cut off").kind();
+            assert_eq!(error, std::io::ErrorKind::BrokenPipe);
+        });
+    }
+
+    #[test]
     fn the_word_to_go_on_can_be_given_while_it_is_awaited_and_only_then() {
         let cancel = Cancel::new();
         assert_eq!(cancel.go_on(), Err(NotWaiting), "nobody waits yet");

@@ -9,12 +9,13 @@ use std::time::Duration;
 use migrate::channel::Deadlines;
 use migrate::channel::memory::Place;
 use migrate::options::{Mode, OnTimeout, Options};
-use migrate::progress::Event;
+use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
-use migrate::{Arrival, Cancel, NotWaiting};
+use migrate::source::{Route, migrate_over};
+use migrate::{Arrival, Cancel, NotWaiting, Receiver};
 use sim::attempt::{Attempt, attempt, attempt_with, short};
 use sim::link::{Blow, Fuse, Fusing};
-use sim::{At, MODES, options};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
 
 fn waits(event: &Event) -> bool {
     matches!(event, Event::Phase { phase: Phase::Waiting })
@@ -171,6 +172,34 @@ fn a_move_that_could_have_become_post_copy_and_need_not_is_plain_pre_copy() {
         assert_eq!(report.verification.is_some(), verify);
         assert_eq!(report.verification.as_ref().map_or(0, |found| found.mismatched), 0);
     }
+}
+
+#[test]
+fn a_destination_that_cannot_do_what_time_may_call_for_refuses_at_the_start() {
+    let runners = Runners::default();
+    let guest = Sim::booted(Habit::default(), runners.clone());
+    for (on_timeout, outcome) in [(OnTimeout::Postcopy, Outcome::Kept), (OnTimeout::Force, Outcome::Moved)] {
+        let place = Place::new();
+        let mut host = SimHost::new(Habit::default(), &runners);
+        host.no_postcopy = Some("no userfaultfd here".to_owned());
+        let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
+        let report = std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+            let route = Route { dial: &place, deadlines: Deadlines::default() };
+            let asked = Options { on_timeout, ..options(Mode::Precopy) };
+            let report = migrate_over(&*guest, &asked, route, &Cancel::new(), &Silent);
+            receiver.stop();
+            drop(receiving.join().expect("no panic"));
+            report
+        });
+        assert_eq!(report.outcome, outcome, "{:?}", report.reason);
+        assert_eq!(
+            report.reason.is_some_and(|reason| reason.contains("no userfaultfd here")),
+            outcome == Outcome::Kept
+        );
+        host.shut_down();
+    }
+    guest.shut_down();
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub(crate) struct SimHost {
     pub(crate) habit: Habit,
     pub(crate) runners: Runners,
     pub(crate) reasons: Vec<String>,
+    /// Why pages cannot be missing here.
+    pub(crate) no_postcopy: Option<String>,
     /// Shared with who wants to look at the machine afterwards.
     pub(crate) built: Arc<Mutex<Option<Arc<Sim>>>>,
     pub(crate) prepare: fn(&Sim),
@@ -18,7 +20,14 @@ pub(crate) struct SimHost {
 
 impl SimHost {
     pub(crate) fn new(habit: Habit, runners: &Runners) -> Self {
-        Self { habit, runners: runners.clone(), reasons: vec![], built: Arc::default(), prepare: |_| {} }
+        Self {
+            habit,
+            runners: runners.clone(),
+            reasons: vec![],
+            no_postcopy: None,
+            built: Arc::default(),
+            prepare: |_| {},
+        }
     }
 
     /// The machine built last.
@@ -34,8 +43,9 @@ impl SimHost {
 }
 
 impl Host for SimHost {
-    fn examine(&self, _: &Description, _: bool) -> Vec<String> {
-        self.reasons.clone()
+    fn examine(&self, _: &Description, postcopy: bool) -> Vec<String> {
+        let missing = self.no_postcopy.iter().filter(|_| postcopy);
+        self.reasons.iter().chain(missing).cloned().collect()
     }
 
     fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {

@@ -48,6 +48,20 @@ async fn the_command_attempts_nothing_when_the_report_cannot_be_written() {
 }
 
 #[tokio::test]
+async fn a_word_to_the_migration_under_way_is_passed_on_or_refused() {
+    let served = Served::start();
+    for word in ["cancel", "continue"] {
+        assert_eq!(command(&served, word).await.unwrap(), Status::Moved);
+        assert_eq!(served.vm.asked(), [word]);
+        *served.vm.refusal.lock().unwrap() = Some(Refusal::Conflict("not now".into()));
+        let error = command(&served, word).await.unwrap_err();
+        assert_eq!((error.to_string().as_str(), Status::of_error(&error)), ("not now", Status::Kept));
+        *served.vm.refusal.lock().unwrap() = None;
+        served.vm.asked();
+    }
+}
+
+#[tokio::test]
 async fn watching_where_a_guest_arrives_ends_at_once() {
     let served = Served::start_as(Life::Arriving);
     assert_eq!(command(&served, "watch").await.unwrap(), Status::Moved);
