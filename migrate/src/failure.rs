@@ -3,9 +3,11 @@
 use std::io;
 use std::time::Duration;
 
+use crate::channel::tls::Distrust;
 use crate::guest::GuestError;
 use crate::report::Verification;
 use crate::wire;
+use crate::wire::message::tame;
 
 /// What stopped a migration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +49,14 @@ pub enum Failure {
         peer: String,
         /// For how long.
         after: Duration,
+    },
+    /// One side has not proven to the other who it is.
+    #[error("no trust between this host and {peer}: {why}")]
+    Untrusted {
+        /// Who.
+        peer: String,
+        /// What is wrong, and the way out.
+        why: String,
     },
     /// The destination cannot take the guest.
     #[error("{peer} refused: {}", reasons.join("; "))]
@@ -118,6 +128,7 @@ impl Failure {
     pub(crate) fn link(peer: &str, limit: Duration) -> impl FnOnce(io::Error) -> Self {
         let peer = peer.to_owned();
         move |error| match error.kind() {
+            _ if Distrust::in_error(&error).is_some() => Self::untrusted(&peer, &error),
             io::ErrorKind::WouldBlock => Self::Silent { peer, after: limit },
             io::ErrorKind::TimedOut => {
                 Self::Broken { peer, why: "it stopped in the middle of a message".to_owned() }
@@ -125,6 +136,22 @@ impl Failure {
             io::ErrorKind::UnexpectedEof => Self::Closed { peer },
             _ => Self::Broken { peer, why: error.to_string() },
         }
+    }
+
+    /// The peer is not trusted, or does not trust.
+    fn untrusted(peer: &str, error: &io::Error) -> Self {
+        Self::Untrusted { peer: peer.to_owned(), why: tame(&error.to_string()) }
+    }
+
+    /// Why there is no connection to `to`.
+    pub(crate) fn dial(to: &str, error: &io::Error) -> Self {
+        if Distrust::in_error(error).is_some() {
+            return Self::untrusted(to, error);
+        }
+        // The system's word without its number.
+        let text = error.to_string();
+        let text = text.split(" (os error").next().unwrap_or(&text);
+        Self::Connect { to: to.to_owned(), why: tame(&text.to_lowercase()) }
     }
 
     /// Wraps what the wire says.

@@ -14,7 +14,7 @@
 //! The rooms, one way down: the two sides use [`handover`] (who may run the guest when: pure),
 //! [`convergence`] (what to do after a round: pure), [`wire`] (bytes to messages and back: no sockets) and
 //! [`channel`] (byte streams with deadlines). They see the guest only through [`guest`] and pages as [`pages`].
-//! What can be told is in [`progress`] and [`report`].
+//! What can be told is in [`progress`] and [`report`]. Who may take part is said in [`protection`].
 //!
 //! The engine knows no KVM, has no unsafe code, and waits for nothing without a deadline.
 #![forbid(unsafe_code)]
@@ -32,6 +32,7 @@ pub mod options;
 pub mod pages;
 mod priority;
 pub mod progress;
+pub mod protection;
 mod pulse;
 pub mod report;
 pub mod source;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::priority::core_beyond;
+use crate::protection::Protection;
 
 /// How a guest moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
@@ -82,6 +83,8 @@ pub struct Options {
     pub in_flight: InFlightPolicy,
     /// The guest's clock.
     pub clock: ClockPolicy,
+    /// What protects the connections.
+    pub protection: Protection,
 }
 
 /// Most data connections of one migration.

@@ -31,6 +31,13 @@ pub enum Event {
         /// The pause, step by step.
         switchover: Switchover,
     },
+    /// On a destination that waits: someone came who is not let in.
+    TurnedAway {
+        /// `HOST:PORT` it came from.
+        peer: String,
+        /// One line.
+        reason: String,
+    },
     /// It is over.
     Ended {
         /// Everything.

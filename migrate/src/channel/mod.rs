@@ -1,4 +1,4 @@
-//! Byte streams with deadlines: TCP between hosts, memory between two sides in one process (tests).
+//! Byte streams with deadlines: TCP between hosts, plain or inside TLS; memory between two sides in one process (tests).
 //!
 //! A [`Link`] moves whole frames: each `send` is written wholly and never mixed with another thread's.
 //! No read or write waits longer than the link's time limit. Pages travel straight between guest memory
@@ -8,6 +8,7 @@ pub(crate) mod limiter;
 pub(crate) mod line;
 pub mod memory;
 pub mod tcp;
+pub mod tls;
 pub mod whole;
 
 use std::fmt::Debug;
@@ -22,6 +23,16 @@ use crate::wire::Role;
 
 /// One connection.
 pub trait Link: Send + Sync + Debug {
+    /// Called once by the side that accepted, before anything else: both sides prove who they are, where this kind of link
+    /// asks for that. Takes no longer than `limit` altogether, however slowly the peer speaks.
+    ///
+    /// # Errors
+    /// [`Distrust`](tls::Distrust) where the peer has tried and is not trusted; others as the link fails.
+    fn open(&self, limit: Duration) -> io::Result<()> {
+        let _ = limit;
+        Ok(())
+    }
+
     /// Writes `bytes`, wholly.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ const UNLIMITED: Duration = Duration::from_secs(u32::MAX as u64);
 /// One TCP connection.
 #[derive(Debug)]
 pub struct TcpLink {
-    socket: Socket,
+    pub(super) socket: Socket,
     peer: String,
     /// Held while a frame is written, so that frames of two threads (a message, a sign of life) never mix.
     writing: Mutex<()>,
@@ -88,8 +88,28 @@ impl TcpLink {
         }
     }
 
+    /// How long the socket waits for the peer.
+    pub(super) fn limit(&self) -> Duration {
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has come, or comes within `left`.
+    pub(super) fn read(&self, into: &mut [u8], left: Duration) -> io::Result<usize> {
+        // The socket waits for the whole limit by itself.
+        if left < self.limit() && !wait_for(&self.socket, PollFlags::IN, left)? {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        (&self.socket).read(into)
+    }
+
     fn is_shut(&self) -> bool {
         self.is_shut.load(Ordering::SeqCst)
+    }
+}
+
+impl AsRef<Self> for TcpLink {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 
@@ -105,14 +125,7 @@ impl Link for TcpLink {
     }
 
     fn receive(&self, into: &mut [u8]) -> io::Result<()> {
-        let limit = *self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-        fill(into, limit, |into, left| {
-            // The socket waits for the whole limit by itself.
-            if left < limit && !wait_for(&self.socket, PollFlags::IN, left)? {
-                return Err(ErrorKind::WouldBlock.into());
-            }
-            (&self.socket).read(into)
-        })
+        fill(into, self.limit(), |into, left| self.read(into, left))
     }
 
     fn receive_pages(&self, ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
@@ -160,25 +173,37 @@ impl TcpDial {
     }
 }
 
-impl Dial for TcpDial {
-    fn dial(&self, _: Role, limit: Duration, made: &dyn Fn(&Arc<dyn Link>)) -> io::Result<Arc<dyn Link>> {
+impl TcpDial {
+    /// A connection, as the link that `wrap` makes of it; `made` is told of that before anything blocks.
+    pub(super) fn connect<L: Link + AsRef<TcpLink> + 'static>(
+        &self,
+        limit: Duration,
+        wrap: impl Fn(TcpLink) -> io::Result<L>,
+        made: &dyn Fn(&Arc<dyn Link>),
+    ) -> io::Result<Arc<L>> {
         let mut refused = io::Error::new(ErrorKind::NotFound, "the name has no address");
         let deadline = Instant::now() + limit;
         for address in self.addresses()? {
             let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
-            let link = Arc::new(TcpLink::new(socket, self.to.clone())?);
-            let shared: Arc<dyn Link> = Arc::clone(&link) as Arc<dyn Link>;
-            made(&shared);
-            match link.connect(*address, deadline.saturating_duration_since(Instant::now())) {
+            let link = Arc::new(wrap(TcpLink::new(socket, self.to.clone())?)?);
+            made(&(Arc::clone(&link) as Arc<dyn Link>));
+            let tcp: &TcpLink = (*link).as_ref();
+            match tcp.connect(*address, deadline.saturating_duration_since(Instant::now())) {
                 Ok(()) => {
                     link.set_limit(limit)?;
-                    return Ok(shared);
+                    return Ok(link);
                 }
-                Err(error) if link.is_shut() => return Err(error),
+                Err(error) if tcp.is_shut() => return Err(error),
                 Err(error) => refused = error,
             }
         }
         Err(refused)
+    }
+}
+
+impl Dial for TcpDial {
+    fn dial(&self, _: Role, limit: Duration, made: &dyn Fn(&Arc<dyn Link>)) -> io::Result<Arc<dyn Link>> {
+        Ok(self.connect(limit, Ok, made)?)
     }
 
     fn look_up(&self) -> Option<Box<dyn FnOnce() -> io::Result<()> + Send>> {
@@ -270,20 +295,14 @@ impl TcpListen {
         Ok(Woken::ByName)
     }
 
-    fn forget_wake(&self) {
-        let mut count = [MaybeUninit::<u8>::uninit(); 8];
-        let _ = rustix::io::read(&self.waker, &mut count);
-    }
-}
-
-impl Listen for TcpListen {
-    fn accept(&self) -> io::Result<Option<Arc<dyn Link>>> {
+    /// The next connection; `None` when woken.
+    pub(super) fn next(&self) -> io::Result<Option<TcpLink>> {
         while self.wait()? {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
                     // A caller that is gone already is no error of the listener.
                     if let Ok(link) = TcpLink::accepted(stream, peer) {
-                        return Ok(Some(Arc::new(link)));
+                        return Ok(Some(link));
                     }
                 }
                 Err(error) if passes(&error) => {}
@@ -296,6 +315,17 @@ impl Listen for TcpListen {
             }
         }
         Ok(None)
+    }
+
+    fn forget_wake(&self) {
+        let mut count = [MaybeUninit::<u8>::uninit(); 8];
+        let _ = rustix::io::read(&self.waker, &mut count);
+    }
+}
+
+impl Listen for TcpListen {
+    fn accept(&self) -> io::Result<Option<Arc<dyn Link>>> {
+        Ok(self.next()?.map(|link| Arc::new(link) as Arc<dyn Link>))
     }
 
     fn address(&self) -> Option<SocketAddr> {

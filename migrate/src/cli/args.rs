@@ -1,6 +1,6 @@
 //! The arguments of `migrate`. What they mean is parsed here; what they may be together, clap sees to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -70,6 +70,15 @@ pub struct StartArgs {
     /// What the guest's clock does while it stands still
     #[arg(long, value_enum, default_value_t = ClockPolicy::Continue)]
     pub clock: ClockPolicy,
+    /// Protect the connections by TLS, with the certificates in DIR (ca.pem, cert.pem, key.pem)
+    #[arg(long, value_name = "DIR", conflicts_with = "psk")]
+    pub tls: Option<PathBuf>,
+    /// The name that the destination's certificate must have [default: the host of --to]
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    pub tls_name: Option<String>,
+    /// Protect the connections by TLS, with a key in FILE that the destination has as well
+    #[arg(long, value_name = "FILE")]
+    pub psk: Option<PathBuf>,
     /// Print every event as a line of JSON, the report last
     #[arg(long)]
     pub json: bool,
@@ -105,6 +114,29 @@ pub enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Make what protects migrations: certificates, or a key
+    #[command(subcommand)]
+    Tls(TlsCommand),
+}
+
+/// What is to be made.
+#[derive(Debug, Subcommand)]
+pub enum TlsCommand {
+    /// Make a CA in DIR, or go on with the one there, and a directory DIR/NAME for each host
+    Init {
+        /// Where
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// Name of a host, as others will dial it: a DNS name or an IP address; may be given several times
+        #[arg(long = "host", value_name = "NAME", num_args = 1..)]
+        hosts: Vec<String>,
+    },
+    /// Make a key for --psk
+    Psk {
+        /// The file to make
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 /// Which VM.
@@ -135,6 +167,7 @@ impl Arguments {
             Some(Command::Cancel(which) | Command::Continue(which) | Command::Resolve { which, .. }) => {
                 which.vm.as_deref()
             }
+            Some(Command::Tls(_)) => None,
         }
     }
 }
@@ -155,8 +188,16 @@ impl StartArgs {
             verify: self.verify,
             in_flight: self.in_flight,
             clock: self.clock,
+            tls: self.tls.as_deref().map(absolute),
+            tls_name: self.tls_name.clone(),
+            psk: self.psk.as_deref().map(absolute),
         }
     }
+}
+
+/// The VMM has another working directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 #[cfg(test)]
@@ -177,7 +218,8 @@ mod tests {
     #[test]
     fn a_migration_with_everything() {
         let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
-                    --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s";
+                    --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s \
+                    --tls /etc/migrate --tls-name b";
         let arguments = parse(line).unwrap();
         assert_eq!(arguments.vm(), Some("a"));
         let start = arguments.start.unwrap();
@@ -194,6 +236,9 @@ mod tests {
             verify: true,
             in_flight: InFlightPolicy::Forward,
             clock: ClockPolicy::Continue,
+            tls: Some("/etc/migrate".into()),
+            tls_name: Some("b".to_owned()),
+            psk: None,
         };
         assert_eq!(start.request(), expected);
     }

@@ -9,6 +9,7 @@ mod follow;
 mod show;
 mod start;
 mod status;
+mod tls;
 pub mod values;
 pub mod words;
 
@@ -47,26 +48,30 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// When the VMM cannot be found or refuses; [`Status::of_error`] has the exit status for it.
 pub async fn run(arguments: &Arguments, runtime: &RuntimeDir) -> anyhow::Result<Status> {
-    let client = Client::choose(runtime, arguments.vm()).await?;
+    let client = async || Client::choose(runtime, arguments.vm()).await;
     match &arguments.command {
-        None => start::start(&client, arguments.start.as_ref().context("--to and its options")?).await,
-        Some(Command::Status(common)) => status::show(&client, common).await,
-        Some(Command::Watch(common)) => follow::watch(&client, common).await,
+        None => {
+            start::start(&client().await?, arguments.start.as_ref().context("--to and its options")?).await
+        }
+        Some(Command::Status(common)) => status::show(&client().await?, common).await,
+        Some(Command::Watch(common)) => follow::watch(&client().await?, common).await,
         Some(Command::Cancel(_)) => {
-            client.cancel_migration().await?;
+            client().await?.cancel_migration().await?;
             eprintln!("{}", words::CANCEL_ASKED);
             Ok(Status::Moved)
         }
         Some(Command::Continue(_)) => {
-            client.continue_migration().await?;
+            client().await?.continue_migration().await?;
             eprintln!("{}", words::CONTINUED);
             Ok(Status::Moved)
         }
         Some(Command::Resolve { run_here, .. }) => {
             let resolution = if *run_here { Resolution::RunHere } else { Resolution::Discard };
+            let client = client().await?;
             client.resolve(resolution).await?;
             eprintln!("{}", words::resolved(client.name(), resolution));
             Ok(Status::Moved)
         }
+        Some(Command::Tls(command)) => tls::make(command),
     }
 }

@@ -1,5 +1,6 @@
 //! What goes over the control API, shared by the VMM that serves it and every client.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::options::{
     Options, default_streams,
 };
 use crate::progress::Progress;
+use crate::protection::Protection;
 use crate::report::Report;
 
 /// Where a VMM's guest is in its life.
@@ -95,6 +97,14 @@ pub struct MigrateRequest {
     /// What the guest's clock does while it stands still; default: it goes on from where it stopped.
     #[serde(default)]
     pub clock: ClockPolicy,
+    /// Directory on the VMM's host with `ca.pem`, `cert.pem` and `key.pem`, which the VMM reads: TLS with certificates.
+    #[schema(value_type = Option<String>)]
+    pub tls: Option<PathBuf>,
+    /// The name that the destination's certificate must have; default: the host of `to`. Only with `tls`.
+    pub tls_name: Option<String>,
+    /// File on the VMM's host with a key that the destination has as well, which the VMM reads: TLS with that. Not with `tls`.
+    #[schema(value_type = Option<String>)]
+    pub psk: Option<PathBuf>,
 }
 
 /// Why a [`MigrateRequest`] cannot become [`Options`].
@@ -112,6 +122,9 @@ pub enum OptionsError {
     /// A limit of zero can never be met.
     #[error("{0} is zero: leave it out or give more")]
     Zero(&'static str),
+    /// What protects the connections is not clear.
+    #[error("{0}")]
+    Protection(&'static str),
 }
 
 impl MigrateRequest {
@@ -132,6 +145,7 @@ impl MigrateRequest {
             verify: self.verify,
             in_flight: self.in_flight,
             clock: self.clock,
+            protection: self.protection()?,
         };
         if options.streams == 0 || options.streams > MAX_STREAMS {
             return Err(OptionsError::Streams(options.streams));
@@ -148,6 +162,21 @@ impl MigrateRequest {
         zero("timeout", options.timeout.is_zero())?;
         zero("bandwidth", options.bandwidth == Some(0))?;
         Ok(options)
+    }
+}
+
+impl MigrateRequest {
+    fn protection(&self) -> Result<Protection, OptionsError> {
+        let (tls, name) = (self.tls.clone(), self.tls_name.clone());
+        match (tls, name, self.psk.clone()) {
+            (None, None, None) => Ok(Protection::None),
+            (Some(dir), name, None) => Ok(Protection::Certificates { dir, name }),
+            (None, None, Some(file)) => Ok(Protection::SharedKey { file }),
+            (None, Some(_), _) => Err(OptionsError::Protection(
+                "tls_name without tls: a name is in certificates; give tls as well",
+            )),
+            (Some(_), _, Some(_)) => Err(OptionsError::Protection("tls and psk: choose one")),
+        }
     }
 }
 

@@ -28,11 +28,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use crate::channel::tcp::TcpListen;
+use crate::channel::tls::TlsListen;
 use crate::channel::{Deadlines, Listen};
 use crate::failure::Failure;
 use crate::guest::{Arriving, Faults, Host};
 use crate::options::Mode;
 use crate::progress::Observer;
+use crate::protection::DestinationIdentity;
 use crate::report::{Postcopy, Traffic, Verification};
 
 /// A place on the network where guests arrive.
@@ -102,12 +104,17 @@ impl Receiver {
         Ok(Self::over(Box::new(bound), Deadlines::default()))
     }
 
-    /// Listens on a socket that is bound already.
+    /// Listens on a socket that is bound already; with an identity only for those whom it lets in.
     ///
     /// # Errors
     /// When the host refuses what waiting on it needs.
-    pub fn on(listener: TcpListener) -> io::Result<Self> {
-        Ok(Self::over(Box::new(TcpListen::on(listener)?), Deadlines::default()))
+    pub fn on(listener: TcpListener, identity: Option<DestinationIdentity>) -> io::Result<Self> {
+        let tcp = TcpListen::on(listener)?;
+        let listen: Box<dyn Listen> = match identity {
+            None => Box::new(tcp),
+            Some(identity) => Box::new(TlsListen::new(tcp, identity)),
+        };
+        Ok(Self::over(listen, Deadlines::default()))
     }
 
     /// Receives over any kind of link.

@@ -1,6 +1,7 @@
 //! Who is calling? Accepts connections, hears each one's hello, and passes on those that belong to a migration.
 //!
-//! A stranger (wrong first bytes, silence, an unknown session) is dropped and disturbs nobody. Each caller is
+//! A stranger (wrong first bytes, silence, an unknown session) is dropped and disturbs nobody. One who would be a source but
+//! is not trusted, or speaks TLS where there is none, is told of here as well. Each caller is
 //! heard on a thread of its own, so that a silent one keeps nobody waiting; so many at once and no more. Whoever is
 //! still being heard when reception ends is refused: perhaps its hello is on the way.
 
@@ -16,9 +17,10 @@ use uuid::Uuid;
 use crate::channel::line::Line;
 use crate::channel::{Link, Listen};
 use crate::failure::Failure;
+use crate::progress::{Event, Observer};
 use crate::wire::limits::VERSIONS;
 use crate::wire::message::{Refuse, Welcome};
-use crate::wire::{Hello, Kind, Message, Role};
+use crate::wire::{Error, Hello, Kind, Message, Role};
 
 /// Callers whose hello is awaited at the same time.
 const CALLERS: usize = 32;
@@ -30,11 +32,17 @@ pub(super) struct Caller {
     pub(super) line: Line,
 }
 
+/// Callers turned away that are told of, while one guest is waited for: so many lines nobody can fill a disk with.
+const TOLD: u32 = 100;
+
+/// TLS begins with these bytes: a handshake, of version 3.
+const TLS_MAGIC: u16 = u16::from_le_bytes([0x16, 3]);
+
 /// The desk where callers are heard. Shared by the accepting thread and the hearing ones, hence the lock.
-#[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct Desk<'a> {
     desk: Mutex<State>,
     patience: Duration,
+    observer: &'a dyn Observer,
 }
 
 #[derive(Debug, Default)]
@@ -43,11 +51,13 @@ struct State {
     hearing: HashMap<u64, Arc<dyn Link>>,
     next: u64,
     closed: bool,
+    /// Callers turned away that were told of.
+    told: u32,
 }
 
-impl Desk {
-    pub(super) fn new(patience: Duration) -> Self {
-        Self { desk: Mutex::default(), patience }
+impl<'a> Desk<'a> {
+    pub(super) fn new(patience: Duration, observer: &'a dyn Observer) -> Self {
+        Self { desk: Mutex::default(), patience, observer }
     }
 
     /// Accepts until the listener is woken.
@@ -56,7 +66,10 @@ impl Desk {
         scope: &'scope Scope<'scope, '_>,
         listen: &dyn Listen,
         callers: &Sender<Caller>,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<()>
+    where
+        'a: 'scope,
+    {
         while let Some(link) = listen.accept()? {
             let Some(ticket) = self.seat(&link) else {
                 link.shut(Shutdown::Both);
@@ -69,7 +82,10 @@ impl Desk {
                 match heard {
                     // A session that is over does not want callers any more.
                     Ok(caller) => drop(callers.send(caller)),
-                    Err(_) => link.shut(Shutdown::Both),
+                    Err(failure) => {
+                        link.shut(Shutdown::Both);
+                        desk.tell(&link, &failure);
+                    }
                 }
             });
         }
@@ -102,6 +118,7 @@ impl Desk {
 
     /// Hears a caller's hello and answers it if it begins a conversation.
     fn hear(&self, link: &Arc<dyn Link>) -> Result<Caller, Failure> {
+        link.open(self.patience).map_err(Failure::link(link.peer(), self.patience))?;
         let line = Line::new(Arc::clone(link), self.patience)?;
         let hello = hello(&line).inspect_err(|failure| self.turn_away(&line, failure))?;
         match self.judge(&hello) {
@@ -119,6 +136,26 @@ impl Desk {
             }
         }
         Ok(Caller { hello, line })
+    }
+
+    /// Tells of a caller who would be a source, if the way is the wrong one.
+    fn tell(&self, link: &Arc<dyn Link>, failure: &Failure) {
+        let reason = match failure {
+            Failure::Untrusted { why, .. } => why.clone(),
+            Failure::Protocol { error: Error::Magic { found: TLS_MAGIC }, .. } => {
+                "it speaks TLS, and there is none here; vmm receive needs --tls or --psk as its migrate"
+                    .to_owned()
+            }
+            _ => return,
+        };
+        let told = {
+            let mut desk = self.lock();
+            desk.told = desk.told.saturating_add(1);
+            desk.told
+        };
+        if told <= TOLD {
+            self.observer.tell(Event::TurnedAway { peer: link.peer().to_owned(), reason });
+        }
     }
 
     /// Refuses whose hello had not come when the desk closed.
@@ -184,6 +221,7 @@ fn refuse(line: &Line, reason: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use crate::channel::memory;
+    use crate::progress::Silent;
     use crate::wire::message::Versions;
 
     /// A caller that has said hello, and its other end.
@@ -205,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_source_gone_before_its_welcome_leaves_the_place_free() {
-        let desk = Desk::new(Duration::from_secs(5));
+        let desk = Desk::new(Duration::from_secs(5), &Silent);
         let (near, far) = caller(Role::Control);
         near.shut(Shutdown::Both);
         assert!(desk.hear(&far).is_err());
@@ -215,7 +253,7 @@ mod tests {
     #[test]
     fn whoever_is_still_being_heard_when_the_desk_closes_is_refused_at_once() {
         for taken in [true, false] {
-            let desk = Desk::new(Duration::from_secs(60));
+            let desk = Desk::new(Duration::from_secs(60), &Silent);
             let (_first, arriving) = caller(Role::Control);
             if taken {
                 desk.hear(&arriving).expect("the place is free");

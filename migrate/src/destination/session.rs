@@ -37,7 +37,7 @@ pub(super) fn receive(
     host: &dyn Host,
     observer: &dyn Observer,
 ) -> Arrival {
-    let desk = Arc::new(Desk::new(deadlines.connect));
+    let desk = Arc::new(Desk::new(deadlines.connect, observer));
     let (sender, callers) = channel();
     thread::scope(|scope| {
         let accepting = {

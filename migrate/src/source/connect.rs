@@ -80,7 +80,7 @@ fn look_up(context: &Context<'_>) -> Result<(), Failure> {
         found.is_some()
     });
     match found {
-        Some(found) => found.map_err(|error| refused(&plain(&error))),
+        Some(found) => found.map_err(|error| Failure::dial(context.route.dial.to(), &error)),
         None if woken == Woken::TimeUp => {
             Err(refused(&format!("its name was not found within {} s", limit.as_secs_f64())))
         }
@@ -95,10 +95,7 @@ fn open(context: &Context<'_>, session: Uuid, role: Role, index: u32) -> Result<
     let how = if role == Role::Control { Shutdown::Read } else { Shutdown::Both };
     let dial = route.dial;
     let link = dial.dial(role, route.deadlines.connect, &|link| alarm.watch(link, how));
-    let link = link.map_err(|error| {
-        let refused = Failure::Connect { to: dial.to().to_owned(), why: tame(&plain(&error)) };
-        alarm.cause().unwrap_or(refused)
-    })?;
+    let link = link.map_err(|error| alarm.cause().unwrap_or_else(|| Failure::dial(dial.to(), &error)))?;
     let line = Line::new(link, route.deadlines.connect)?;
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
     let told = line.tell(&Message::Hello(Hello { versions, role, session, index }));
@@ -108,13 +105,6 @@ fn open(context: &Context<'_>, session: Uuid, role: Role, index: u32) -> Result<
         line.set_limit(route.deadlines.idle)?;
     }
     Ok(line)
-}
-
-/// The system's word without its number.
-fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    text.to_lowercase()
 }
 
 /// Waits for the version that the destination has chosen.

@@ -36,12 +36,13 @@ use self::custody::Custody;
 use self::journal::Journal;
 use crate::alarm::Cancel;
 use crate::channel::tcp::TcpDial;
+use crate::channel::tls::TlsDial;
 use crate::channel::{Deadlines, Dial};
 use crate::failure::Failure;
 use crate::guest::Departing;
 use crate::handover::SourceEvent;
 use crate::options::{Mode, Options};
-use crate::progress::Observer;
+use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
 
@@ -60,11 +61,21 @@ impl std::fmt::Debug for Route<'_> {
     }
 }
 
-/// Moves `guest` over TCP to [`Options::to`]. Runs to the end on the calling thread.
+/// Moves `guest` over TCP to [`Options::to`], inside TLS if [`Options::protection`] says so. Runs to the end on the calling thread.
 #[must_use]
 pub fn migrate(guest: &dyn Departing, options: &Options, cancel: &Cancel, observer: &dyn Observer) -> Report {
-    let dial = TcpDial::new(&options.to);
-    migrate_over(guest, options, Route { dial: &dial, deadlines: Deadlines::default() }, cancel, observer)
+    let tcp = TcpDial::new(&options.to);
+    let dial: Box<dyn Dial> = match options.protection.identity(&options.to) {
+        Ok(None) => Box::new(tcp),
+        Ok(Some(identity)) => Box::new(TlsDial::new(tcp, identity)),
+        Err(error) => {
+            let blank = Report::blank(&guest.description().name, &options.to, options.mode, options.streams);
+            let report = Report { reason: Some(error.to_string()), ..blank };
+            observer.tell(Event::Ended { report: Box::new(report.clone()) });
+            return report;
+        }
+    };
+    migrate_over(guest, options, Route { dial: &*dial, deadlines: Deadlines::default() }, cancel, observer)
 }
 
 /// Moves `guest` over any kind of link.

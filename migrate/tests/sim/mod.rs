@@ -20,6 +20,7 @@ pub(crate) use host::SimHost;
 use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
 use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
 use migrate::progress::{Event, Observer};
+use migrate::protection::Protection;
 pub(crate) use ram::SimRam;
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
@@ -38,6 +39,7 @@ pub(crate) fn options(mode: Mode) -> Options {
         verify: false,
         in_flight: InFlightPolicy::Forward,
         clock: ClockPolicy::Continue,
+        protection: Protection::None,
     }
 }
 

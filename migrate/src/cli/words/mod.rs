@@ -128,6 +128,7 @@ pub fn event(event: &Event) -> String {
         Event::Progress(figures) => progress(figures),
         Event::Round { round: figures, decision } => round(figures, decision),
         Event::Switched { switchover } => switched(switchover),
+        Event::TurnedAway { peer, reason } => format!("{peer} was turned away: {reason}"),
         Event::Ended { report } => report::headline(report),
     }
 }
