@@ -61,7 +61,7 @@ impl Files {
     }
 }
 
-/// A destination, and whom it has turned away.
+/// A destination, and where it is.
 struct Destination {
     receiver: Receiver,
     to: String,
@@ -76,6 +76,15 @@ impl Destination {
             Some(admission) => Box::new(TlsListen::new(listen, admission.identity().unwrap())),
         };
         Self { receiver: Receiver::over(listen, deadlines), to }
+    }
+}
+
+/// Stops a destination from waiting.
+struct Stop<'a>(&'a Receiver);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -102,6 +111,7 @@ fn try_in_turn(
     };
     let said = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| destination.receiver.receive(&host, &observer));
+        let _stop = Stop(&destination.receiver);
         let mut said = (Vec::new(), Vec::new());
         for protection in protections {
             let report = ask(protection);

@@ -1,8 +1,10 @@
 //! The arguments of `vmm`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use migrate::protection::Admission;
 use uuid::Uuid;
 
 use crate::bench::BenchArgs;
@@ -155,6 +157,18 @@ pub struct ReceiveArgs {
     /// The most that guests' CPUs may have here, as for run: host, or x86-64-v1 to -v4; then +FEATURE, -FEATURE
     #[arg(long, value_name = "LIST", default_value = "host", allow_hyphen_values = true)]
     pub cpu: CpuChoice,
+    /// Let in only guests whose connections are protected by TLS, with the certificates in DIR (ca.pem, cert.pem, key.pem)
+    #[arg(long, value_name = "DIR", group = "protection")]
+    pub tls: Option<PathBuf>,
+    /// Let in only hosts whose certificate has one of these names [default: any certificate of the CA]
+    #[arg(long = "allow-source", value_name = "NAME", num_args = 1.., requires = "tls")]
+    pub allowed: Vec<String>,
+    /// Let in only guests whose connections are protected by TLS, with a key in FILE that the source has as well
+    #[arg(long, value_name = "FILE", group = "protection")]
+    pub psk: Option<PathBuf>,
+    /// Let in anyone who can reach an address of this host: on networks where all are trusted
+    #[arg(long, group = "protection")]
+    pub insecure: bool,
     /// How to host it.
     #[command(flatten)]
     pub hosting: HostingArgs,
@@ -178,6 +192,22 @@ impl ReceiveArgs {
     /// What a guest finds here.
     pub(super) fn arrival(&self) -> ArrivalConfig {
         ArrivalConfig { taps: self.taps.clone(), cpu: self.cpu.clone() }
+    }
+
+    /// Whom to let in; `None`: anyone.
+    pub(super) fn admission(&self) -> Option<Admission> {
+        match (&self.tls, &self.psk) {
+            (Some(dir), _) => {
+                Some(Admission::Certificates { dir: dir.clone(), sources: self.allowed.clone() })
+            }
+            (None, Some(file)) => Some(Admission::SharedKey { file: file.clone() }),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether anyone may come, although not from this host alone: somebody must have said so.
+    pub(super) fn exposes(&self, address: &SocketAddr) -> bool {
+        self.admission().is_none() && !self.insecure && !address.ip().is_loopback()
     }
 }
 
@@ -253,6 +283,28 @@ mod tests {
     }
 
     #[test]
+    fn without_protection_only_this_host_may_come_unless_somebody_says_otherwise() {
+        let exposes = |words: &[&str], address: &str| {
+            let line = [&["receive", "--listen", "h:1"], words].concat();
+            let Ok(Command::Receive(args)) = parse(&line) else { panic!("{line:?}") };
+            args.exposes(&address.parse().unwrap())
+        };
+        for address in ["127.0.0.1:7", "127.8.0.1:7", "[::1]:7"] {
+            assert!(!exposes(&[], address), "{address}");
+        }
+        for address in ["0.0.0.0:7", "10.0.0.1:7", "[::]:7", "[fe80::1]:7"] {
+            assert!(exposes(&[], address), "{address}");
+            for words in [&["--insecure"][..], &["--tls", "d"], &["--psk", "k"]] {
+                assert!(!exposes(words, address), "{address} {words:?}");
+            }
+        }
+        let line = ["receive", "--listen", "h:1", "--tls", "d", "--allow-source", "a", "b"];
+        let Ok(Command::Receive(args)) = parse(&line) else { panic!() };
+        let sources = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(args.admission(), Some(Admission::Certificates { dir: "d".into(), sources }));
+    }
+
+    #[test]
     fn the_demo_guest_needs_no_arguments() {
         let Ok(Command::Run(args)) = parse(&["run", "--no-reboot"]) else { panic!() };
         assert_eq!(args.machine().on_reset, OnReset::End);
@@ -277,5 +329,8 @@ mod tests {
         wrong(&["run", "--virtio-console"], "--kernel <FILE>");
         wrong(&["run", "--kernel", "k", "--disk", "d,rw"], "write FILE[,ro][,serial=NAME]");
         wrong(&["receive"], "--listen <HOST:PORT>");
+        wrong(&["receive", "--listen", "h:1", "--tls", "d", "--psk", "k"], "cannot be used with");
+        wrong(&["receive", "--listen", "h:1", "--tls", "d", "--insecure"], "cannot be used with");
+        wrong(&["receive", "--listen", "h:1", "--allow-source", "a"], "--tls <DIR>");
     }
 }

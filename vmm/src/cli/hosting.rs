@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use migrate::Receiver;
 use migrate::client::RuntimeDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -38,17 +39,24 @@ pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         return detach::start(&args.hosting);
     }
     let console = prepare(&args.hosting)?;
+    let identity = args.admission().map(|admission| admission.identity()).transpose()?;
     let listener = TcpListener::bind(&args.listen).with_context(|| {
         format!("cannot listen on {}; give HOST:PORT of this host, port 0 for a free one", args.listen)
     })?;
     let address = listener.local_addr().context("cannot say where it listens")?;
+    ensure!(
+        !args.exposes(&address),
+        "{address} can be reached from other hosts, and whoever reaches it could send a guest: give --tls DIR or --psk FILE, \
+         or --insecure if all of them are trusted"
+    );
     let arrival = args.arrival();
     let name = match args.name {
         Some(name) => name,
         None => format!("receive-{}", address.port()).parse()?,
     };
     let socket = ControlSocket::claim(&RuntimeDir::from_env()?, name.as_str())?;
-    let vm = machine::receive(&name, listener, arrival, console)?;
+    let receiver = Receiver::on(listener, identity).context("cannot wait for a guest")?;
+    let vm = machine::receive(&name, receiver, arrival, console)?;
     words::say(&words::listens(&address));
     host(socket, vm, &args.hosting, Some(address.to_string()))
 }

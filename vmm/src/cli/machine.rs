@@ -1,10 +1,10 @@
 //! The one place where the command meets the machine: how a guest is booted, and how one is waited for.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::sync::Arc;
 
 use anyhow::Context;
+use migrate::Receiver;
 
 use crate::config::{ArrivalConfig, GuestName, MachineConfig};
 use crate::control::Vm;
@@ -22,11 +22,11 @@ pub(super) fn boot(config: &MachineConfig, sink: ConsoleSink) -> anyhow::Result<
 /// Waits for a guest at a socket that listens already; returns at once.
 pub(super) fn receive(
     name: &GuestName,
-    listener: TcpListener,
+    receiver: Receiver,
     arrival: ArrivalConfig,
     sink: ConsoleSink,
 ) -> anyhow::Result<Arc<dyn Vm>> {
-    Ok(Arc::new(VmHandle::receive(name.as_str(), listener, arrival, console(sink)?)?))
+    Ok(Arc::new(VmHandle::receive(name.as_str(), receiver, arrival, console(sink)?)?))
 }
 
 fn console(sink: ConsoleSink) -> anyhow::Result<Console> {

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use migrate::client::types::{OptionsError, Problem};
+use migrate::protection::ProtectionError;
 use serde::de::DeserializeOwned;
 
 use super::Refusal;
@@ -53,6 +54,12 @@ impl From<Refusal> for Failure {
 
 impl From<OptionsError> for Failure {
     fn from(error: OptionsError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+impl From<ProtectionError> for Failure {
+    fn from(error: ProtectionError) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error.to_string())
     }
 }

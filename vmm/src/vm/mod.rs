@@ -19,7 +19,6 @@ mod stage;
 mod tests;
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -121,13 +120,13 @@ impl VmHandle {
         Ok(handle)
     }
 
-    /// Listens for a guest and takes it in when it comes.
+    /// Waits for a guest and takes it in when it comes.
     ///
     /// # Errors
-    /// When the host cannot run guests, does not have the CPU, or the address cannot be listened on.
+    /// When the host cannot run guests, does not have the CPU, or refuses a thread.
     pub fn receive(
         name: &str,
-        listener: TcpListener,
+        receiver: Receiver,
         arrival: ArrivalConfig,
         console: Console,
     ) -> Result<Self, StartError> {
@@ -136,7 +135,7 @@ impl VmHandle {
         if arrival.cpu != CpuChoice::default() {
             arrival.cpu.cpu(&vcpu::offer(&kvm, 1)?, 1, 0)?;
         }
-        let receiver = Arc::new(Receiver::on(listener)?);
+        let receiver = Arc::new(receiver);
         let address = receiver.local_addr();
         let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);
         let _ = handle.inner.receiver.set(Arc::downgrade(&receiver));

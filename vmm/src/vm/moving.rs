@@ -147,6 +147,7 @@ impl Observer for Recorder<'_> {
             Event::Progress(progress) => self.0.lock().migration.progress = Some(*progress),
             // The end is told after it has been recorded: see `conclude`.
             Event::Ended { .. } => return,
+            Event::TurnedAway { peer, reason } => eprintln!("vmm: {peer} was turned away: {reason}"),
             _ => {}
         }
         // Nobody may be listening.

@@ -54,7 +54,11 @@ pub(super) enum Stage {
 
 /// One step of the many in a row.
 enum Step {
+    /// There may be more.
     Again,
+    /// Bytes were opened.
+    Opened,
+    /// There is no more.
     Stop,
 }
 
@@ -73,8 +77,8 @@ impl Session {
             let (discard, step) = self.turn(&mut from[used..], fill, rest, out);
             used += discard;
             match step {
-                Ok(Step::Again) if fill.is_full() && !self.is_shaking() => break,
-                Ok(Step::Again) => {}
+                Ok(Step::Opened) if fill.is_full() => break,
+                Ok(Step::Again | Step::Opened) => {}
                 Ok(Step::Stop) => break,
                 Err(error) => {
                     // What the peer is to hear of it comes next.
@@ -160,7 +164,7 @@ fn step<Data>(
                 let taken = fill.take(record.payload);
                 rest.extend_from_slice(&record.payload[taken..]);
             }
-            Ok(Step::Again)
+            Ok(Step::Opened)
         }
         ConnectionState::EncodeTlsData(mut data) => {
             let start = out.len();
