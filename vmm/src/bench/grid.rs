@@ -10,6 +10,7 @@ use super::BenchArgs;
 use crate::config::MemorySize;
 use crate::lab::LabError;
 use crate::lab::guest::{GuestPlan, Load};
+use crate::lab::journey::Wire;
 
 /// How much of a guest's RAM is filled.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +56,7 @@ pub(super) struct Cell {
     pub(super) guest: GuestPlan,
     pub(super) mode: Mode,
     pub(super) streams: u32,
+    pub(super) wire: Wire,
 }
 
 /// All of them.
@@ -62,6 +64,7 @@ pub(super) struct Cell {
 pub(super) struct Grid {
     pub(super) guests: Vec<GuestPlan>,
     pub(super) modes: Vec<Mode>,
+    pub(super) wires: Vec<Wire>,
     pub(super) streams: Vec<u32>,
     pub(super) runs: u32,
 }
@@ -87,13 +90,19 @@ impl Grid {
         Ok(Self {
             guests: guests.collect::<Result<_, _>>()?,
             modes: args.modes.clone(),
+            wires: if args.tls { vec![Wire::Plain, Wire::Tls] } else { vec![Wire::Plain] },
             streams: said(&args.streams).unwrap_or(streams),
             runs: args.runs.unwrap_or(runs),
         })
     }
 
     pub(super) fn cells(&self) -> usize {
-        self.guests.len() * self.modes.len() * self.streams.len()
+        self.guests.len() * self.streams.len() * self.ways().count()
+    }
+
+    /// Each mode by each wire, those of one mode in a row: what is to be compared is measured at about the same time.
+    pub(super) fn ways(&self) -> impl Iterator<Item = (Mode, Wire)> {
+        self.modes.iter().flat_map(|mode| self.wires.iter().map(|wire| (*mode, *wire)))
     }
 }
 
@@ -142,6 +151,7 @@ mod tests {
         let full = grid("bench --full").unwrap();
         assert_eq!((full.cells(), full.guests.len(), full.streams.len()), (180, 15, 3));
         assert_eq!(grid("bench --full --memory 256M --streams 1").unwrap().cells(), 20);
+        assert_eq!(grid("bench --quick --tls").unwrap().cells(), 8);
         assert_eq!(grid("bench --quick --runs 7 --memory 1G").unwrap().runs, 7);
     }
 

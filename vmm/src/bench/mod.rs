@@ -26,7 +26,7 @@ use self::raw::RawTcp;
 use self::record::{Record, Run};
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::guest::{Content, GuestPlan, Load};
-use crate::lab::journey::{Ending, Journey, Order};
+use crate::lab::journey::{Ending, Journey, Order, Wire};
 use crate::lab::{self, Lab, LabError, unless_interrupted};
 
 /// Reports of the guest (one a second) before each move: its pace before is measured in this time, and in the last one
@@ -65,6 +65,9 @@ pub struct BenchArgs {
     /// Pre-copy switches over only when it expects a shorter pause than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
     pub max_downtime: Duration,
+    /// Move by each way inside TLS as well, and say what it carries of what plain connections do
+    #[arg(long)]
+    pub tls: bool,
     /// Write all runs and their circumstances to FILE as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -105,9 +108,9 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
         for streams in &grid.streams {
             let raw = RawTcp::measure(*streams, guest).await?;
             eprintln!("  raw TCP: {}", raw.line());
-            for mode in &grid.modes {
-                let order = order(args, *mode, *streams);
-                let cell = Cell { guest: *guest, mode: *mode, streams: *streams };
+            for (mode, wire) in grid.ways() {
+                let order = order(args, mode, *streams, wire);
+                let cell = Cell { guest: *guest, mode, streams: *streams, wire };
                 let cell = record.begin(cell, raw.clone());
                 for _ in 0..grid.runs {
                     let run = bed.run(&order).await?;
@@ -120,8 +123,8 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
     Ok(())
 }
 
-fn order(args: &BenchArgs, mode: Mode, streams: u32) -> Order {
-    Order { mode, streams, max_downtime: args.max_downtime, timeout: DEFAULT_TIMEOUT, verify: false }
+fn order(args: &BenchArgs, mode: Mode, streams: u32, wire: Wire) -> Order {
+    Order { mode, streams, max_downtime: args.max_downtime, timeout: DEFAULT_TIMEOUT, verify: false, wire }
 }
 
 /// A guest to be moved, booted again when it was lost.

@@ -157,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::lab::guest::{Content, GuestPlan, Load};
+    use crate::lab::journey::Wire;
     use crate::lab::verdict;
     use crate::lab::watch::Usage;
 
@@ -169,7 +170,7 @@ mod tests {
             working_set_mib: 512,
             load: Load::Idle,
         };
-        Cell { guest, mode: Mode::Postcopy, streams: 2 }
+        Cell { guest, mode: Mode::Postcopy, streams: 2, wire: Wire::Plain }
     }
 
     fn run(total_us: u64, problems: Vec<String>) -> Run {

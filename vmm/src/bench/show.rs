@@ -8,9 +8,11 @@ use super::figures::{
     BYTES, BYTES_PER_S, DESTINATION_RSS, DOWNTIME_GUEST, DOWNTIME_HOST, ENGINE_CPU, FAULT_P50, FAULT_P99,
     FAULTS, Figure, ROUNDS, SOURCE_RSS, TOTAL, WORK_LOST,
 };
+use super::grid::Cell;
 use super::raw::RawTcp;
 use super::record::{CellRecord, Record};
 use crate::lab::guest::GuestPlan;
+use crate::lab::journey::Wire;
 use crate::lab::stats::Spread;
 use crate::lab::table::{Table, ms, or_dash};
 
@@ -71,7 +73,34 @@ fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
     let mut table = Table::new(1, &head);
     cells.iter().for_each(|cell| table.row(row(cell)));
     let _ = write!(text, "{table}");
+    text + &tls_shares(cells)
+}
+
+/// What each cell inside TLS carries, by that without it.
+fn tls_shares(cells: &[CellRecord]) -> String {
+    let mut text = String::new();
+    for tls in cells.iter().filter(|cell| cell.cell.wire == Wire::Tls) {
+        let plain = Cell { wire: Wire::Plain, ..tls.cell };
+        let plain = cells.iter().find(|cell| cell.cell == plain).and_then(|cell| cell.spread(BYTES_PER_S));
+        if let (Some(plain), Some(inside)) = (plain, tls.spread(BYTES_PER_S)) {
+            let share = 100.0 * inside.median / plain.median;
+            let _ = writeln!(
+                text,
+                "TLS carries {share:.0}% of plain: {} by {} connections",
+                word(tls.cell.mode),
+                tls.cell.streams
+            );
+        }
+    }
     text
+}
+
+/// A mode, and whether it was inside TLS.
+fn way(cell: &Cell) -> String {
+    match cell.wire {
+        Wire::Plain => word(cell.mode).to_owned(),
+        Wire::Tls => format!("{}, TLS", word(cell.mode)),
+    }
 }
 
 fn row(cell: &CellRecord) -> Vec<String> {
@@ -79,7 +108,7 @@ fn row(cell: &CellRecord) -> Vec<String> {
     let number = |figure, digits: usize| or_dash(median(figure), |value| format!("{value:.digits$}"));
     let megabytes = |figure| or_dash(median(figure), |bytes| format!("{:.0}", bytes / 1e6));
     vec![
-        word(cell.cell.mode).to_owned(),
+        way(&cell.cell),
         cell.cell.streams.to_string(),
         format!("{}/{}", cell.good_runs(), cell.runs.len()),
         or_dash(cell.spread(TOTAL), range),

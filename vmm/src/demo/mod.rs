@@ -16,7 +16,7 @@ use migrate::report::Outcome;
 use self::tally::{Purpose, Tally};
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::guest::{Content, GuestPlan, Load};
-use crate::lab::journey::{Journey, Order};
+use crate::lab::journey::{Journey, Order, Wire};
 use crate::lab::{self, Lab, LabError, unless_interrupted};
 
 /// A soak test says how far it is after so many rounds.
@@ -112,6 +112,7 @@ async fn move_once(
         max_downtime: DEFAULT_MAX_DOWNTIME,
         timeout: DEFAULT_TIMEOUT,
         verify: purpose == Purpose::Comparison,
+        wire: Wire::Plain,
     };
     let hop = journey.hop(&order).await?;
     let outcome = hop.report.outcome;

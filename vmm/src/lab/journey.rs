@@ -34,6 +34,18 @@ pub struct Order {
     pub timeout: Duration,
     /// Compare all RAM.
     pub verify: bool,
+    /// Between the hosts.
+    pub wire: Wire,
+}
+
+/// How the bytes cross.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// As they are.
+    Plain,
+    /// Inside TLS, both sides with a certificate.
+    Tls,
 }
 
 /// One move, done or failed.
@@ -89,9 +101,9 @@ impl<'a> Journey<'a> {
     /// # Errors
     /// When the move cannot be tried, or it cannot be known how it ended: the journey is over.
     pub async fn hop(&mut self, order: &Order) -> Result<Hop, LabError> {
-        let destination = self.lab.receive().await?;
+        let destination = self.lab.receive(order.wire).await?;
         let mut watch = Watch::begin(&self.host, &destination).await?;
-        self.host.client().migrate(&order.request(destination.listen().await?)).await?;
+        self.host.client().migrate(&self.request(order, destination.listen().await?)?).await?;
         let ended =
             within(order.timeout + AFTER_COMMIT, || "the migration ends".to_owned(), watch.to_the_end());
         let report = ended.await??;
@@ -105,6 +117,26 @@ impl<'a> Journey<'a> {
             hop.problems.extend(verdict::of_info(&self.host.info().await?));
         }
         Ok(hop)
+    }
+
+    fn request(&self, order: &Order, to: String) -> Result<MigrateRequest, LabError> {
+        let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        Ok(MigrateRequest {
+            to,
+            mode: order.mode,
+            streams: Some(order.streams),
+            max_downtime_us: Some(whole(order.max_downtime.as_micros())),
+            timeout_ms: Some(whole(order.timeout.as_millis())),
+            on_timeout: OnTimeout::Cancel,
+            pause_before_switchover: false,
+            bandwidth: None,
+            verify: order.verify,
+            in_flight: InFlightPolicy::Forward,
+            clock: ClockPolicy::Continue,
+            tls: self.lab.credentials(order.wire)?,
+            tls_name: None,
+            psk: None,
+        })
     }
 
     /// Ends the guest and says what it found on the whole way.
@@ -126,23 +158,4 @@ pub struct Ending {
     pub console_lines: u64,
     /// What is wrong; empty when all is well.
     pub problems: Vec<String>,
-}
-
-impl Order {
-    fn request(&self, to: String) -> MigrateRequest {
-        let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
-        MigrateRequest {
-            to,
-            mode: self.mode,
-            streams: Some(self.streams),
-            max_downtime_us: Some(whole(self.max_downtime.as_micros())),
-            timeout_ms: Some(whole(self.timeout.as_millis())),
-            on_timeout: OnTimeout::Cancel,
-            pause_before_switchover: false,
-            bandwidth: None,
-            verify: self.verify,
-            in_flight: InFlightPolicy::Forward,
-            clock: ClockPolicy::Continue,
-        }
-    }
 }

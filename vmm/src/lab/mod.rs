@@ -31,12 +31,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migrate::client::RuntimeDir;
+use migrate::protection::authority;
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::error::LabError;
 use self::guest::GuestPlan;
 use self::host::Host;
+use self::journey::Wire;
 
 /// Longest wait for a VMM to start or to end.
 const PROCESS_DEADLINE: Duration = Duration::from_secs(20);
@@ -80,8 +82,24 @@ impl Lab {
     ///
     /// # Errors
     /// When it ends instead of waiting.
-    pub async fn receive(&self) -> Result<Host, LabError> {
-        self.start("host", &["receive", "--listen", "127.0.0.1:0"]).await
+    pub async fn receive(&self, wire: Wire) -> Result<Host, LabError> {
+        let mut line = vec!["receive", "--listen", "127.0.0.1:0"];
+        let credentials = self.credentials(wire)?.map(|dir| dir.display().to_string());
+        line.extend(credentials.iter().flat_map(|dir| ["--tls", dir]));
+        self.start("host", &line).await
+    }
+
+    /// Where certificates for this wire are: made when they are first asked for.
+    fn credentials(&self, wire: Wire) -> Result<Option<PathBuf>, LabError> {
+        const HOST: &str = "127.0.0.1";
+        if wire == Wire::Plain {
+            return Ok(None);
+        }
+        let (dir, all) = (self.runtime.path().join("tls"), [HOST.to_owned()]);
+        if !dir.exists() {
+            authority::init(&dir, &all).map_err(|error| LabError::Arguments(error.to_string()))?;
+        }
+        Ok(Some(dir.join(HOST)))
     }
 
     async fn start(&self, what: &str, arguments: &[&str]) -> Result<Host, LabError> {

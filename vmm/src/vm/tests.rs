@@ -1,6 +1,6 @@
 //! Ends and orders without a guest; with one they are tested from outside.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
 use migrate::client::types::Life;
@@ -15,7 +15,13 @@ use crate::control::Vm;
 fn stopping_the_wait_for_a_guest_closes_its_port() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let handle = VmHandle::receive("test", listener, ArrivalConfig::default(), Console::new()).unwrap();
+    let handle = VmHandle::receive(
+        "test",
+        Receiver::on(listener, None).unwrap(),
+        ArrivalConfig::default(),
+        Console::new(),
+    )
+    .unwrap();
     assert_eq!(handle.info().listen, Some(address.to_string()));
     handle.stop().unwrap();
     assert_eq!(handle.wait_ended(), Ending::Stopped);
