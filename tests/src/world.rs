@@ -129,6 +129,13 @@ impl World {
         Vm::start(self, name, &["receive", "--listen", "127.0.0.1:0", "--cpu", cpu])
     }
 
+    /// Starts a VMM that waits for a guest, with further arguments.
+    #[must_use]
+    #[track_caller]
+    pub fn receive_with(&self, name: &str, words: &[&str]) -> Vm {
+        Vm::start(self, name, &[&["receive", "--listen", "127.0.0.1:0"], words].concat())
+    }
+
     /// Starts moving the guest of a VMM. `words` are further arguments. Unless they say otherwise, a long pause is allowed:
     /// on a busy machine everything is expected to take long, and the guest would rightly stay where it is.
     #[must_use]
