@@ -230,5 +230,5 @@ impl ClientCertVerifier for Pinned {
 fn digits(text: &[u8]) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let pair = |pair: &[u8]| Some((digit(&pair[0])? << 4 | digit(&pair[1])?) as u8);
-    (text.len() % 2 == 0).then(|| text.chunks(2).map(pair).collect()).flatten()
+    text.len().is_multiple_of(2).then(|| text.chunks(2).map(pair).collect()).flatten()
 }
