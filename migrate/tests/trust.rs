@@ -6,7 +6,6 @@ mod sim;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -368,61 +367,6 @@ fn a_silent_destination_is_given_up() {
     assert!(reason.contains("has not finished the TLS handshake within 5 s"), "{reason}");
     assert!(guest.is_running());
     guest.shut_down();
-}
-
-#[test]
-fn files_that_will_not_do_are_named() {
-    let files = Files::new();
-    let wrong = |protection: Protection, says: &str| {
-        let error = protection.identity("a:1").unwrap_err().to_string();
-        assert!(error.contains(says) && !error.contains('\n'), "{error}");
-    };
-    wrong(files.shows("nowhere", None), "nowhere/ca.pem: No such file");
-    wrong(files.shows("ours/a", Some("not a name")), "--tls-name: \"not a name\" is neither a DNS name");
-    fs::copy(files.path("theirs/a/cert.pem"), files.path("ours/a/cert.pem")).unwrap();
-    wrong(files.shows("ours/a", None), "do not belong together");
-    chmod(&files.path("ours/b/key.pem"), 0o640);
-    wrong(files.shows("ours/b", None), "key.pem is a secret that others can read (mode 0640): chmod 600");
-    chmod(&files.path("ours.psk"), 0o644);
-    wrong(files.shows_key("ours.psk"), "(mode 0644): chmod 600");
-    let key = |content: &[u8]| {
-        let path = files.path("key.psk");
-        fs::write(&path, content).unwrap();
-        chmod(&path, 0o600);
-        files.shows_key("key.psk")
-    };
-    wrong(key(b"password"), "a key of 8 bytes can be guessed");
-    wrong(key(b"00112233445566778899aabbccddee\n"), "a key of 15 bytes can be guessed");
-    assert!(key(b"00112233445566778899aabbccddeeff\n").identity("a:1").unwrap().is_some());
-    assert!(key(&[0xff; 32]).identity("a:1").unwrap().is_some());
-}
-
-#[test]
-fn a_ca_is_made_once_and_hosts_are_added() {
-    let dir = TempDir::new().unwrap();
-    let host = |name: &str| authority::init(dir.path(), &[name.to_owned()]);
-    assert!(host("a.example").unwrap().authority);
-    let ca = fs::read(dir.path().join("ca.pem")).unwrap();
-    assert!(!host("::1").unwrap().authority);
-    assert_eq!(fs::read(dir.path().join("ca.pem")).unwrap(), ca);
-    for secret in ["ca-key.pem", "a.example/key.pem", "::1/key.pem"] {
-        let mode = fs::metadata(dir.path().join(secret)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{secret}");
-    }
-    let key = fs::read(dir.path().join("a.example/key.pem")).unwrap();
-    assert!(host("a.example").unwrap_err().to_string().contains("is there already"));
-    assert_eq!(fs::read(dir.path().join("a.example/key.pem")).unwrap(), key);
-    assert!(host("../x").unwrap_err().to_string().contains("neither a DNS name nor an IP address"));
-    let other = TempDir::new().unwrap();
-    authority::init(other.path(), &[]).unwrap();
-    fs::copy(other.path().join("ca.pem"), dir.path().join("ca.pem")).unwrap();
-    let error = host("b").unwrap_err().to_string();
-    assert!(error.contains("was not made by `migrate tls init`"), "{error}");
-    assert!(!dir.path().join("b").exists());
-}
-
-fn chmod(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Gives a host a certificate of its CA that was good last century only.
