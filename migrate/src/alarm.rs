@@ -69,6 +69,12 @@ impl Cancel {
         self.alarm.give_word()
     }
 
+    /// Calls the destination now, perhaps at another address, instead of after the present rest. Only while the link is lost.
+    pub fn call_now(&self, to: Option<String>) {
+        self.alarm.lock().call = Some(to);
+        self.alarm.changed.notify_all();
+    }
+
     pub(crate) fn alarm(&self) -> Arc<Alarm> {
         Arc::clone(&self.alarm)
     }
@@ -88,6 +94,8 @@ struct State {
     over: bool,
     word: Word,
     links: Vec<(Arc<dyn Link>, Shutdown)>,
+    /// The operator wants the other side to be called now; perhaps elsewhere.
+    call: Option<Option<String>>,
 }
 
 /// The operator's word to go on.
@@ -213,6 +221,27 @@ impl Alarm {
         if waited.timed_out() {
             state.links.iter().for_each(|(link, _)| link.shut(Shutdown::Both));
         }
+    }
+
+    /// Another conversation begins, when all who took part in the one before are gone. Cancel stays refused.
+    pub(crate) fn renew(&self) {
+        let mut state = self.lock();
+        (state.cause, state.over) = (None, false);
+        state.links.clear();
+    }
+
+    /// Rests before another call, unless the operator wants one now; where to, if that is to be elsewhere.
+    pub(crate) fn rest_before_call(&self, limit: Duration) -> Option<String> {
+        let mut state = self.lock();
+        let deadline = Instant::now() + limit;
+        while state.call.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.call.take().flatten()
     }
 
     /// Whether it has been tripped or ended.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::channel::tls::Distrust;
 use crate::guest::GuestError;
+use crate::journal::Journals;
 use crate::report::Verification;
 use crate::wire;
 use crate::wire::message::tame;
@@ -113,6 +114,39 @@ pub enum Failure {
     /// The guest was paused for too long.
     #[error("the destination was not ready within {} of the pause; --max-downtime allows more (twice its value)", seconds(.0))]
     PausedTooLong(Duration),
+    /// What is promised cannot be written down.
+    #[error("cannot keep the journal in {folder}: {why}; VMM_STATE_DIR names another folder")]
+    Journal {
+        /// Where.
+        folder: String,
+        /// The system's word.
+        why: String,
+    },
+    /// A commit that was sent may still be obeyed.
+    #[error("the destination may still obey the last commit: try again in {}", seconds(.left))]
+    Pending {
+        /// For so long.
+        left: Duration,
+    },
+    /// A commit came too late to be obeyed.
+    #[error("{peer} sent commit more than {} after it could: was this process stopped, or the host suspended?", seconds(.after))]
+    Lapsed {
+        /// Who.
+        peer: String,
+        /// How long it may take.
+        after: Duration,
+    },
+    /// The destination, asked again, does not have the guest.
+    #[error("{peer} was asked what became of the guest: {reason}")]
+    Fate {
+        /// Who.
+        peer: String,
+        /// What it said.
+        reason: String,
+    },
+    /// It is as it was before the destination was called again.
+    #[error("{0}")]
+    Before(String),
     /// A bug of the engine that was caught.
     #[error("internal error: {0}; please report it")]
     Bug(String),
@@ -154,6 +188,12 @@ impl Failure {
         Self::Connect { to: to.to_owned(), why: tame(&text.to_lowercase()) }
     }
 
+    /// Wraps what the file system says of the journal.
+    pub(crate) fn journal(journals: &Journals, error: &io::Error) -> Self {
+        let folder = journals.folder().map_or_else(String::new, |folder| folder.display().to_string());
+        Self::Journal { folder, why: error.to_string() }
+    }
+
     /// Wraps what the wire says.
     pub(crate) fn wire(peer: &str) -> impl FnOnce(wire::Error) -> Self {
         let peer = peer.to_owned();
@@ -168,6 +208,21 @@ impl Failure {
     /// Whether this only says that a connection ended, not why.
     pub(crate) fn is_bare(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Closed { .. } | Self::Silent { .. })
+    }
+}
+
+impl Failure {
+    /// Whether only the conversation is over: this side could have gone on.
+    pub(crate) fn is_of_conversation(&self) -> bool {
+        let others = matches!(
+            self,
+            Self::Aborted { .. }
+                | Self::Protocol { .. }
+                | Self::Connect { .. }
+                | Self::Refused { .. }
+                | Self::Lapsed { .. }
+        );
+        self.is_bare() || others
     }
 }
 

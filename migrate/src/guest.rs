@@ -36,6 +36,9 @@ pub struct Description {
     pub name: String,
     /// The guest's identity: survives every move.
     pub uuid: Uuid,
+    /// Which incarnation of it this is: 0 since its boot, more with every move.
+    #[serde(default)]
+    pub epoch: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// RAM, ascending and disjoint.
@@ -216,6 +219,9 @@ pub trait Departing: Send + Sync {
     /// When the guest has already been given up.
     fn resume(&self) -> Result<()>;
 
+    /// From here on the guest is this incarnation: it was forced to run on here.
+    fn set_epoch(&self, epoch: u64);
+
     /// The guest runs elsewhere: takes what has come from the network for it here since it was paused, and what still
     /// comes. Waits for the first, not much longer than `wait`.
     fn take_packets(&self, wait: Duration, into: &mut Vec<Packet>);
@@ -235,7 +241,8 @@ pub trait Host: Send + Sync {
     /// Every reason why this guest cannot run here. Empty: it can.
     fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String>;
 
-    /// Builds the machine, paused and blank, with all that can be done before the state comes.
+    /// Builds the machine, paused and blank, with all that can be done before the state comes. The guest's
+    /// [epoch](Description::epoch) is the one it will have here.
     ///
     /// # Errors
     /// When it cannot be built after all.
@@ -272,8 +279,14 @@ pub trait Arriving: Send + Sync {
     /// The source has sent a packet after the guest.
     fn deliver_packet(&self, packet: &Packet);
 
-    /// Pauses a guest that runs but whose memory can no longer come (post-copy with a lost source).
+    /// Pauses a guest that runs but whose memory does not come (post-copy with a lost source).
     fn suspend(&self);
+
+    /// Runs a suspended guest on: its memory has come after all.
+    ///
+    /// # Errors
+    /// When a vCPU cannot be started.
+    fn run_on(&self) -> Result<()>;
 
     /// Throws the machine away: the migration ended before the guest was here.
     fn discard(&self);

@@ -28,6 +28,7 @@ pub mod destination;
 mod failure;
 pub mod guest;
 pub mod handover;
+pub mod journal;
 pub mod options;
 pub mod pages;
 mod priority;

@@ -85,6 +85,8 @@ pub struct Options {
     pub clock: ClockPolicy,
     /// What protects the connections.
     pub protection: Protection,
+    /// From a lost link on, after commit: so long both sides try to find each other again before they say that they cannot.
+    pub recovery: Duration,
 }
 
 /// Most data connections of one migration.
@@ -99,6 +101,9 @@ pub fn default_streams() -> u32 {
 
 /// Default for [`Options::max_downtime`].
 pub const DEFAULT_MAX_DOWNTIME: Duration = Duration::from_millis(300);
+
+/// Default for [`Options::recovery`].
+pub const DEFAULT_RECOVERY: Duration = Duration::from_secs(60);
 
 /// Default for [`Options::timeout`].
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -38,6 +38,18 @@ pub enum Event {
         /// One line.
         reason: String,
     },
+    /// The link was lost after commit: the other side is called again.
+    Lost {
+        /// What was seen of it.
+        cause: String,
+    },
+    /// Both sides have found each other again.
+    Found {
+        /// How long they had not, µs.
+        us: u64,
+        /// Calls it took.
+        calls: u32,
+    },
     /// It is over.
     Ended {
         /// Everything.

@@ -57,6 +57,9 @@ pub struct Report {
     pub traffic: Traffic,
     /// Post-copy, when there was any.
     pub postcopy: Option<Postcopy>,
+    /// Losses of the link that were got over, or not, from commit on.
+    #[serde(default)]
+    pub outages: Vec<Outage>,
     /// Packets that came to the source after the guest had left; absent when it has no network, or did not leave.
     pub in_flight: Option<InFlight>,
     /// What the guest measured itself; absent for guests without telemetry.
@@ -88,6 +91,7 @@ impl Report {
             switchover: None,
             traffic: Traffic::default(),
             postcopy: None,
+            outages: Vec::new(),
             in_flight: None,
             guest_measured: None,
             verification: None,
@@ -109,6 +113,19 @@ pub struct InFlight {
     pub bytes: u64,
     /// From the guest's start on the destination until the last one came, µs; 0 when none came.
     pub last_us: u64,
+}
+
+/// A loss of the link from commit on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Outage {
+    /// What was seen of it first.
+    pub cause: String,
+    /// Until both sides had found each other again, or given up, µs.
+    pub us: u64,
+    /// Calls it took.
+    pub calls: u32,
+    /// Whether they found each other again.
+    pub over: bool,
 }
 
 /// One phase and how long it took.

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use migrate::channel::memory::Place;
 use migrate::channel::{Deadlines, Dial, Link};
+use migrate::journal::Journals;
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
-use migrate::source::{Route, migrate_over};
+use migrate::source::Route;
 use migrate::wire::Role;
 use migrate::{Cancel, Receiver};
 use sim::attempt::Attempt;
-use sim::{At, DiskUse, Habit, Runners, Sim, SimHost, options};
+use sim::{At, DiskUse, Habit, Runners, Sim, SimHost, options, reported};
 
 /// Slow enough to be caught in any round.
 fn slow(mode: Mode) -> Options {
@@ -87,8 +88,8 @@ fn cancelled_at(moment: &Moment, guest: &Arc<Sim>, runners: &Runners) -> Report 
             (moment.there != There::IsMute).then(|| scope.spawn(|| receiver.receive(&host, &Silent)));
         let (guest, cancelled) = (guest, &cancel);
         let migrating = scope.spawn(move || {
-            let route = Route { dial, deadlines: Deadlines::default() };
-            migrate_over(&**guest, &moment.options, route, cancelled, &observer)
+            let route = Route { dial, deadlines: Deadlines::default(), journals: Journals::nowhere() };
+            reported(&**guest, &moment.options, route, cancelled, &observer)
         });
         if moment.phase == Phase::Switchover {
             // Nothing is told in the pause.
@@ -120,8 +121,8 @@ fn moves_elsewhere(what: &str, guest: Arc<Sim>, runners: Runners) {
     let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
     let (report, arrival) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let route = Route { dial: &place, deadlines: Deadlines::default() };
-        let report = migrate_over(&*guest, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+        let route = Route { dial: &place, deadlines: Deadlines::default(), journals: Journals::nowhere() };
+        let report = reported(&*guest, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
         (report, receiving.join().expect("no panic"))
     });
     assert_eq!(report.outcome, Outcome::Moved, "{what}: {:?}", report.reason);
@@ -178,9 +179,9 @@ fn a_name_that_is_not_found_in_time_is_named() {
     for (timeout, expected) in cases {
         let (_never, answer) = mpsc::channel();
         let dial = Nameless { place: Place::new(), answer: Mutex::new(Some(answer)) };
-        let route = Route { dial: &dial, deadlines: quick };
+        let route = Route { dial: &dial, deadlines: quick, journals: Journals::nowhere() };
         let hasty = Options { timeout, ..options(Mode::Precopy) };
-        let report = migrate_over(&*guest, &hasty, route, &Cancel::new(), &Silent);
+        let report = reported(&*guest, &hasty, route, &Cancel::new(), &Silent);
         let reason = report.reason.expect("a reason");
         assert!(reason.contains(expected), "{reason}");
     }

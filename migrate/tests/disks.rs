@@ -5,13 +5,14 @@ mod sim;
 use std::time::{Duration, Instant};
 
 use migrate::channel::memory::Place;
+use migrate::journal::Journals;
 use migrate::options::{Mode, Options};
 use migrate::progress::Silent;
 use migrate::report::Outcome;
-use migrate::source::{Route, migrate_over};
+use migrate::source::Route;
 use migrate::{Cancel, Receiver};
 use sim::attempt::{Attempt, short};
-use sim::{DiskUse, Habit, Runners, Sim, SimHost, options};
+use sim::{DiskUse, Habit, Runners, Sim, SimHost, options, reported};
 
 /// Moves a guest whose disk hangs there, and cancels when that is said.
 fn move_with_a_hanging_disk(disk: DiskUse, options: &Options, cancel_after: Option<Duration>) -> String {
@@ -32,8 +33,8 @@ fn move_with_a_hanging_disk(disk: DiskUse, options: &Options, cancel_after: Opti
                 cancel.cancel("enough").expect("before commit");
             });
         }
-        let route = Route { dial: &place, deadlines };
-        let report = migrate_over(&*guest, options, route, &cancel, &Silent);
+        let route = Route { dial: &place, deadlines, journals: Journals::nowhere() };
+        let report = reported(&*guest, options, route, &cancel, &Silent);
         (report, receiving.join().expect("no panic"))
     });
     assert!(began.elapsed() < Duration::from_secs(3), "{disk:?}: {:?}", began.elapsed());

@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
 use migrate::channel::{Deadlines, Dial, Link, Listen};
+use migrate::journal::Journals;
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Observer, Silent};
 use migrate::report::{Outcome, Phase, Report};
-use migrate::source::{Route, migrate_over};
+use migrate::source::Route;
 use migrate::wire::Role;
 use migrate::{Arrival, Cancel, Receiver, TooLate};
 use sim::attempt::{attempt, attempt_with, short};
 use sim::link::{Blow, Fuse, Fusing};
-use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options, reported};
 
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
@@ -46,7 +47,7 @@ fn burn(mode: Mode, side: Side, blow: Blow, deadlines: Deadlines, step: usize) -
         };
         attempt.check(&format!("{mode:?}, {blow:?} after {operations} operations of the {side:?}"));
         ends[attempt.report.outcome as usize] += 1;
-        ends[3] += u32::from(matches!(attempt.arrival, Arrival::Orphaned { missing: 1.., .. }));
+        ends[3] += u32::from(matches!(&attempt.arrival, Arrival::Waits(waiting) if waiting.is_orphaned()));
         if !fuse.has_blown() {
             return ends;
         }
@@ -140,10 +141,10 @@ fn a_cancel_reaches_a_paused_guest_whose_destination_is_silent() {
     let guest = Sim::booted(habit, runners.clone());
     let host = SimHost::new(habit, &runners);
     let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
-    let route = Route { dial: &place, deadlines: Deadlines::default() };
+    let route = Route { dial: &place, deadlines: Deadlines::default(), journals: Journals::nowhere() };
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let migrating = scope.spawn(|| migrate_over(&*guest, &slow, route, &cancel, &Silent));
+        let migrating = scope.spawn(|| reported(&*guest, &slow, route, &cancel, &Silent));
         while guest.is_running() {
             std::thread::yield_now();
         }
@@ -220,9 +221,9 @@ fn too_late(dial: &dyn Dial, listen: Box<dyn Listen>) -> String {
     let late = Late { dial, dialled, go: Mutex::new(go) };
     let guest = Sim::booted(Habit::default(), Runners::default());
     let report = std::thread::scope(|scope| {
-        let route = Route { dial: &late, deadlines: Deadlines::default() };
+        let route = Route { dial: &late, deadlines: Deadlines::default(), journals: Journals::nowhere() };
         let (guest, asked) = (&guest, options(Mode::Precopy));
-        let migrating = scope.spawn(move || migrate_over(&**guest, &asked, route, &Cancel::new(), &Silent));
+        let migrating = scope.spawn(move || reported(&**guest, &asked, route, &Cancel::new(), &Silent));
         has_dialled.recv().expect("it dials");
         let patient = Deadlines { connect: Duration::from_secs(60), ..Deadlines::default() };
         let began = Instant::now();
@@ -250,8 +251,8 @@ fn a_hello_that_comes_when_reception_has_just_ended_is_refused_by_name() {
 fn try_port(to: SocketAddr, options: &Options, deadlines: Deadlines) -> Report {
     let guest = Sim::booted(Habit::default(), Runners::default());
     let dial = TcpDial::new(&to.to_string());
-    let route = Route { dial: &dial, deadlines };
-    let report = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
+    let route = Route { dial: &dial, deadlines, journals: Journals::nowhere() };
+    let report = reported(&*guest, options, route, &Cancel::new(), &Silent);
     assert!(report.outcome == Outcome::Kept && guest.is_running());
     guest.shut_down();
     report
@@ -325,7 +326,7 @@ fn a_second_guest_is_refused_while_one_arrives_and_a_failed_attempt_does_not_clo
     let (runners, habit) = (Runners::default(), Habit::default());
     let host = SimHost::new(habit, &runners);
     let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
-    let route = Route { dial: &place, deadlines: Deadlines::default() };
+    let route = Route { dial: &place, deadlines: Deadlines::default(), journals: Journals::nowhere() };
     let (first, second) = (Sim::booted(habit, runners.clone()), Sim::booted(habit, Runners::default()));
     let (cancel, slow) = (Cancel::new(), Options { bandwidth: Some(1 << 20), ..options(Mode::Precopy) });
     std::thread::scope(|scope| {
@@ -337,16 +338,16 @@ fn a_second_guest_is_refused_while_one_arrives_and_a_failed_attempt_does_not_clo
             }
         });
         let (guest, slow, cancelled) = (&first, &slow, &cancel);
-        let migrating = scope.spawn(move || migrate_over(&**guest, slow, route, cancelled, &observer));
+        let migrating = scope.spawn(move || reported(&**guest, slow, route, cancelled, &observer));
         begun.recv().expect("pre-copy begins");
-        let refused = migrate_over(&*second, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+        let refused = reported(&*second, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
         let reason = refused.reason.expect("a reason");
         assert!(reason.contains("another guest is arriving here"), "{reason}");
         cancel.cancel("make room").expect("before commit");
         assert_eq!(migrating.join().expect("no panic").outcome, Outcome::Kept);
         assert!(matches!(receiving.join().expect("no panic"), Arrival::Failed { .. }));
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let report = migrate_over(&*first, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+        let report = reported(&*first, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
         assert_eq!(report.outcome, Outcome::Moved, "{:?}", report.reason);
         assert!(matches!(receiving.join().expect("no panic"), Arrival::Arrived { .. }));
     });

@@ -10,12 +10,13 @@ use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
 use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::guest::Packet;
+use migrate::journal::Journals;
 use migrate::options::{InFlightPolicy, Mode, Options};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
-use migrate::source::{Route, migrate_over};
+use migrate::source::Route;
 use migrate::{Arrival, Cancel, Receiver};
-use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options, reported};
 
 fn deadlines() -> Deadlines {
     Deadlines { settle: Duration::from_millis(20), ..Deadlines::default() }
@@ -36,17 +37,21 @@ fn go(
     upset(&guest, &mut host);
     let waiting = guest.packets().clone();
     let receiver = Receiver::over(listen, deadlines());
-    let route = Route { dial, deadlines: deadlines() };
+    let route = Route { dial, deadlines: deadlines(), journals: Journals::nowhere() };
     let told = Mutex::new(Vec::new());
     let observer = At(|event: &Event| {
         // A beat of progress may be under way when the pause begins.
         let undisturbed = matches!(event, Event::Progress(_)) || runners.count() == 1;
-        assert!(undisturbed, "told while no machine runs the guest: {event:?}");
+        assert!(
+            undisturbed,
+            "told while no machine runs the guest: {event:?} {options:?} {:?}",
+            std::backtrace::Backtrace::force_capture()
+        );
         told.lock().unwrap().push(event.clone());
     });
     let (report, arrival) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let report = migrate_over(&*guest, options, route, &Cancel::new(), &observer);
+        let report = reported(&*guest, options, route, &Cancel::new(), &observer);
         (report, receiving.join().expect("no panic"))
     });
     let holder =
@@ -241,8 +246,8 @@ fn packets_that_come_late_are_sent_after_the_guest() {
         let receiver = Receiver::over(Box::new(place.clone()), deadlines());
         let (report, arrival) = std::thread::scope(|scope| {
             let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-            let route = Route { dial: &place, deadlines: deadlines() };
-            let report = migrate_over(&*guest, &options(mode), route, &Cancel::new(), &observer);
+            let route = Route { dial: &place, deadlines: deadlines(), journals: Journals::nowhere() };
+            let report = reported(&*guest, &options(mode), route, &Cancel::new(), &observer);
             (report, receiving.join().expect("no panic"))
         });
         assert_moved(&report, &arrival);

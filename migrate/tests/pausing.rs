@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use migrate::channel::Deadlines;
 use migrate::channel::memory::Place;
+use migrate::journal::Journals;
 use migrate::options::{Mode, OnTimeout, Options};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
-use migrate::source::{Route, migrate_over};
+use migrate::source::Route;
 use migrate::{Arrival, Cancel, NotWaiting, Receiver};
 use sim::attempt::{Attempt, attempt, attempt_with, short};
 use sim::link::{Blow, Fuse, Fusing};
-use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options, reported};
 
 fn waits(event: &Event) -> bool {
     matches!(event, Event::Phase { phase: Phase::Waiting })
@@ -185,9 +186,10 @@ fn a_destination_that_cannot_do_what_time_may_call_for_refuses_at_the_start() {
         let receiver = Receiver::over(Box::new(place.clone()), Deadlines::default());
         let report = std::thread::scope(|scope| {
             let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-            let route = Route { dial: &place, deadlines: Deadlines::default() };
+            let route =
+                Route { dial: &place, deadlines: Deadlines::default(), journals: Journals::nowhere() };
             let asked = Options { on_timeout, ..options(Mode::Precopy) };
-            let report = migrate_over(&*guest, &asked, route, &Cancel::new(), &Silent);
+            let report = reported(&*guest, &asked, route, &Cancel::new(), &Silent);
             receiver.stop();
             drop(receiving.join().expect("no panic"));
             report

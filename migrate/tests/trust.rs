@@ -13,6 +13,7 @@ use std::time::Duration;
 use migrate::channel::tcp::TcpListen;
 use migrate::channel::tls::TlsListen;
 use migrate::channel::{Deadlines, Listen};
+use migrate::journal::Journals;
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Silent};
 use migrate::protection::{Admission, Protection, authority};
@@ -106,7 +107,7 @@ fn try_in_turn(
     let ask = |protection: &Protection| {
         let options =
             Options { to: destination.to.clone(), protection: protection.clone(), ..options(Mode::Precopy) };
-        migrate::migrate(&*guest, &options, &Cancel::new(), &Silent)
+        migrate::migrate(&*guest, &options, Journals::nowhere(), &Cancel::new(), &Silent).report
     };
     let said = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| destination.receiver.receive(&host, &observer));
@@ -170,7 +171,8 @@ fn every_mode_moves_a_larger_guest_inside_tls() {
             };
             let (report, arrival) = std::thread::scope(|scope| {
                 let receiving = scope.spawn(|| destination.receiver.receive(&host, &Silent));
-                let report = migrate::migrate(&*guest, &options, &Cancel::new(), &Silent);
+                let report =
+                    migrate::migrate(&*guest, &options, Journals::nowhere(), &Cancel::new(), &Silent).report;
                 destination.receiver.stop();
                 (report, receiving.join().expect("no panic"))
             });
@@ -224,7 +226,7 @@ fn a_source_finds_an_expired_destination_and_one_of_another_ca_finds_the_source(
             protection: files.shows("ours/a", None),
             ..options(Mode::Precopy)
         };
-        let report = migrate::migrate(&*guest, &options, &Cancel::new(), &Silent);
+        let report = migrate::migrate(&*guest, &options, Journals::nowhere(), &Cancel::new(), &Silent).report;
         let reason = report.reason.expect("a reason");
         assert!(reason.contains("its certificate has expired"), "{reason}");
         destination.receiver.stop();
@@ -339,7 +341,8 @@ fn a_handshake_that_drips_is_over_at_its_deadline_and_holds_up_nobody() {
         };
         let report = std::thread::scope(|scope| {
             let receiving = scope.spawn(|| destination.receiver.receive(&host, &Silent));
-            let report = migrate::migrate(&*guest, &options, &Cancel::new(), &Silent);
+            let report =
+                migrate::migrate(&*guest, &options, Journals::nowhere(), &Cancel::new(), &Silent).report;
             destination.receiver.stop();
             receiving.join().expect("no panic");
             report
@@ -362,7 +365,7 @@ fn a_silent_destination_is_given_up() {
         protection: files.shows_key("ours.psk"),
         ..options(Mode::Precopy)
     };
-    let report = migrate::migrate(&*guest, &options, &Cancel::new(), &Silent);
+    let report = migrate::migrate(&*guest, &options, Journals::nowhere(), &Cancel::new(), &Silent).report;
     let reason = report.reason.expect("a reason");
     assert!(reason.contains("has not finished the TLS handshake within 5 s"), "{reason}");
     assert!(guest.is_running());

@@ -87,6 +87,11 @@ pub trait Dial: Send + Sync {
     fn look_up(&self) -> Option<Box<dyn FnOnce() -> io::Result<()> + Send>> {
         None
     }
+
+    /// The same way of dialling, to another address; none where there are no addresses.
+    fn elsewhere(&self, _to: &str) -> Option<Box<dyn Dial>> {
+        None
+    }
 }
 
 /// How a destination is reached.

@@ -214,6 +214,10 @@ impl Dial for TcpDial {
     fn to(&self) -> &str {
         &self.to
     }
+
+    fn elsewhere(&self, to: &str) -> Option<Box<dyn Dial>> {
+        Some(Box::new(Self::new(to)))
+    }
 }
 
 fn resolve(to: &str, into: &OnceLock<Vec<SocketAddr>>) -> io::Result<()> {

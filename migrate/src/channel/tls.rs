@@ -303,6 +303,11 @@ impl Dial for TlsDial {
     fn to(&self) -> &str {
         self.inner.to()
     }
+
+    /// The name that its certificate must have stays what it was.
+    fn elsewhere(&self, to: &str) -> Option<Box<dyn Dial>> {
+        Some(Box::new(Self { inner: TcpDial::new(to), identity: self.identity.clone() }))
+    }
 }
 
 /// Listens by TCP, and lets nobody in who does not show who it is.

@@ -79,6 +79,9 @@ pub struct StartArgs {
     /// Protect the connections by TLS, with a key in FILE that the destination has as well
     #[arg(long, value_name = "FILE")]
     pub psk: Option<PathBuf>,
+    /// When the link is lost after the guest was handed over, both sides try to find each other again for so long
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub recovery_timeout: Duration,
     /// Print every event as a line of JSON, the report last
     #[arg(long)]
     pub json: bool,
@@ -191,6 +194,7 @@ impl StartArgs {
             tls: self.tls.as_deref().map(absolute),
             tls_name: self.tls_name.clone(),
             psk: self.psk.as_deref().map(absolute),
+            recovery_ms: Some(whole(self.recovery_timeout.as_millis())),
         }
     }
 }
@@ -219,7 +223,7 @@ mod tests {
     fn a_migration_with_everything() {
         let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
                     --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s \
-                    --tls /etc/migrate --tls-name b";
+                    --tls /etc/migrate --tls-name b --recovery-timeout 5m";
         let arguments = parse(line).unwrap();
         assert_eq!(arguments.vm(), Some("a"));
         let start = arguments.start.unwrap();
@@ -239,6 +243,7 @@ mod tests {
             tls: Some("/etc/migrate".into()),
             tls_name: Some("b".to_owned()),
             psk: None,
+            recovery_ms: Some(300_000),
         };
         assert_eq!(start.request(), expected);
     }

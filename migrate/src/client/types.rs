@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::options::{
-    ClockPolicy, DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout,
-    Options, default_streams,
+    ClockPolicy, DEFAULT_MAX_DOWNTIME, DEFAULT_RECOVERY, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode,
+    OnTimeout, Options, default_streams,
 };
 use crate::progress::Progress;
 use crate::protection::Protection;
@@ -105,6 +105,9 @@ pub struct MigrateRequest {
     /// File on the VMM's host with a key that the destination has as well, which the VMM reads: TLS with that. Not with `tls`.
     #[schema(value_type = Option<String>)]
     pub psk: Option<PathBuf>,
+    /// From a lost link on, after commit: both sides try to find each other again for so long, ms; default: a minute.
+    #[serde(default)]
+    pub recovery_ms: Option<u64>,
 }
 
 /// Why a [`MigrateRequest`] cannot become [`Options`].
@@ -146,6 +149,7 @@ impl MigrateRequest {
             in_flight: self.in_flight,
             clock: self.clock,
             protection: self.protection()?,
+            recovery: self.recovery_ms.map_or(DEFAULT_RECOVERY, Duration::from_millis),
         };
         if options.streams == 0 || options.streams > MAX_STREAMS {
             return Err(OptionsError::Streams(options.streams));

@@ -18,11 +18,12 @@ pub(super) struct Context<'a> {
     pub(super) guest: Arc<dyn Arriving>,
     pub(super) ram: Arc<dyn Ram>,
     pub(super) control: Line,
+    /// Of this conversation.
     pub(super) alarm: Arc<Alarm>,
     pub(super) deadlines: Deadlines,
-    pub(super) landing: Landing,
+    pub(super) landing: Arc<Landing>,
     /// Post-copy: set just before the pause; pages are placed from then on.
-    pub(super) placing: OnceLock<Placing>,
+    pub(super) placing: OnceLock<Arc<Placing>>,
     pub(super) observer: &'a dyn Observer,
 }
 

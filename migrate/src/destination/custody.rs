@@ -1,19 +1,24 @@
-//! The destination's hold on the guest: does what `handover` says, and nothing else does.
+//! The destination's hold on the guest: does what `handover` says, and nothing else does. What is promised is in the journal
+//! before it is done.
 
 use std::sync::Arc;
 
 use crate::failure::Failure;
-use crate::guest::Arriving;
+use crate::guest::{Arriving, GuestError};
 use crate::handover::{Destination, DestinationAction, DestinationEvent};
+use crate::journal::{Journal, Promise};
 
 pub(super) struct Custody {
     guest: Arc<dyn Arriving>,
     state: Destination,
+    journal: Journal,
+    /// It stands still until nothing is missing.
+    suspended: bool,
 }
 
 impl Custody {
-    pub(super) fn new(guest: Arc<dyn Arriving>) -> Self {
-        Self { guest, state: Destination::Arriving }
+    pub(super) fn new(guest: Arc<dyn Arriving>, journal: Journal) -> Self {
+        Self { guest, state: Destination::Arriving, journal, suspended: false }
     }
 
     pub(super) fn state(&self) -> Destination {
@@ -27,22 +32,63 @@ impl Custody {
         };
         self.state = state;
         match action {
-            DestinationAction::RunHere => {
-                if let Err(error) = self.guest.resume() {
-                    self.on(DestinationEvent::NotStarted)?;
-                    return Err(Failure::guest("start the guest")(error));
-                }
+            DestinationAction::RunHere => self.run()?,
+            DestinationAction::ThrowAway | DestinationAction::SendNotRunning => {
+                self.guest.discard();
+                // A source that asks later hears the same of a record that was lost, from this process.
+                let _ = self.journal.write(Promise::Discarded);
             }
-            DestinationAction::ThrowAway | DestinationAction::SendNotRunning => self.guest.discard(),
-            DestinationAction::Suspend => self.guest.suspend(),
-            DestinationAction::None | DestinationAction::SendReady => {}
+            DestinationAction::Suspend => {
+                self.guest.suspend();
+                self.suspended = true;
+            }
+            DestinationAction::RunOn | DestinationAction::None | DestinationAction::SendReady => {}
+        }
+        if state == Destination::Arrived && event == DestinationEvent::Complete {
+            self.arrive()?;
         }
         Ok(())
     }
 
-    /// Something went wrong.
-    pub(super) fn fail(&mut self) {
+    /// The record first: a process that dies in between has not run it, and one that comes after knows no better.
+    fn run(&mut self) -> Result<(), Failure> {
+        let written = self.journal.write(Promise::Running).map_err(GuestError::from);
+        if let Err(error) = written.and_then(|()| self.guest.resume()) {
+            self.on(DestinationEvent::NotStarted)?;
+            return Err(Failure::guest("start the guest")(error));
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self) -> Result<(), Failure> {
+        if std::mem::take(&mut self.suspended) {
+            self.guest.run_on().map_err(Failure::guest("run the guest on"))?;
+        }
+        // It says no more than that it ran here, which is on record.
+        let _ = self.journal.write(Promise::Arrived);
+        Ok(())
+    }
+
+    /// Puts on stable storage what was only written in the pause.
+    pub(super) fn sync(&self) {
+        // As long as this process lives it needs no record.
+        let _ = self.journal.sync();
+    }
+
+    /// Something went wrong: the conversation, or this side itself.
+    pub(super) fn fail(&mut self, failure: &Failure) {
+        let event = match failure {
+            // A source gives up only before commit, and then it keeps its guest.
+            Failure::Aborted { .. }
+                if self.state.on(DestinationEvent::Disowned).is_some() && !self.state.runs() =>
+            {
+                DestinationEvent::Disowned
+            }
+            failure if failure.is_of_conversation() => DestinationEvent::Failed,
+            _ => DestinationEvent::Broken,
+        };
+        let known = self.state.on(event).is_some();
         // Every state knows this event.
-        let _ = self.on(DestinationEvent::Failed);
+        let _ = self.on(if known { event } else { DestinationEvent::Failed });
     }
 }

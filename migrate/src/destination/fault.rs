@@ -40,8 +40,10 @@ pub(super) struct Placing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// The guest does not run here yet.
+    /// The guest does not run here yet, and its state may be being restored.
     Open,
+    /// The state is in place, and ready was said: it waits for commit, through losses of the link too.
+    Ready,
     /// Commit has come: no missing page may ever read as zero.
     Committed,
     /// The guest runs, since then.
@@ -63,6 +65,8 @@ struct Waits {
 struct Sign {
     bytes: u64,
     since: Instant,
+    /// When this conversation began: what was waited for before it says nothing against the source.
+    began: Instant,
 }
 
 impl Placing {
@@ -155,18 +159,34 @@ impl Placing {
         }
     }
 
-    /// Commit has come. False when the arrival has failed before: the guest must not run.
-    pub(super) fn commit(&self) -> bool {
+    /// The state is in place. False when the arrival has failed before, and who hung in a fault was let go: the guest must
+    /// never run.
+    pub(super) fn set_ready(&self) -> bool {
         let mut fate = self.fate();
         if *fate == Fate::Open {
-            *fate = Fate::Committed;
+            *fate = Fate::Ready;
         }
-        *fate == Fate::Committed
+        *fate == Fate::Ready
+    }
+
+    /// Commit has come.
+    pub(super) fn commit(&self) {
+        *self.fate() = Fate::Committed;
+    }
+
+    /// Pages that are missing still.
+    pub(super) fn missing(&self) -> PageSet {
+        self.unplaced.snapshot()
     }
 
     /// The guest runs, and the source knows.
     pub(super) fn set_running(&self, since: Instant, context: &Context<'_>) -> Result<(), Failure> {
-        *self.fate() = Fate::Running(since);
+        {
+            let mut fate = self.fate();
+            if !matches!(*fate, Fate::Running(_)) {
+                *fate = Fate::Running(since);
+            }
+        }
         self.tell_if_complete(context)
     }
 
@@ -204,10 +224,23 @@ impl Placing {
         }
     }
 
-    /// Sees touches of missing pages and requests them, until nothing is missing or the arrival is over.
+    /// Requests again what was requested when the link was lost.
+    pub(super) fn request_again(&self, urgent: &Line) -> Result<(), Failure> {
+        let wanted: Vec<u64> = {
+            let mut waits = self.waits();
+            waits.since.retain(|gfn, _| self.unplaced.contains(*gfn));
+            waits.since.keys().copied().collect()
+        };
+        wanted
+            .chunks(REQUESTS_PER_FRAME)
+            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+    }
+
+    /// Sees touches of missing pages and requests them, until nothing is missing or the conversation is over.
     pub(super) fn watch(&self, context: &Context<'_>, urgent: &Line) {
         let mut touched = Vec::new();
-        let mut sign = Sign { bytes: 0, since: Instant::now() };
+        let now = Instant::now();
+        let mut sign = Sign { bytes: context.landing.traffic().bytes, since: now, began: now };
         while !self.told.load(Ordering::Acquire) && !context.alarm.is_stopped() {
             touched.clear();
             let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
@@ -219,7 +252,7 @@ impl Placing {
                 context.alarm.trip(failure);
             }
         }
-        // Before commit the machine is thrown away: whoever hangs in a fault meanwhile, a restore perhaps, must
+        // Before ready the machine is thrown away: whoever hangs in a fault meanwhile, a restore perhaps, must
         // be let go. After it nothing may be let go: the missing pages would read as zero.
         let mut fate = self.fate();
         if *fate == Fate::Open {
@@ -228,7 +261,27 @@ impl Placing {
         }
     }
 
+    /// While nobody can be asked: fills holes, and notes who waits for what.
+    pub(super) fn watch_alone(&self, over: &AtomicBool) {
+        let mut touched = Vec::new();
+        while !over.load(Ordering::Acquire) {
+            touched.clear();
+            // A host that cannot catch faults any more shows when the source is back: its pages cannot be placed.
+            let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
+            if seen.and_then(|()| self.note(&touched)).is_err() {
+                return;
+            }
+        }
+    }
+
     fn request(&self, touched: &[u64], urgent: &Line) -> Result<(), Failure> {
+        self.note(touched)?
+            .chunks(REQUESTS_PER_FRAME)
+            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+    }
+
+    /// Notes who waits since now; the pages that are to be requested for it.
+    fn note(&self, touched: &[u64]) -> Result<Vec<u64>, Failure> {
         let now = Instant::now();
         let mut wanted = Vec::new();
         for gfn in touched {
@@ -246,9 +299,7 @@ impl Placing {
             }
         }
         self.waits().requests += wanted.len() as u64;
-        wanted
-            .chunks(REQUESTS_PER_FRAME)
-            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+        Ok(wanted)
     }
 
     /// While a page is waited for, something must come: a restore that waits for one hears nothing else. One page
@@ -256,11 +307,12 @@ impl Placing {
     fn check_patience(&self, context: &Context<'_>, sign: &mut Sign) -> Result<(), Failure> {
         let bytes = context.landing.traffic().bytes;
         if bytes != sign.bytes {
-            *sign = Sign { bytes, since: Instant::now() };
+            *sign = Sign { bytes, since: Instant::now(), ..*sign };
         }
-        let open = *self.fate() == Fate::Open;
+        let open = matches!(*self.fate(), Fate::Open | Fate::Ready);
         let after = if open { context.deadlines.pause } else { context.deadlines.idle };
-        let waited = self.waits().since.values().any(|since| since.elapsed() >= after);
+        let patience = |since: &Instant| since.elapsed().min(sign.began.elapsed()) >= after;
+        let waited = self.waits().since.values().any(patience);
         if waited && sign.since.elapsed() >= after {
             return Err(Failure::Silent { peer: context.control.peer().to_owned(), after });
         }
@@ -279,6 +331,6 @@ impl Placing {
 impl Context<'_> {
     /// The pages being placed; before any are missing there is nothing to place.
     pub(super) fn placing(&self, line: &Line, head: &Head) -> Result<&Placing, Failure> {
-        self.placing.get().ok_or_else(|| line.unexpected(head.kind, "pages to land"))
+        self.placing.get().map(Arc::as_ref).ok_or_else(|| line.unexpected(head.kind, "pages to land"))
     }
 }

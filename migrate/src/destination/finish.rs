@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::session::Session;
 use crate::failure::Failure;
 use crate::guest::Telemetry;
-use crate::handover::DestinationEvent;
+use crate::handover::{Destination, DestinationEvent};
 use crate::report::Phase;
 use crate::verify::{compare, judge};
 use crate::wire::message::Figures;
@@ -22,10 +22,10 @@ impl Session<'_> {
         let context = self.context;
         if context.placing.get().is_some() {
             context.enter(Phase::Postcopy);
-            if context.preflight.verify {
+            if context.preflight.verify && !self.again {
                 self.verify_running()?;
             }
-        } else {
+        } else if self.custody.state() != Destination::Arrived {
             self.custody.on(DestinationEvent::Complete)?;
         }
         match context.control.hear()? {
@@ -36,8 +36,14 @@ impl Session<'_> {
             Some(placing) if placing.remaining() > 0 => {
                 Err(context.control.unexpected(Kind::Finish, "missing pages"))
             }
-            Some(_) => self.custody.on(DestinationEvent::Complete),
-            None => Ok(()),
+            Some(_) if self.custody.state() != Destination::Arrived => {
+                if self.again && context.preflight.verify {
+                    // Nothing is compared after a lost link.
+                    context.guest.stop_dirty_log();
+                }
+                self.custody.on(DestinationEvent::Complete)
+            }
+            _ => Ok(()),
         }
     }
 

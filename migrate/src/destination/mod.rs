@@ -21,17 +21,25 @@ mod prepare;
 mod reception;
 mod session;
 mod switchover;
+mod waiting;
 
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver as Callers;
+use std::time::Duration;
 
+use self::reception::{Caller, Desk, Memory};
+use self::session::{Place, attended};
+pub use self::waiting::Waiting;
 use crate::channel::tcp::TcpListen;
 use crate::channel::tls::TlsListen;
 use crate::channel::{Deadlines, Listen};
 use crate::failure::Failure;
-use crate::guest::{Arriving, Faults, Host};
+use crate::guest::{Arriving, Host};
+use crate::journal::Journals;
 use crate::options::Mode;
 use crate::progress::Observer;
 use crate::protection::DestinationIdentity;
@@ -41,6 +49,9 @@ use crate::report::{Postcopy, Traffic, Verification};
 pub struct Receiver {
     listen: Box<dyn Listen>,
     deadlines: Deadlines,
+    memory: Memory,
+    /// Nobody is to wait here.
+    stopped: AtomicBool,
 }
 
 /// How an attempt ended here.
@@ -50,24 +61,18 @@ pub enum Arrival {
         /// The machine.
         guest: Arc<dyn Arriving>,
         /// What happened, as seen from here.
-        report: ArrivalReport,
+        report: Box<ArrivalReport>,
+        /// Set when the source may not know: it may [call again](Receiver::await_source).
+        unheard: Option<Box<Waiting>>,
     },
     /// No guest came to run here; the machine, if there was one, is thrown away. Receiving again is fine.
     Failed {
         /// One line.
         reason: String,
     },
-    /// The guest ran here, and the source was lost before all of its memory came. It is suspended.
-    Orphaned {
-        /// The machine.
-        guest: Arc<dyn Arriving>,
-        /// Keeps missing pages from reading as zero: hold it as long as the machine.
-        faults: Arc<dyn Faults>,
-        /// Pages that did not come.
-        missing: u64,
-        /// One line.
-        reason: String,
-    },
+    /// The source was lost, and has not come back in time: the guest stands still here, in part or as a whole. It can still
+    /// [come back](Receiver::await_source).
+    Waits(Box<Waiting>),
 }
 
 /// What the destination saw of a migration.
@@ -120,7 +125,13 @@ impl Receiver {
     /// Receives over any kind of link.
     #[must_use]
     pub fn over(listen: Box<dyn Listen>, deadlines: Deadlines) -> Self {
-        Self { listen, deadlines }
+        Self { listen, deadlines, memory: Memory::new(Journals::default()), stopped: AtomicBool::new(false) }
+    }
+
+    /// Keeps what is promised there.
+    #[must_use]
+    pub fn keeping(self, journals: Journals) -> Self {
+        Self { memory: Memory::new(journals), ..self }
     }
 
     /// Where it listens.
@@ -132,13 +143,63 @@ impl Receiver {
     /// Waits for a guest and takes it in. Strangers on the port are dropped and do not end this.
     #[must_use]
     pub fn receive(&self, host: &dyn Host, observer: &dyn Observer) -> Arrival {
-        session::receive(&*self.listen, self.deadlines, host, observer)
+        let desk = Arc::new(Desk::new(self.deadlines.connect, self.memory.clone(), observer));
+        attended(&*self.listen, &self.stopped, &desk, |callers| {
+            self.place(&desk, callers, observer).receive(host)
+        })
     }
 
-    /// Ends a [`receive`](Self::receive) that still waits for a guest, now or the next one. One that is
-    /// taking a guest in goes on.
+    /// Waits for the source of a guest that is here already, and goes on with it, until `limit` has passed without it or it is
+    /// told to [stop](Self::stop).
+    #[must_use]
+    pub fn await_source(&self, waiting: Box<Waiting>, limit: Duration, observer: &dyn Observer) -> Arrival {
+        let desk = Arc::new(Desk::new(self.deadlines.connect, self.memory.clone(), observer));
+        desk.expect(waiting.session(), waiting.call());
+        let session = waiting.session();
+        let arrival = attended(&*self.listen, &self.stopped, &desk, |callers| {
+            self.place(&desk, callers, observer).wait(waiting, limit)
+        });
+        if let Arrival::Failed { .. } = arrival {
+            self.memory.note_discarded(session);
+        }
+        arrival
+    }
+
+    /// The operator's word that the source does not run the guest and never will: it runs here.
+    ///
+    /// # Errors
+    /// When it has run here already, or part of it is missing, or it cannot be started: one line, and it waits on.
+    pub fn force(&self, waiting: Box<Waiting>) -> std::result::Result<Arrival, (Box<Waiting>, String)> {
+        waiting.force()
+    }
+
+    /// The operator's word that the guest is not needed here.
+    pub fn let_go(&self, waiting: Box<Waiting>) {
+        if waiting.is_held() {
+            self.memory.note_discarded(waiting.session());
+        }
+        waiting.let_go();
+    }
+
+    fn place<'a>(
+        &'a self,
+        desk: &'a Desk<'a>,
+        callers: &'a Callers<Caller>,
+        observer: &'a dyn Observer,
+    ) -> Place<'a> {
+        Place { desk, callers, memory: &self.memory, deadlines: self.deadlines, observer }
+    }
+
+    /// Ends a [`receive`](Self::receive) that still waits for a guest, or an [`await_source`](Self::await_source), and each to
+    /// come, until it [goes on](Self::go_on). One that is taking a guest in goes on to its end.
     pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
         self.listen.wake();
+    }
+
+    /// Guests, and sources, are waited for again.
+    pub fn go_on(&self) {
+        self.stopped.store(false, Ordering::SeqCst);
     }
 }
 
@@ -153,9 +214,7 @@ impl fmt::Debug for Arrival {
         match self {
             Self::Arrived { report, .. } => f.debug_tuple("Arrived").field(report).finish(),
             Self::Failed { reason } => f.debug_tuple("Failed").field(reason).finish(),
-            Self::Orphaned { missing, reason, .. } => {
-                f.debug_tuple("Orphaned").field(missing).field(reason).finish()
-            }
+            Self::Waits(waiting) => waiting.fmt(f),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! heard on a thread of its own, so that a silent one keeps nobody waiting; so many at once and no more. Whoever is
 //! still being heard when reception ends is refused: perhaps its hello is on the way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::Shutdown;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,18 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::alarm::Alarm;
 use crate::channel::line::Line;
 use crate::channel::{Link, Listen};
 use crate::failure::Failure;
+use crate::journal::{Journals, Past};
 use crate::progress::{Event, Observer};
 use crate::wire::limits::VERSIONS;
-use crate::wire::message::{Refuse, Welcome};
+use crate::wire::message::{Fate, Refuse, Told, Welcome};
 use crate::wire::{Error, Hello, Kind, Message, Role};
+
+/// Sessions remembered that ended without a guest.
+const REMEMBERED: usize = 1024;
 
 /// Callers whose hello is awaited at the same time.
 const CALLERS: usize = 32;
@@ -43,11 +48,24 @@ pub(super) struct Desk<'a> {
     desk: Mutex<State>,
     patience: Duration,
     observer: &'a dyn Observer,
+    memory: Memory,
+}
+
+/// What is known of sessions that are over, by this process and by the journals of those before it.
+#[derive(Debug, Clone)]
+pub(super) struct Memory {
+    journals: Journals,
+    /// Those that ended with the guest not here, the latest last.
+    discarded: Arc<Mutex<VecDeque<Uuid>>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     session: Option<Uuid>,
+    /// How often its source has called again.
+    call: u32,
+    /// Ends the conversation that a call takes the place of.
+    conversation: Option<Arc<Alarm>>,
     hearing: HashMap<u64, Arc<dyn Link>>,
     next: u64,
     closed: bool,
@@ -56,21 +74,35 @@ struct State {
 }
 
 impl<'a> Desk<'a> {
-    pub(super) fn new(patience: Duration, observer: &'a dyn Observer) -> Self {
-        Self { desk: Mutex::default(), patience, observer }
+    pub(super) fn new(patience: Duration, memory: Memory, observer: &'a dyn Observer) -> Self {
+        Self { desk: Mutex::default(), patience, observer, memory }
     }
 
-    /// Accepts until the listener is woken.
+    /// A guest's source may call again.
+    pub(super) fn expect(&self, session: Uuid, call: u32) {
+        let mut desk = self.lock();
+        (desk.session, desk.call) = (Some(session), call);
+    }
+
+    /// A conversation has begun: it ends when its source calls again.
+    pub(super) fn converse(&self, alarm: &Arc<Alarm>) {
+        self.lock().conversation = Some(Arc::clone(alarm));
+    }
+
+    /// Accepts until the listener is woken and `ends` says that it was for this.
     pub(super) fn accept<'scope>(
         self: Arc<Self>,
         scope: &'scope Scope<'scope, '_>,
         listen: &dyn Listen,
         callers: &Sender<Caller>,
+        ends: impl Fn() -> bool,
     ) -> std::io::Result<()>
     where
         'a: 'scope,
     {
-        while let Some(link) = listen.accept()? {
+        while !ends() {
+            // Woken for one that was here before, perhaps.
+            let Some(link) = listen.accept()? else { continue };
             let Some(ticket) = self.seat(&link) else {
                 link.shut(Shutdown::Both);
                 continue;
@@ -122,12 +154,19 @@ impl<'a> Desk<'a> {
         let line = Line::new(Arc::clone(link), self.patience)?;
         let hello = hello(&line).inspect_err(|failure| self.turn_away(&line, failure))?;
         match self.judge(&hello) {
-            Ok(()) if hello.role == Role::Control => {
+            Ok(Verdict::Past) => {
+                self.memory.tell(&line, &hello)?;
+                return Err(Failure::Closed { peer: line.peer().to_owned() });
+            }
+            Ok(Verdict::Welcome) if hello.role == Role::Control && hello.call == 0 => {
                 let welcome = Welcome { version: VERSIONS.1.min(hello.versions.max) };
                 // A source that is gone before its welcome must not keep the place from the next one.
                 line.tell(&Message::Welcome(welcome)).inspect_err(|_| self.lock().session = None)?;
             }
-            Ok(()) => {}
+            Ok(Verdict::Welcome) if hello.role == Role::Control => {
+                line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))?;
+            }
+            Ok(Verdict::Welcome) => {}
             Err(reason) => {
                 if hello.role == Role::Control {
                     refuse(&line, &reason)?;
@@ -169,7 +208,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Whether the caller belongs here. The first control connection makes its session the one that does.
-    fn judge(&self, hello: &Hello) -> Result<(), String> {
+    fn judge(&self, hello: &Hello) -> Result<Verdict, String> {
         let (known, theirs) = (VERSIONS, hello.versions);
         if theirs.min > known.1 || theirs.max < known.0 {
             return Err(format!(
@@ -179,18 +218,78 @@ impl<'a> Desk<'a> {
         }
         let mut desk = self.lock();
         match (hello.role, desk.session) {
+            (Role::Control, Some(session)) if session == hello.session && hello.call > desk.call => {
+                desk.call = hello.call;
+                if let Some(alarm) = desk.conversation.take() {
+                    alarm.trip(Failure::Closed { peer: "the source, which has called again,".to_owned() });
+                }
+                Ok(Verdict::Welcome)
+            }
+            (Role::Control, session) if hello.call > 0 && session != Some(hello.session) => Ok(Verdict::Past),
             (Role::Control, None) if !desk.closed => {
                 desk.session = Some(hello.session);
-                Ok(())
+                Ok(Verdict::Welcome)
             }
             (Role::Control, _) => Err(desk.busy().to_owned()),
-            (_, session) if session == Some(hello.session) => Ok(()),
+            (_, session) if session == Some(hello.session) && hello.call == desk.call => Ok(Verdict::Welcome),
             _ => Err("no such session".to_owned()),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a caller belongs here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Welcome,
+    /// It asks after a guest that is not here now.
+    Past,
+}
+
+impl Memory {
+    pub(super) fn new(journals: Journals) -> Self {
+        Self { journals, discarded: Arc::default() }
+    }
+
+    pub(super) fn journals(&self) -> &Journals {
+        &self.journals
+    }
+
+    /// The guest of this session is not here, was not, and will not be.
+    pub(super) fn note_discarded(&self, session: Uuid) {
+        let mut discarded = self.discarded.lock().unwrap_or_else(PoisonError::into_inner);
+        discarded.push_back(session);
+        if discarded.len() > REMEMBERED {
+            discarded.pop_front();
+        }
+    }
+
+    /// What became of a session that is not the one here now.
+    fn fate(&self, session: Uuid) -> (Fate, &'static str) {
+        let discarded = self.discarded.lock().unwrap_or_else(PoisonError::into_inner);
+        if discarded.contains(&session) {
+            return (Fate::NotRunning, "it has never run here and will not");
+        }
+        match self.journals.of_session(session) {
+            Some(Past::NeverRan) => (Fate::NotRunning, "it has never run here and will not: its VMM is gone"),
+            Some(Past::Ran) => (Fate::Gone, "it ran here, and its VMM is gone"),
+            Some(Past::Unsure) => (Fate::Unknown, "power failed when it was to run here: it may have run"),
+            None => (Fate::Unknown, "nothing is known of it here: another VMM of this host may have it"),
+        }
+    }
+
+    /// Says what became of the guest of `session`, which is not here now.
+    fn tell(&self, line: &Line, hello: &Hello) -> Result<(), Failure> {
+        line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))?;
+        match line.hear()? {
+            Message::Rejoin(_) => {}
+            other => return Err(line.unexpected(other.kind(), Kind::Rejoin.word())),
+        }
+        let (fate, reason) = self.fate(hello.session);
+        line.tell(&Message::Fate(Told { fate, missing: 0, reason: reason.to_owned() }))
     }
 }
 
@@ -224,11 +323,15 @@ mod tests {
     use crate::progress::Silent;
     use crate::wire::message::Versions;
 
+    fn memory() -> Memory {
+        Memory::new(Journals::default())
+    }
+
     /// A caller that has said hello, and its other end.
     fn caller(role: Role) -> (Arc<dyn Link>, Arc<dyn Link>) {
         let (near, far) = memory::pair();
         let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-        let hello = Hello { versions, role, session: Uuid::new_v4(), index: 0 };
+        let hello = Hello { versions, role, session: Uuid::new_v4(), index: 0, call: 0 };
         near.send(&Message::Hello(hello).encode().expect("small")).expect("open");
         (near, far)
     }
@@ -243,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_source_gone_before_its_welcome_leaves_the_place_free() {
-        let desk = Desk::new(Duration::from_secs(5), &Silent);
+        let desk = Desk::new(Duration::from_secs(5), memory(), &Silent);
         let (near, far) = caller(Role::Control);
         near.shut(Shutdown::Both);
         assert!(desk.hear(&far).is_err());
@@ -253,7 +356,7 @@ mod tests {
     #[test]
     fn whoever_is_still_being_heard_when_the_desk_closes_is_refused_at_once() {
         for taken in [true, false] {
-            let desk = Desk::new(Duration::from_secs(60), &Silent);
+            let desk = Desk::new(Duration::from_secs(60), memory(), &Silent);
             let (_first, arriving) = caller(Role::Control);
             if taken {
                 desk.hear(&arriving).expect("the place is free");

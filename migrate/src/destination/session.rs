@@ -2,48 +2,54 @@
 
 use std::collections::HashSet;
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver as Callers, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Scope};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
 
 use super::context::Context;
 use super::custody::Custody;
 use super::landing::{Landing, Scratch, run_ahead};
-use super::reception::{Caller, Desk};
+use super::reception::{Caller, Desk, Memory};
+use super::waiting::Waiting;
 use super::{Arrival, ArrivalReport};
-use crate::alarm::Alarm;
 use crate::channel::line::Line;
 use crate::channel::{Deadlines, Listen};
 use crate::failure::Failure;
-use crate::guest::{Arriving, HeardClock, Host};
+use crate::guest::{Arriving, Description, HeardClock, Host};
 use crate::handover::{Destination, DestinationEvent};
+use crate::journal::{Journals, Promise};
 use crate::pages::PageSet;
 use crate::priority::{core_beyond, give_way};
-use crate::progress::Observer;
+use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::Phase;
-use crate::wire::limits::STREAMS;
+use crate::wire::limits::{LONGEST_RECOVERY, STREAMS};
 use crate::wire::message::{Accept, Refuse, tame};
 use crate::wire::{Kind, Message, Preflight, RamMap, Role};
 
 /// Reasons of a refusal that are told: more than there are features between the oldest CPU and the latest.
 const REASONS: usize = 256;
 
-/// Waits for a guest's control connection and takes the guest in.
-pub(super) fn receive(
+/// Does `work` while callers are accepted and heard. `stopped`: no more are to be.
+pub(super) fn attended(
     listen: &dyn Listen,
-    deadlines: Deadlines,
-    host: &dyn Host,
-    observer: &dyn Observer,
+    stopped: &AtomicBool,
+    desk: &Arc<Desk>,
+    work: impl FnOnce(&Callers<Caller>) -> Arrival,
 ) -> Arrival {
-    let desk = Arc::new(Desk::new(deadlines.connect, observer));
     let (sender, callers) = channel();
+    let over = AtomicBool::new(false);
+    let over = &over;
     thread::scope(|scope| {
         let accepting = {
-            let desk = Arc::clone(&desk);
+            let desk = Arc::clone(desk);
             scope.spawn(move || {
-                let accepted = Arc::clone(&desk).accept(scope, listen, &sender);
+                let ends = || over.load(Ordering::SeqCst) || stopped.load(Ordering::SeqCst);
+                let accepted = Arc::clone(&desk).accept(scope, listen, &sender, ends);
                 // Without a listener no guest can come, but one that is here already goes on.
                 if !desk.busy() {
                     desk.close();
@@ -51,10 +57,8 @@ pub(super) fn receive(
                 accepted
             })
         };
-        let arrival = match callers.recv() {
-            Ok(caller) => take_in(caller.line, &callers, deadlines, host, observer),
-            Err(_) => Arrival::Failed { reason: "stopped listening before a guest came".to_owned() },
-        };
+        let arrival = work(&callers);
+        over.store(true, Ordering::SeqCst);
         // The listener first: whoever it has not accepted by then waits in its queue for the next time.
         if !accepting.is_finished() {
             listen.wake();
@@ -70,62 +74,144 @@ pub(super) fn receive(
     })
 }
 
-/// From the pre-flight on.
-fn take_in(
-    control: Line,
-    callers: &Callers<Caller>,
-    deadlines: Deadlines,
-    host: &dyn Host,
-    observer: &dyn Observer,
-) -> Arrival {
-    observer.tell(crate::progress::Event::Phase { phase: Phase::Connect });
-    let failed = |failure: Failure| {
-        control.abort(&failure);
-        control.link().shut(Shutdown::Both);
-        Arrival::Failed { reason: failure.to_string() }
-    };
-    let (preflight, map, guest) = match preflight(&control, deadlines, host) {
-        Ok(admitted) => admitted,
-        Err(failure) => return failed(failure),
-    };
-    let mut custody = Custody::new(Arc::clone(&guest));
-    let lines = match welcome(&control, &*guest, &preflight, callers, deadlines) {
-        Ok(lines) => lines,
-        Err(failure) => {
-            custody.fail();
-            return failed(failure);
+/// Where guests are taken in.
+pub(super) struct Place<'a> {
+    pub(super) desk: &'a Desk<'a>,
+    pub(super) callers: &'a Callers<Caller>,
+    pub(super) memory: &'a Memory,
+    pub(super) deadlines: Deadlines,
+    pub(super) observer: &'a dyn Observer,
+}
+
+/// How a conversation ended.
+pub(super) enum End {
+    Over(Arrival),
+    /// The source is to come back.
+    Waits(Box<Waiting>),
+}
+
+impl Place<'_> {
+    /// Waits for a guest's control connection and takes the guest in.
+    pub(super) fn receive(&self, host: &dyn Host) -> Arrival {
+        match self.callers.recv() {
+            Ok(caller) => self.take_in(caller, host),
+            Err(_) => Arrival::Failed { reason: "stopped listening before a guest came".to_owned() },
         }
-    };
-    let context = Context {
-        ram: guest.ram(),
-        landing: Landing::new(map.limit(), preflight.streams),
-        alarm: Arc::new(Alarm::default()),
-        placing: OnceLock::new(),
-        preflight,
-        map,
-        guest,
-        control,
-        deadlines,
-        observer,
-    };
-    let report = context.blank_report();
-    let mut session = Session { context: &context, custody, report };
-    let result = thread::scope(|scope| session.run(scope, &lines));
-    session.close(result)
+    }
+
+    /// From the pre-flight on.
+    fn take_in(&self, caller: Caller, host: &dyn Host) -> Arrival {
+        let Caller { hello, line: control } = caller;
+        self.observer.tell(Event::Phase { phase: Phase::Connect });
+        let failed = |failure: Failure| {
+            control.abort(&failure);
+            control.link().shut(Shutdown::Both);
+            Arrival::Failed { reason: failure.to_string() }
+        };
+        let journals = self.memory.journals();
+        let (preflight, map, guest) = match preflight(&control, self.deadlines, journals, host) {
+            Ok(admitted) => admitted,
+            Err(failure) => return failed(failure),
+        };
+        let Description { uuid, epoch, .. } = preflight.description;
+        let mut custody = match journals.open(uuid, hello.session, epoch, Promise::Arriving, control.peer()) {
+            Ok(journal) => Custody::new(Arc::clone(&guest), journal),
+            Err(error) => {
+                guest.discard();
+                return failed(Failure::journal(journals, &error));
+            }
+        };
+        let accepted = control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }));
+        let lines = match accepted.and_then(|()| self.welcome(&control, &preflight, preflight.packets)) {
+            Ok(lines) => lines,
+            Err(failure) => {
+                custody.fail(&failure);
+                return failed(failure);
+            }
+        };
+        let context = Context {
+            ram: guest.ram(),
+            landing: Arc::new(Landing::new(map.limit(), preflight.streams)),
+            alarm: Arc::default(),
+            placing: OnceLock::new(),
+            preflight,
+            map,
+            guest,
+            control,
+            deadlines: self.deadlines,
+            observer: self.observer,
+        };
+        let report = context.blank_report();
+        let session = Session { context: &context, custody, report, promised: Duration::ZERO, again: false };
+        let limit = Duration::from_millis(context.preflight.recovery_ms).min(LONGEST_RECOVERY);
+        let arrival = match session.converse(self.desk, &lines, (hello.session, 0)) {
+            End::Over(arrival) => arrival,
+            End::Waits(waiting) => self.wait(waiting, limit),
+        };
+        if let Arrival::Failed { .. } = arrival {
+            self.memory.note_discarded(hello.session);
+        }
+        arrival
+    }
+
+    /// Waits for the connections that carry pages; and packets, where there are to be any.
+    pub(super) fn welcome(
+        &self,
+        control: &Line,
+        preflight: &Preflight,
+        packets: bool,
+    ) -> Result<Lines, Failure> {
+        let mut wanted: HashSet<_> = (0..preflight.streams).map(|index| (Role::Data, index)).collect();
+        if preflight.may_miss() {
+            wanted.insert((Role::Urgent, 0));
+        }
+        if packets {
+            wanted.insert((Role::Packets, 0));
+        }
+        let mut lines = Lines::default();
+        let deadline = Instant::now() + self.deadlines.connect;
+        while !wanted.is_empty() {
+            let silent =
+                || Failure::Silent { peer: control.peer().to_owned(), after: self.deadlines.connect };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Caller { hello, line } = self.callers.recv_timeout(left).map_err(|_| silent())?;
+            if !wanted.remove(&(hello.role, hello.index)) {
+                return Err(line.unexpected(Kind::Hello, "connections as the pre-flight says"));
+            }
+            line.set_limit(self.deadlines.idle)?;
+            match hello.role {
+                Role::Urgent => lines.urgent = Some(line),
+                Role::Packets => lines.packets = Some(line),
+                _ => lines.data.push(line),
+            }
+        }
+        Ok(lines)
+    }
 }
 
 /// Hears what wants to come, and builds a machine for it or says every reason why not.
 fn preflight(
     control: &Line,
     deadlines: Deadlines,
+    journals: &Journals,
     host: &dyn Host,
 ) -> Result<(Preflight, RamMap, Arc<dyn Arriving>), Failure> {
     control.set_limit(deadlines.idle)?;
-    let preflight = match control.hear()? {
+    let mut preflight = match control.hear()? {
         Message::Preflight(preflight) => *preflight,
         other => return Err(control.unexpected(other.kind(), Kind::Preflight.word())),
     };
     let mut reasons = Vec::new();
+    let Description { uuid, epoch, .. } = preflight.description;
+    if let Some(later) = journals.superseding(uuid, epoch) {
+        reasons.push(format!(
+            "a later incarnation of this guest (epoch {}, this one has {epoch}) has run on this host or left it for {}: \
+             this one has been superseded",
+            later.epoch, later.peer
+        ));
+    }
+    // Here it will be the next.
+    preflight.description.epoch = epoch.saturating_add(1);
     if preflight.streams == 0 || preflight.streams > STREAMS {
         reasons.push(format!("{} data connections; 1 to {STREAMS} are possible", preflight.streams));
     }
@@ -146,46 +232,12 @@ fn preflight(
 }
 
 /// The lines that carry pages.
-struct Lines {
+#[derive(Default)]
+pub(super) struct Lines {
     data: Vec<Line>,
-    urgent: Option<Line>,
+    pub(super) urgent: Option<Line>,
     /// For packets that come after the guest.
     packets: Option<Line>,
-}
-
-/// Accepts, and waits for the other connections of the session.
-fn welcome(
-    control: &Line,
-    guest: &dyn Arriving,
-    preflight: &Preflight,
-    callers: &Callers<Caller>,
-    deadlines: Deadlines,
-) -> Result<Lines, Failure> {
-    control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }))?;
-    let mut wanted: HashSet<_> = (0..preflight.streams).map(|index| (Role::Data, index)).collect();
-    if preflight.may_miss() {
-        wanted.insert((Role::Urgent, 0));
-    }
-    if preflight.packets {
-        wanted.insert((Role::Packets, 0));
-    }
-    let mut lines = Lines { data: Vec::new(), urgent: None, packets: None };
-    let deadline = Instant::now() + deadlines.connect;
-    while !wanted.is_empty() {
-        let silent = || Failure::Silent { peer: control.peer().to_owned(), after: deadlines.connect };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Caller { hello, line } = callers.recv_timeout(left).map_err(|_| silent())?;
-        if !wanted.remove(&(hello.role, hello.index)) {
-            return Err(line.unexpected(Kind::Hello, "connections as the pre-flight says"));
-        }
-        line.set_limit(deadlines.idle)?;
-        match hello.role {
-            Role::Urgent => lines.urgent = Some(line),
-            Role::Packets => lines.packets = Some(line),
-            _ => lines.data.push(line),
-        }
-    }
-    Ok(lines)
 }
 
 /// One arrival under way.
@@ -193,6 +245,10 @@ pub(super) struct Session<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) custody: Custody,
     pub(super) report: ArrivalReport,
+    /// When it was last promised to obey commit.
+    pub(super) promised: Duration,
+    /// The source has come back after the link was lost.
+    pub(super) again: bool,
 }
 
 /// What has to be in place before the guest can run.
@@ -206,6 +262,13 @@ pub(super) struct Cargo {
 }
 
 impl<'a> Session<'a> {
+    /// One conversation, from here to its end. `named`: the session, and how often its source has called again.
+    pub(super) fn converse(mut self, desk: &Desk, lines: &Lines, named: (Uuid, u32)) -> End {
+        desk.converse(&self.context.alarm);
+        let result = thread::scope(|scope| self.run(scope, lines));
+        self.close(result, named)
+    }
+
     /// The score between its frames: threads before, and the guest set right before they are joined.
     fn run<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>, lines: &Lines) -> Result<(), Failure>
     where
@@ -241,10 +304,11 @@ impl<'a> Session<'a> {
                 let _ = context.control.tell(&Message::Alive);
             });
         });
-        let mut result = self.score(scope, lines).map_err(|failure| context.alarm.explain(failure));
+        let scored = if self.again { self.go_on(scope, lines) } else { self.score(scope, lines) };
+        let mut result = scored.map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &mut result {
-            self.decide_fate();
             *failure = context.last_word(failure.clone());
+            self.decide_fate(failure);
             if self.custody.state() == Destination::Discarded {
                 context.control.abort(failure);
             }
@@ -326,30 +390,37 @@ impl<'a> Session<'a> {
     }
 
     /// Something went wrong. A guest that runs here with nothing missing has arrived all the same.
-    fn decide_fate(&mut self) {
+    fn decide_fate(&mut self, failure: &Failure) {
         let missing = self.context.placing.get().map_or(0, |placing| placing.remaining());
         if self.custody.state() == Destination::Running && missing == 0 {
             // Running knows this event.
             let _ = self.custody.on(DestinationEvent::Complete);
         } else {
-            self.custody.fail();
+            self.custody.fail(failure);
         }
     }
 
-    fn close(mut self, result: Result<(), Failure>) -> Arrival {
-        let guest = Arc::clone(&self.context.guest);
-        let reason = result.err().map_or_else(String::new, |failure| failure.to_string());
-        self.report.traffic = self.context.landing.traffic();
-        match (self.custody.state(), self.context.placing.get()) {
-            (Destination::Arrived, placing) => {
-                self.report.postcopy = placing.map(|placing| placing.figures());
-                Arrival::Arrived { guest, report: self.report }
+    fn close(mut self, result: Result<(), Failure>, named: (Uuid, u32)) -> End {
+        let context = self.context;
+        let (heard, reason) =
+            (result.is_ok(), result.err().map_or_else(String::new, |failure| failure.to_string()));
+        self.report.traffic = context.landing.traffic();
+        let missing = context.placing.get().map_or(0, |placing| placing.remaining());
+        if self.custody.state() == Destination::Bereft && missing == 0 {
+            // What was on its way has come after the link was seen to break. Bereft knows this event.
+            let _ = self.custody.on(DestinationEvent::Complete);
+        }
+        match self.custody.state() {
+            Destination::Arrived => {
+                self.report.postcopy = context.placing.get().map(|placing| placing.figures());
+                let (guest, report) = (Arc::clone(&context.guest), Box::new(self.report.clone()));
+                let unheard = (!heard).then(|| Box::new(Waiting::new(context, self, named, reason)));
+                End::Over(Arrival::Arrived { guest, report, unheard })
             }
-            (Destination::Orphaned, Some(placing)) => {
-                let (faults, missing) = (Arc::clone(&placing.faults), placing.remaining());
-                Arrival::Orphaned { guest, faults, missing, reason }
+            Destination::Held | Destination::Bereft | Destination::Orphaned => {
+                End::Waits(Box::new(Waiting::new(context, self, named, reason)))
             }
-            _ => Arrival::Failed { reason },
+            _ => End::Over(Arrival::Failed { reason }),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The pause as the destination sees it: restore, ready, commit, run. Mirrors the source's.
 
+use std::sync::Arc;
 use std::thread::Scope;
 use std::time::Instant;
 
@@ -9,11 +10,13 @@ use crate::alarm::Woken;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::DestinationEvent;
+use crate::journal::now;
 use crate::pages::PageSet;
 use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
 use crate::report::{Phase, Switchover};
 use crate::verify::{compare, judge};
+use crate::wire::limits::PROMISE;
 use crate::wire::message::{Ready, Reason, tame};
 use crate::wire::{Kind, Message};
 
@@ -35,7 +38,7 @@ impl<'a> Session<'a> {
         }
         context.landing.close();
         let faults = context.guest.catch_faults(missing).map_err(Failure::guest("catch page faults"))?;
-        let placing = context.placing.get_or_init(|| Placing::new(faults, missing));
+        let placing = context.placing.get_or_init(|| Arc::new(Placing::new(faults, missing)));
         if let Some(urgent) = urgent.cloned() {
             scope.spawn(move || placing.watch(context, &urgent));
         }
@@ -60,7 +63,12 @@ impl<'a> Session<'a> {
         if let Some(cause) = context.alarm.cause() {
             return Err(cause);
         }
+        if context.placing.get().is_some_and(|placing| !placing.set_ready()) {
+            let cause = context.alarm.cause();
+            return Err(cause.unwrap_or_else(|| Failure::Bug("faults were let go for no cause".to_owned())));
+        }
         self.custody.on(DestinationEvent::Restored)?;
+        self.promised = now();
         context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))
     }
 
@@ -108,13 +116,11 @@ impl<'a> Session<'a> {
             Message::Commit => {}
             other => return Err(control.unexpected(other.kind(), Kind::Commit.word())),
         }
-        if self.context.placing.get().is_none_or(Placing::commit) {
-            return Ok(());
+        if now().saturating_sub(self.promised) > PROMISE {
+            return Err(Failure::Lapsed { peer: control.peer().to_owned(), after: PROMISE });
         }
-        let cause = self.context.alarm.cause();
-        let cause = cause.unwrap_or_else(|| Failure::Bug("faults were let go for no cause".to_owned()));
-        self.tell_not_running(&cause);
-        Err(cause)
+        self.context.placing.get().into_iter().for_each(|placing| placing.commit());
+        Ok(())
     }
 
     /// Runs the guest, and says so.
@@ -132,6 +138,7 @@ impl<'a> Session<'a> {
             placing.set_running(running, context)?;
         }
         context.alarm.rest(LEFT_ALONE);
+        self.custody.sync();
         self.tell_switched();
         Ok(())
     }

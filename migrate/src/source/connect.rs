@@ -6,8 +6,6 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::context::Context;
 use crate::alarm::Woken;
 use crate::channel::line::Line;
@@ -43,21 +41,20 @@ impl Lines {
 pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Result<Lines, Failure> {
     RamMap::of(&context.description).map_err(|why| Failure::Guest { doing: "describe the guest", why })?;
     look_up(context)?;
-    let session = Uuid::new_v4();
-    let control = open(context, session, Role::Control, 0)?;
+    let control = open(context, Role::Control, 0, 0)?;
     begun(&control);
-    let _ = context.control.set(control.clone());
+    context.set_control(&control);
     let asked = Instant::now();
     greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
     let round_trip = asked.elapsed();
     control.set_limit(context.route.deadlines.idle)?;
     let rehearsal = preflight(context, &control)?;
-    let data = (0..context.streams()).map(|index| open(context, session, Role::Data, index));
+    let data = (0..context.streams()).map(|index| open(context, Role::Data, index, 0));
     let data = data.collect::<Result<Vec<_>, _>>()?;
     let urgent = (may_postcopy(context) || matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid))
-        .then(|| open(context, session, Role::Urgent, 0))
+        .then(|| open(context, Role::Urgent, 0, 0))
         .transpose()?;
-    let packets = context.forwards().then(|| open(context, session, Role::Packets, 0)).transpose()?;
+    let packets = context.forwards().then(|| open(context, Role::Packets, 0, 0)).transpose()?;
     Ok(Lines { control, data, urgent, packets, rehearsal, round_trip })
 }
 
@@ -88,17 +85,18 @@ fn look_up(context: &Context<'_>) -> Result<(), Failure> {
     }
 }
 
-/// A new connection that has said hello.
-fn open(context: &Context<'_>, session: Uuid, role: Role, index: u32) -> Result<Line, Failure> {
-    let Context { route, alarm, .. } = context;
+/// A new connection that has said hello; `call`: how often the source has called again.
+pub(super) fn open(context: &Context<'_>, role: Role, index: u32, call: u32) -> Result<Line, Failure> {
+    let Context { route, alarm, session, .. } = context;
     // The control connection stays writable when the alarm trips: the reason is still to be told on it.
     let how = if role == Role::Control { Shutdown::Read } else { Shutdown::Both };
-    let dial = route.dial;
+    let elsewhere = context.elsewhere();
+    let dial = elsewhere.as_deref().unwrap_or(route.dial);
     let link = dial.dial(role, route.deadlines.connect, &|link| alarm.watch(link, how));
     let link = link.map_err(|error| alarm.cause().unwrap_or_else(|| Failure::dial(dial.to(), &error)))?;
     let line = Line::new(link, route.deadlines.connect)?;
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-    let told = line.tell(&Message::Hello(Hello { versions, role, session, index }));
+    let told = line.tell(&Message::Hello(Hello { versions, role, session: *session, index, call }));
     // A destination that is gone already may have said why: the welcome is listened for all the same.
     if role != Role::Control {
         told?;
@@ -108,7 +106,7 @@ fn open(context: &Context<'_>, session: Uuid, role: Role, index: u32) -> Result<
 }
 
 /// Waits for the version that the destination has chosen.
-fn greet(control: &Line) -> Result<(), Failure> {
+pub(super) fn greet(control: &Line) -> Result<(), Failure> {
     match control.hear().map_err(|failure| not_ours(control, failure))? {
         Message::Welcome(welcome) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => Ok(()),
         Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
@@ -138,6 +136,7 @@ fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure
         verify: context.options.verify,
         packets: context.forwards(),
         may_postcopy: may_postcopy(context),
+        recovery_ms: context.options.recovery.as_millis() as u64,
     })))?;
     match control.hear()? {
         Message::Accept(accept) => Ok(accept.rehearsal),

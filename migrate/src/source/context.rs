@@ -1,14 +1,17 @@
 //! What all threads of the source share: the guest, the options, the alarm, and the counters of what was sent.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+use uuid::Uuid;
 
 use super::Route;
 use super::crew::Round;
 use super::page_server::Unsent;
 use super::time_limit::{Passing, TimeLimit};
 use crate::alarm::Alarm;
+use crate::channel::Dial;
 use crate::channel::limiter::Limiter;
 use crate::channel::line::Line;
 use crate::failure::Failure;
@@ -31,8 +34,10 @@ pub(super) struct Context<'a> {
     pub(super) observer: &'a dyn Observer,
     pub(super) limiter: Option<Limiter>,
     pub(super) meter: Meter,
-    /// Set once there is a control connection: from then on the pulse says `alive`.
-    pub(super) control: OnceLock<Line>,
+    /// Names the migration.
+    pub(super) session: Uuid,
+    /// Set while there is a control connection: the pulse says `alive` on it. Each call has another.
+    control: RwLock<Option<Line>>,
     /// Set in the pause of post-copy: pages that may be requested and pushed from then on.
     pub(super) unsent: OnceLock<Arc<Unsent>>,
     /// Set when the guest runs on the destination.
@@ -40,6 +45,8 @@ pub(super) struct Context<'a> {
     time: Mutex<TimeLimit>,
     /// The round that the crew sends while the guest runs.
     round: Mutex<Option<Arc<Round>>>,
+    /// Where the operator has sent the calls.
+    elsewhere: RwLock<Option<Arc<dyn Dial>>>,
     /// When a pause began, and how long it may last.
     pause: Mutex<Option<(Instant, Duration)>>,
     logging: AtomicBool,
@@ -67,6 +74,7 @@ impl<'a> Context<'a> {
         route: Route<'a>,
         alarm: Arc<Alarm>,
         observer: &'a dyn Observer,
+        session: Uuid,
     ) -> Self {
         Self {
             guest,
@@ -78,11 +86,13 @@ impl<'a> Context<'a> {
             observer,
             limiter: options.bandwidth.map(Limiter::new),
             meter: Meter::default(),
-            control: OnceLock::new(),
+            session,
+            control: RwLock::default(),
             unsent: OnceLock::new(),
             departed: OnceLock::new(),
             time: Mutex::new(TimeLimit::new(options.timeout, Instant::now())),
             round: Mutex::new(None),
+            elsewhere: RwLock::default(),
             pause: Mutex::new(None),
             logging: AtomicBool::new(false),
         }
@@ -150,6 +160,22 @@ impl<'a> Context<'a> {
         *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), limit));
     }
 
+    /// From here on another address is called.
+    pub(super) fn redirect(&self, to: &str) {
+        let elsewhere = self.route.dial.elsewhere(to).map(Arc::from);
+        *self.elsewhere.write().unwrap_or_else(PoisonError::into_inner) = elsewhere;
+    }
+
+    /// Where the operator has sent the calls, if that is not where the migration began.
+    pub(super) fn elsewhere(&self) -> Option<Arc<dyn Dial>> {
+        self.elsewhere.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From here on the pulse says `alive` there.
+    pub(super) fn set_control(&self, control: &Line) {
+        *self.control.write().unwrap_or_else(PoisonError::into_inner) = Some(control.clone());
+    }
+
     pub(super) fn beat(&self) -> Duration {
         self.route.deadlines.beat.min(PROGRESS_EVERY).min(self.options.timeout)
     }
@@ -172,7 +198,7 @@ impl<'a> Context<'a> {
         if let Some((_, limit)) = pause.filter(|(since, limit)| since.elapsed() >= *limit) {
             let _ = self.alarm.recall(Failure::PausedTooLong(limit));
         }
-        if let Some(control) = self.control.get() {
+        if let Some(control) = &*self.control.read().unwrap_or_else(PoisonError::into_inner) {
             // Who hears the control connection learns of its end; the pulse has nothing to add.
             let _ = control.tell(&Message::Alive);
         }

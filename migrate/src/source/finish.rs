@@ -18,33 +18,33 @@ impl Journey<'_> {
     /// # Errors
     /// When RAM differs: the guest has moved, but somebody should know.
     pub(super) fn last_words(&mut self, lines: &Lines, forwarding: Forwarding<'_>) -> Result<(), Failure> {
-        self.journal.enter(Phase::Finish);
-        self.journal.stop_clock();
-        self.journal.leave_alone();
+        self.logbook.enter(Phase::Finish);
+        self.logbook.stop_clock();
+        self.logbook.leave_alone();
         // The guest has moved: what cannot be heard any more stays absent from the report.
         let heard = self.hear_figures(lines);
         self.end_forwarding(forwarding);
         match heard.and_then(|figures| lines.control.tell(&Message::Bye).map(|()| figures)) {
             Ok((end, settled)) => {
-                let before = self.journal.before.take();
-                self.journal.report.guest_measured = measured(before, end, settled);
+                let before = self.logbook.before.take();
+                self.logbook.report.guest_measured = measured(before, end, settled);
             }
-            Err(failure) => self.journal.unheard = Some(self.context.alarm.explain(failure)),
+            Err(failure) => self.logbook.unheard = Some(self.context.alarm.explain(failure)),
         }
-        let differs = self.journal.report.verification.clone().filter(|found| found.mismatched > 0);
+        let differs = self.logbook.report.verification.clone().filter(|found| found.mismatched > 0);
         differs.map_or(Ok(()), |found| Err(Failure::Mismatch(found)))
     }
 
     fn hear_figures(&mut self, lines: &Lines) -> Result<(Option<Telemetry>, Option<Telemetry>), Failure> {
         let control = &lines.control;
-        if self.postcopy() && self.context.options.verify {
+        if self.postcopy() && self.context.options.verify && self.calls == 0 {
             let since = std::time::Instant::now();
             send_hashes(&self.map()?, &*self.context.ram, control)?;
             match control.hear()? {
-                Message::Verified(verification) => self.journal.report.verification = Some(verification),
+                Message::Verified(verification) => self.logbook.report.verification = Some(verification),
                 other => return Err(control.unexpected(other.kind(), Kind::Verified.word())),
             }
-            self.journal.report.total_us += us_since(since);
+            self.logbook.report.total_us += us_since(since);
         }
         control.tell(&Message::Finish)?;
         let end = match control.hear()? {

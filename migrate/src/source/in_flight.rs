@@ -67,7 +67,7 @@ impl<'a> Journey<'a> {
         let policy = context.options.in_flight;
         let counted = forwarding.map(|thread| thread.join().unwrap_or_default());
         let networked = context.description.nics > 0;
-        self.journal.report.in_flight = networked.then(|| InFlight { policy, ..counted.unwrap_or_default() });
+        self.logbook.report.in_flight = networked.then(|| InFlight { policy, ..counted.unwrap_or_default() });
     }
 }
 

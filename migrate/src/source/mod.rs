@@ -18,22 +18,27 @@ mod crew;
 mod custody;
 mod finish;
 mod in_flight;
-mod journal;
+mod logbook;
 mod missing;
 mod page_server;
+mod parted;
 mod pause_point;
 mod precopy;
+mod rejoin;
 mod switchover;
 mod time_limit;
 
 use std::thread::{self, Scope};
 use std::time::Instant;
 
+use uuid::Uuid;
+
 use self::connect::Lines;
 use self::context::Context;
 use self::crew::Crew;
 use self::custody::Custody;
-use self::journal::Journal;
+use self::logbook::Logbook;
+pub use self::parted::Parted;
 use crate::alarm::Cancel;
 use crate::channel::tcp::TcpDial;
 use crate::channel::tls::TlsDial;
@@ -41,6 +46,7 @@ use crate::channel::{Deadlines, Dial};
 use crate::failure::Failure;
 use crate::guest::Departing;
 use crate::handover::SourceEvent;
+use crate::journal::Journals;
 use crate::options::{Mode, Options};
 use crate::progress::{Event, Observer};
 use crate::pulse;
@@ -53,6 +59,8 @@ pub struct Route<'a> {
     pub dial: &'a dyn Dial,
     /// Bounds every wait.
     pub deadlines: Deadlines,
+    /// Keeps what is promised.
+    pub journals: &'a Journals,
 }
 
 impl std::fmt::Debug for Route<'_> {
@@ -61,21 +69,48 @@ impl std::fmt::Debug for Route<'_> {
     }
 }
 
-/// Moves `guest` over TCP to [`Options::to`], inside TLS if [`Options::protection`] says so. Runs to the end on the calling thread.
-#[must_use]
-pub fn migrate(guest: &dyn Departing, options: &Options, cancel: &Cancel, observer: &dyn Observer) -> Report {
+/// How a migration ended, and what is left of it to be done.
+#[derive(Debug)]
+pub struct Departure {
+    /// What happened.
+    pub report: Report,
+    /// A guest in doubt, or one that is here although the destination may not know it.
+    pub parted: Option<Parted>,
+}
+
+/// How to dial [`Options::to`]: TCP, inside TLS if [`Options::protection`] says so.
+///
+/// # Errors
+/// When what protects the connections cannot be read or used.
+pub fn dial(options: &Options) -> Result<Box<dyn Dial>, String> {
     let tcp = TcpDial::new(&options.to);
-    let dial: Box<dyn Dial> = match options.protection.identity(&options.to) {
-        Ok(None) => Box::new(tcp),
-        Ok(Some(identity)) => Box::new(TlsDial::new(tcp, identity)),
-        Err(error) => {
+    match options.protection.identity(&options.to) {
+        Ok(None) => Ok(Box::new(tcp)),
+        Ok(Some(identity)) => Ok(Box::new(TlsDial::new(tcp, identity))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Moves `guest` to [`Options::to`]. Runs to the end on the calling thread.
+#[must_use]
+pub fn migrate(
+    guest: &dyn Departing,
+    options: &Options,
+    journals: &Journals,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Departure {
+    let dial = match dial(options) {
+        Ok(dial) => dial,
+        Err(why) => {
             let blank = Report::blank(&guest.description().name, &options.to, options.mode, options.streams);
-            let report = Report { reason: Some(error.to_string()), ..blank };
+            let report = Report { reason: Some(why), ..blank };
             observer.tell(Event::Ended { report: Box::new(report.clone()) });
-            return report;
+            return Departure { report, parted: None };
         }
     };
-    migrate_over(guest, options, Route { dial: &*dial, deadlines: Deadlines::default() }, cancel, observer)
+    let route = Route { dial: &*dial, deadlines: Deadlines::default(), journals };
+    migrate_over(guest, options, route, cancel, observer)
 }
 
 /// Moves `guest` over any kind of link.
@@ -86,16 +121,20 @@ pub fn migrate_over(
     route: Route<'_>,
     cancel: &Cancel,
     observer: &dyn Observer,
-) -> Report {
-    let context = Context::new(guest, options, route, cancel.alarm(), observer);
+) -> Departure {
+    let context = Context::new(guest, options, route, cancel.alarm(), observer, Uuid::new_v4());
     let mut journey = Journey {
         context: &context,
         custody: Custody::new(guest),
-        journal: Journal::open(&context),
+        logbook: Logbook::open(&context),
         lines: None,
         may_switch: !options.pause_before_switchover,
+        calls: 0,
     };
-    let result = thread::scope(|scope| journey.run(scope));
+    let mut result = thread::scope(|scope| journey.run(scope));
+    if let (Err(lost), true) = (&result, journey.custody.state().asks()) {
+        result = journey.recover(lost.clone());
+    }
     journey.close(result)
 }
 
@@ -103,11 +142,13 @@ pub fn migrate_over(
 struct Journey<'a> {
     context: &'a Context<'a>,
     custody: Custody<'a>,
-    journal: Journal<'a>,
+    logbook: Logbook<'a>,
     /// Kept here so that a failure can still be told to the destination.
     lines: Option<Lines>,
     /// The operator need not be waited for, or has given the word.
     may_switch: bool,
+    /// How often the destination was called again.
+    calls: u32,
 }
 
 impl<'a> Journey<'a> {
@@ -137,7 +178,7 @@ impl<'a> Journey<'a> {
     where
         'a: 'scope,
     {
-        self.journal.enter(Phase::Connect);
+        self.logbook.enter(Phase::Connect);
         let lines = self.connect()?;
         let crew = Crew::assemble(scope, self.context, &lines);
         let left = match self.context.options.mode {
@@ -153,8 +194,10 @@ impl<'a> Journey<'a> {
     }
 
     /// All threads are gone: nothing may linger, and the report says what happened.
-    fn close(self, result: Result<(), Failure>) -> Report {
+    fn close(self, result: Result<(), Failure>) -> Departure {
         let outcome = self.custody.outcome();
+        // It was written in the pause, where no disk is waited for. The host may die; the record outlives this process.
+        let _ = self.custody.sync();
         if outcome != Outcome::Moved && self.context.logging() {
             self.context.guest.stop_dirty_log();
         }
@@ -162,7 +205,10 @@ impl<'a> Journey<'a> {
             self.context.guest.release();
         }
         let bytes = self.lines.as_ref().map_or(0, |lines| lines.control.told());
-        self.journal.finish(outcome, result.err(), self.custody.trouble(), bytes)
+        let report = self.logbook.finish(outcome, result.err(), self.custody.trouble(), bytes);
+        let left = self.custody.is_in_doubt() || self.custody.may_be_held();
+        let parted = left.then(|| Parted::of(self.context, self.custody, self.calls, report.clone()));
+        Departure { report, parted }
     }
 
     /// Connections, hello and pre-flight.
@@ -171,6 +217,8 @@ impl<'a> Journey<'a> {
             self.lines = Some(Lines::only(control.clone()));
         })?;
         self.lines = Some(lines.clone());
+        let (route, session) = (&self.context.route, self.context.session);
+        self.custody.keep_journal(route.journals, session, route.dial.to())?;
         Ok(lines)
     }
 }

@@ -35,6 +35,15 @@ impl Unsent {
         Self { pages: AtomicPageSet::from_set(pages), next: AtomicU64::new(0) }
     }
 
+    /// The destination has said what it lacks: that and nothing else is unsent.
+    pub(super) fn refill(&self, missing: &PageSet) {
+        self.pages.claim_run(PageRun { first: 0, count: missing.limit() });
+        for run in missing.runs() {
+            self.pages.insert_run(run);
+        }
+        self.next.store(0, Ordering::Relaxed);
+    }
+
     /// Pushes until nothing is unsent, beginning anew wherever the last request was.
     pub(super) fn push(&self, courier: &mut Courier<'_>, back: &Line, ahead: u64) -> Result<(), Failure> {
         let block = || {
@@ -151,8 +160,8 @@ impl Journey<'_> {
     /// The guest runs there: sends it what it lacks.
     pub(super) fn start_pushing(&mut self, crew: &Crew) {
         if let Some(unsent) = self.context.unsent.get() {
-            self.journal.enter(Phase::Postcopy);
-            self.journal.leave_alone();
+            self.logbook.enter(Phase::Postcopy);
+            self.logbook.leave_alone();
             crew.push(&Arc::clone(unsent));
         }
     }
@@ -163,7 +172,7 @@ impl Journey<'_> {
             return Ok(());
         }
         match lines.control.hear()? {
-            Message::Complete(figures) => self.journal.report.postcopy = Some(figures),
+            Message::Complete(figures) => self.logbook.report.postcopy = Some(figures),
             other => return Err(lines.control.unexpected(other.kind(), Kind::Complete.word())),
         }
         Ok(())

@@ -41,7 +41,7 @@ impl Journey<'_> {
         self.add_written(pages)?;
         history.drain(..history.len().saturating_sub(1));
         self.end_waiting();
-        self.journal.enter(Phase::Precopy);
+        self.logbook.enter(Phase::Precopy);
         Ok(number)
     }
 
@@ -63,7 +63,7 @@ impl Journey<'_> {
 
     fn begin_waiting(&mut self) {
         self.context.time().stand(Instant::now());
-        self.journal.enter(Phase::Waiting);
+        self.logbook.enter(Phase::Waiting);
     }
 
     fn end_waiting(&mut self) {

@@ -55,7 +55,7 @@ pub(super) struct Left {
 impl Journey<'_> {
     /// Pre-copy: round after round, until the policy says that the rest is for the pause.
     pub(super) fn copy_while_it_runs(&mut self, lines: &Lines, crew: &Crew) -> Result<Left, Failure> {
-        self.journal.enter(Phase::Precopy);
+        self.logbook.enter(Phase::Precopy);
         let mut pages = self.survey()?;
         self.announce(lines, &pages)?;
         let terms = self.terms(lines);
@@ -68,17 +68,17 @@ impl Journey<'_> {
             let round = self.round(lines, crew, number, &mut pages)?;
             history.push(figures(&round, history.last()));
             match self.decide(&terms, &history) {
-                Decision::Again { why } => self.journal.decided(round, format!("another round: {why}")),
+                Decision::Again { why } => self.logbook.decided(round, format!("another round: {why}")),
                 Decision::SwitchOver { why, .. } if !self.may_switch => {
-                    self.journal.decided(round, format!("wait: {why}"));
+                    self.logbook.decided(round, format!("wait: {why}"));
                     number = self.copy_until_told(lines, crew, number, &mut pages, &mut history)?;
                 }
                 Decision::SwitchOver { estimate, why } => {
-                    self.journal.decided(round, format!("switch over: {why}"));
+                    self.logbook.decided(round, format!("switch over: {why}"));
                     return Ok(Left { estimate, round: number + 1, ..self.left(pages) });
                 }
                 Decision::GiveUp { why } => {
-                    self.journal.decided(round, "give up".to_owned());
+                    self.logbook.decided(round, "give up".to_owned());
                     return Err(Failure::NotConverging(why));
                 }
             }
@@ -93,7 +93,7 @@ impl Journey<'_> {
         let up = time.passed(Instant::now()) == Some(Passing::EndsRounds);
         let why = match &policy {
             // It has been done, and the operator has been waited for since.
-            _ if self.journal.report.on_timeout.is_some() => "--on-timeout, as before".to_owned(),
+            _ if self.logbook.report.on_timeout.is_some() => "--on-timeout, as before".to_owned(),
             Decision::GiveUp { why } if time.passing() == Passing::EndsRounds => why.clone(),
             // Hybrid would switch over after a round cut short as after any other.
             Decision::Again { .. } | Decision::SwitchOver { .. } if up && terms.hybrid => {
@@ -104,7 +104,7 @@ impl Journey<'_> {
         };
         time.set_passing(Passing::DoesNothing);
         let on_timeout = self.context.options.on_timeout;
-        self.journal.report.on_timeout = Some(on_timeout);
+        self.logbook.report.on_timeout = Some(on_timeout);
         let estimate = match history.last() {
             Some(now) if on_timeout == OnTimeout::Force => terms.downtime(now),
             _ => terms.fixed(),
@@ -176,7 +176,7 @@ impl Journey<'_> {
         pages: &mut PageSet,
     ) -> Result<report::Round, Failure> {
         let count = pages.len();
-        self.journal.begin_round(number, count);
+        self.logbook.begin_round(number, count);
         let round = Arc::new(Round::new(number, false, std::mem::take(pages)));
         if count <= SMALL_ROUND {
             let mut courier = Courier::new(self.context, lines.control.link(), Manner::Land);
@@ -187,10 +187,10 @@ impl Journey<'_> {
         }
         await_round(lines, number)?;
         self.context.set_round(None);
-        let took = self.journal.round_began().elapsed();
+        let took = self.logbook.round_began().elapsed();
         *pages = self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
         pages.union(&round.unsent());
-        Ok(self.journal.end_round(number, took, pages.len()))
+        Ok(self.logbook.end_round(number, took, pages.len()))
     }
 
     fn terms(&self, lines: &Lines) -> Terms {
@@ -209,8 +209,8 @@ impl Journey<'_> {
 
     /// Notes the round of stop-and-copy.
     pub(super) fn note_last_round(&mut self, number: u32) {
-        let took = Duration::from_micros(us_since(self.journal.round_began()));
-        self.journal.end_round(number, took, 0);
+        let took = Duration::from_micros(us_since(self.logbook.round_began()));
+        self.logbook.end_round(number, took, 0);
     }
 }
 

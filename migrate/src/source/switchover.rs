@@ -41,7 +41,7 @@ impl Journey<'_> {
             self.context.settle()?;
         }
         let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
-        self.journal.enter(Phase::Switchover);
+        self.logbook.enter(Phase::Switchover);
         self.prepare_pause(lines)?;
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
         let (round, told, began) = (left.round, left.told, Instant::now());
@@ -68,7 +68,7 @@ impl Journey<'_> {
         if self.mode() == Mode::Stopcopy {
             self.note_last_round(round);
         }
-        self.journal.switched(times);
+        self.logbook.switched(times);
         self.start_pushing(crew);
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Journey<'_> {
         lines.control.set_limit(deadlines.pause)?;
         // How long a whole copy or comparison takes is for the general time limit.
         let Options { on_timeout, verify, .. } = *self.context.options;
-        let done = self.journal.report.on_timeout;
+        let done = self.logbook.report.on_timeout;
         let bounded = done.map_or(self.mode() != Mode::Stopcopy && !verify, |done| done != OnTimeout::Force);
         let mut time = self.context.time();
         if time.passing() == Passing::EndsRounds {
@@ -146,12 +146,12 @@ impl Journey<'_> {
         let count = pages.len();
         let mut after_round = None;
         if count <= SMALL_ROUND {
-            self.journal.begin_round(round, count);
+            self.logbook.begin_round(round, count);
             let mut courier = Courier::new(self.context, control.link(), Manner::LandAtOnce);
             pages.runs().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
         } else {
-            self.journal.begin_round(round, count);
+            self.logbook.begin_round(round, count);
             crew.send(&Arc::new(Round::new(round, true, pages)));
             after_round = Some(round);
         }
@@ -175,7 +175,7 @@ impl Journey<'_> {
                     return Ok(());
                 }
                 Message::Verified(verification) if self.context.options.verify => {
-                    self.journal.report.verification = Some(verification.clone());
+                    self.logbook.report.verification = Some(verification.clone());
                     if verification.mismatched > 0 {
                         return Err(Failure::Mismatch(verification));
                     }
@@ -187,7 +187,7 @@ impl Journey<'_> {
 
     /// Whether memory is to be compared before the guest runs there, and was not yet.
     fn must_be_verified(&self) -> bool {
-        self.context.options.verify && !self.postcopy() && self.journal.report.verification.is_none()
+        self.context.options.verify && !self.postcopy() && self.logbook.report.verification.is_none()
     }
 
     /// Hands the guest over. From the seal on nobody can call it back.
@@ -196,6 +196,11 @@ impl Journey<'_> {
         self.context.hand_over()?;
         self.context.alarm.seal(self.context.route.dial.to())?;
         self.custody.on(SourceEvent::Commit)?;
+        self.await_verdict(control)
+    }
+
+    /// Commit is due: says it, and hears what comes of it.
+    pub(super) fn await_verdict(&mut self, control: &Line) -> Result<(), Failure> {
         control.tell(&Message::Commit)?;
         control.set_limit(self.context.route.deadlines.idle)?;
         match self.verdict(control)? {
@@ -226,7 +231,7 @@ impl Journey<'_> {
 
     /// How it moves: as asked for, unless time was up.
     pub(super) fn mode(&self) -> Mode {
-        match self.journal.report.on_timeout {
+        match self.logbook.report.on_timeout {
             Some(OnTimeout::Postcopy) => Mode::Hybrid,
             _ => self.context.options.mode,
         }

@@ -131,6 +131,10 @@ kinds! {
     Refuse = 5, "refuse", CONTROL_BYTES;
     /// Pages that round 0 will send: a hint.
     Populated = 6, "populated", BITMAP_WORDS * 8;
+    /// The source has come back, and what it knows.
+    Rejoin = 7, "rejoin", SMALL_BYTES;
+    /// What became of the guest, to a source that has come back.
+    Fate = 8, "fate", SMALL_BYTES;
     /// Pages with content.
     Pages = 16, "pages", bulk(RUNS_PER_FRAME, PAGES_PER_FRAME);
     /// Pages that are zero.

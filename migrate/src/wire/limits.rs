@@ -1,5 +1,7 @@
 //! Every limit of the wire, in one place. A peer that exceeds one is refused before anything is allocated.
 
+use std::time::Duration;
+
 /// First two bytes of every frame: `V`, `M`.
 pub const MAGIC: u16 = 0x4d56;
 
@@ -54,6 +56,13 @@ pub const RAM_REGIONS: usize = 64;
 /// One past the largest frame number a description may name: 4 TiB of guest-physical addresses,
 /// so a page set is at most 128 MiB.
 pub const GFN_LIMIT: u64 = 1 << 30;
+
+/// A destination obeys commit no longer than this after it said `ready` or `held`. Longer than any silence that is
+/// borne, so that no commit of a live conversation is refused.
+pub const PROMISE: Duration = Duration::from_secs(10);
+
+/// A destination waits no longer for a source that does not come back, whatever that asks for.
+pub const LONGEST_RECOVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// Characters of text (a reason, a name) that are kept from a peer.
 pub const TEXT_CHARS: usize = 1000;

@@ -25,6 +25,8 @@ pub enum Message {
     Preflight(Box<Preflight>),
     Accept(Accept),
     Refuse(Refuse),
+    Rejoin(Rejoin),
+    Fate(Told),
     Populated { first: u64, words: Vec<u64> },
     Request { gfns: Vec<u64> },
     Placed,
@@ -60,6 +62,9 @@ pub struct Hello {
     pub session: uuid::Uuid,
     /// Number of a data connection, from 0.
     pub index: u32,
+    /// How often the source has called again in this session: 0 the first time.
+    #[serde(default)]
+    pub call: u32,
 }
 
 /// A range of versions.
@@ -109,6 +114,9 @@ pub struct Preflight {
     /// Whether pre-copy may end in post-copy, by what it then names as missing.
     #[serde(default)]
     pub may_postcopy: bool,
+    /// How long the source will call again when the link is lost from commit on, ms.
+    #[serde(default)]
+    pub recovery_ms: u64,
 }
 
 impl Preflight {
@@ -137,6 +145,58 @@ pub struct Accept {
 pub struct Refuse {
     /// Every reason.
     pub reasons: Vec<String>,
+}
+
+/// The source has come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejoin {
+    /// Whose.
+    pub guest: uuid::Uuid,
+    /// The guest's epoch there: on the destination as it was handed on, or on the source as it was forced.
+    pub epoch: u64,
+    /// What the source knows.
+    pub knows: Knows,
+}
+
+/// What a source that has come back knows of its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Knows {
+    /// It sent commit and heard nothing.
+    Committed,
+    /// It heard `running`.
+    Left,
+    /// The guest runs on the source.
+    Kept,
+}
+
+/// What became of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// In a word.
+    pub fate: Fate,
+    /// Pages still missing: so many are named by the `missing` frames that follow.
+    pub missing: u64,
+    /// In words, for people.
+    pub reason: String,
+}
+
+/// What became of the guest, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// It is here and waits for commit.
+    Held,
+    /// It runs here.
+    Running,
+    /// It runs here, and nothing is missing.
+    Arrived,
+    /// It does not run here, and never did or will.
+    NotRunning,
+    /// It ran here and is lost.
+    Gone,
+    /// Nothing is known of it here, or not enough.
+    Unknown,
 }
 
 /// Pages and state are in place.
@@ -170,6 +230,8 @@ impl Message {
             Self::Preflight(_) => Kind::Preflight,
             Self::Accept(_) => Kind::Accept,
             Self::Refuse(_) => Kind::Refuse,
+            Self::Rejoin(_) => Kind::Rejoin,
+            Self::Fate(_) => Kind::Fate,
             Self::Populated { .. } => Kind::Populated,
             Self::Request { .. } => Kind::Request,
             Self::Placed => Kind::Placed,
@@ -220,6 +282,8 @@ impl Message {
             Self::Preflight(body) => (0, json(body)),
             Self::Accept(body) => (0, json(body)),
             Self::Refuse(body) => (0, json(body)),
+            Self::Rejoin(body) => (0, json(body)),
+            Self::Fate(body) => (0, json(body)),
             Self::Verified(body) => (0, json(body)),
             Self::Ready(body) => (0, json(body)),
             Self::NotRunning(body) | Self::Abort(body) => (0, json(body)),
@@ -253,6 +317,8 @@ impl Message {
             Kind::Preflight => Self::Preflight(from_json(head, payload)?),
             Kind::Accept => Self::Accept(from_json(head, payload)?),
             Kind::Refuse => Self::Refuse(from_json(head, payload)?),
+            Kind::Rejoin => Self::Rejoin(from_json(head, payload)?),
+            Kind::Fate => Self::Fate(fate(head, payload)?),
             Kind::Verified => Self::Verified(from_json(head, payload)?),
             Kind::Ready => Self::Ready(from_json(head, payload)?),
             Kind::NotRunning => Self::NotRunning(reason(head, payload)?),
@@ -308,6 +374,11 @@ fn reason(head: &Head, payload: &[u8]) -> Result<Reason, Error> {
     Ok(Reason { reason: tame(&reason) })
 }
 
+fn fate(head: &Head, payload: &[u8]) -> Result<Told, Error> {
+    let told: Told = from_json(head, payload)?;
+    Ok(Told { reason: tame(&told.reason), ..told })
+}
+
 fn packet(head: &Head, payload: &[u8]) -> Result<Packet, Error> {
     let number = head.argument;
     let unknown = || Error::Value { kind: head.kind, what: format!("network interface {number}") };
@@ -345,6 +416,7 @@ mod tests {
                 role: Role::Data,
                 session: uuid::Uuid::from_u128(session),
                 index,
+                call: 0,
             })),
             any::<(u32, bool)>().prop_map(|(round, last)| Message::RoundEnd { round, last }),
             any::<u32>().prop_map(|round| Message::RoundDone { round }),
@@ -357,6 +429,16 @@ mod tests {
             "[a-z ]{0,50}".prop_map(|reason| Message::Abort(Reason { reason })),
             proptest::collection::vec("[a-z ]{0,50}", 0..5)
                 .prop_map(|reasons| Message::Refuse(Refuse { reasons })),
+            any::<(u128, u64)>().prop_map(|(guest, epoch)| Message::Rejoin(Rejoin {
+                guest: uuid::Uuid::from_u128(guest),
+                epoch,
+                knows: Knows::Left,
+            })),
+            ("[a-z ]{0,50}", any::<u64>()).prop_map(|(reason, missing)| Message::Fate(Told {
+                fate: Fate::Held,
+                missing,
+                reason
+            })),
             any::<u64>().prop_map(|restore_us| Message::Ready(Ready { restore_us })),
             Just(Message::Placed),
             (any::<u32>(), proptest::collection::vec(any::<u8>(), 0..100))

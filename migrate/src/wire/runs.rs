@@ -226,6 +226,7 @@ mod tests {
             let ram = ram.iter().map(|(first, count)| PageRun { first: *first, count: *count }).collect();
             let machine = serde_json::Value::Null;
             RamMap::of(&Description {
+                epoch: 0,
                 name: String::new(),
                 uuid: uuid::Uuid::nil(),
                 vcpus: 1,

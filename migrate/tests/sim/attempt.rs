@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::channel::{Deadlines, Dial, Listen};
+use migrate::journal::Journals;
 use migrate::options::Options;
 use migrate::progress::{Observer, Silent};
 use migrate::report::{Outcome, Report};
-use migrate::source::{Route, migrate_over};
+use migrate::source::Route;
 use migrate::{Arrival, Cancel, Receiver};
 
-use super::{Habit, Runners, Sim, SimHost};
+use super::{Habit, Runners, Sim, SimHost, reported};
 
 /// Waits that end early, so that silence is noticed soon.
 pub(crate) fn short(silence: Duration) -> Deadlines {
@@ -55,7 +56,13 @@ pub(crate) fn attempt_with(
     let receiver = Receiver::over(listen, deadlines);
     let (report, arrival) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
-        let report = migrate_over(&*guest, options, Route { dial, deadlines }, cancel, observer);
+        let report = reported(
+            &*guest,
+            options,
+            Route { dial, deadlines, journals: Journals::nowhere() },
+            cancel,
+            observer,
+        );
         // A source that never came through leaves the destination waiting.
         receiver.stop();
         (report, receiving.join().expect("no panic"))

@@ -50,6 +50,7 @@ impl Host for SimHost {
 
     fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
         let sim = Sim::blank(Habit { pages: guest.pages(), ..self.habit }, self.runners.clone());
+        sim.epoch.store(guest.epoch, std::sync::atomic::Ordering::SeqCst);
         (self.prepare)(&sim);
         *self.built.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&sim));
         Ok(sim)

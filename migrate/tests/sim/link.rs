@@ -16,6 +16,8 @@ use migrate::wire::Role;
 pub(crate) enum Blow {
     /// All connections are closed.
     Cut,
+    /// All connections are closed, and new ones are good.
+    Blip,
     /// Nothing arrives any more, and nobody is told.
     Silence,
 }
@@ -46,7 +48,7 @@ impl Fuse {
     /// Whether the operation may still happen.
     fn burn(&self) -> bool {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);
-        if left == 0 && self.blow == Blow::Cut {
+        if left == 0 && self.blow != Blow::Silence {
             let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             links.iter().for_each(|link| link.shut(Shutdown::Both));
         }
@@ -54,6 +56,9 @@ impl Fuse {
     }
 
     fn wrap(self: &Arc<Self>, inner: Arc<dyn Link>) -> Arc<dyn Link> {
+        if self.blow == Blow::Blip && self.has_blown() {
+            return inner;
+        }
         self.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&inner));
         let (void, end) = memory::pair();
         Arc::new(Fused { inner, void, _end: end, fuse: Arc::clone(self) })
@@ -73,7 +78,7 @@ impl Fused {
     fn sending(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match (self.fuse.burn(), self.fuse.blow) {
             (true, _) => send(),
-            (false, Blow::Cut) => Err(ErrorKind::BrokenPipe.into()),
+            (false, Blow::Cut | Blow::Blip) => Err(ErrorKind::BrokenPipe.into()),
             (false, Blow::Silence) => Ok(()),
         }
     }
@@ -90,7 +95,7 @@ impl Link for Fused {
 
     fn receive(&self, into: &mut [u8]) -> io::Result<()> {
         match (self.fuse.burn(), self.fuse.blow) {
-            (true, _) | (false, Blow::Cut) => self.inner.receive(into),
+            (true, _) | (false, Blow::Cut | Blow::Blip) => self.inner.receive(into),
             (false, Blow::Silence) => self.void.receive(into),
         }
     }
@@ -107,7 +112,7 @@ impl Link for Fused {
     fn shut(&self, how: Shutdown) {
         self.void.shut(how);
         // A silent network carries no goodbye either, but this side's threads must wake.
-        if self.fuse.blow == Blow::Cut || !self.fuse.has_blown() {
+        if self.fuse.blow != Blow::Silence || !self.fuse.has_blown() {
             self.inner.shut(how);
         } else {
             self.inner.shut(Shutdown::Read);

@@ -17,10 +17,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(crate) use host::SimHost;
+use migrate::Cancel;
 use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
 use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
 use migrate::progress::{Event, Observer};
 use migrate::protection::Protection;
+use migrate::report::Report;
+use migrate::source::{Route, migrate_over};
 pub(crate) use ram::SimRam;
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
@@ -40,7 +43,19 @@ pub(crate) fn options(mode: Mode) -> Options {
         in_flight: InFlightPolicy::Forward,
         clock: ClockPolicy::Continue,
         protection: Protection::None,
+        recovery: Duration::ZERO,
     }
+}
+
+/// A migration whose guest nobody has to recover afterwards.
+pub(crate) fn reported(
+    guest: &dyn Departing,
+    options: &Options,
+    route: Route<'_>,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Report {
+    migrate_over(guest, options, route, cancel, observer).report
 }
 
 /// Does something at every event.
@@ -130,6 +145,7 @@ pub(crate) struct Sim {
     window: AtomicU64,
     pub(crate) pauses: AtomicU64,
     settled: AtomicU64,
+    pub(crate) epoch: AtomicU64,
     /// Pages told to be missing when faults began to be caught.
     pub(crate) told_first: AtomicU64,
     /// From the network: not yet taken where it has left, and all that was delivered where it is.
@@ -189,6 +205,7 @@ impl Sim {
             window: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
             told_first: AtomicU64::new(0),
             packets: Mutex::default(),
             broken: Broken::default(),

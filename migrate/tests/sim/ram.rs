@@ -153,6 +153,11 @@ impl SimRam {
         self.changed.notify_all();
     }
 
+    /// It stays after all.
+    pub(crate) fn go_on(&self) {
+        self.stopping.store(false, Ordering::Release);
+    }
+
     fn store(&self, run: PageRun, from: &[u8]) {
         let words = &self.words[run.first as usize * WORDS..run.end() as usize * WORDS];
         for (word, bytes) in words.iter().zip(from.chunks_exact(8)) {

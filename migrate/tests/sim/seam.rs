@@ -22,6 +22,7 @@ impl Departing for Sim {
         Description {
             name: "sim".to_owned(),
             uuid: uuid::Uuid::nil(),
+            epoch: self.epoch.load(Ordering::SeqCst),
             vcpus: 1,
             ram: vec![PageRun { first: 0, count: self.habit.pages }],
             nics: self.habit.nics,
@@ -96,6 +97,10 @@ impl Departing for Sim {
         assert!(!self.is_released(), "a released guest is not resumed");
         self.start_cpu();
         Ok(())
+    }
+
+    fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::SeqCst);
     }
 
     fn first_pages(&self, _state: &[u8]) -> Vec<u64> {
@@ -175,6 +180,12 @@ impl Arriving for Sim {
     fn suspend(&self) {
         self.ram.stop();
         self.stop_cpu();
+    }
+
+    fn run_on(&self) -> Result<()> {
+        self.ram.go_on();
+        self.start_cpu();
+        Ok(())
     }
 
     fn discard(&self) {

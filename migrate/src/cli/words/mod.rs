@@ -129,6 +129,10 @@ pub fn event(event: &Event) -> String {
         Event::Round { round: figures, decision } => round(figures, decision),
         Event::Switched { switchover } => switched(switchover),
         Event::TurnedAway { peer, reason } => format!("{peer} was turned away: {reason}"),
+        Event::Lost { cause } => format!("the link was lost: {cause}; calling again"),
+        Event::Found { us, calls } => {
+            format!("found again after {} ({calls} calls)", micros(*us as f64))
+        }
         Event::Ended { report } => report::headline(report),
     }
 }

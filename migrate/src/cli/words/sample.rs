@@ -18,6 +18,7 @@ pub(crate) fn moved() -> Report {
         destination: "10.0.0.2:7000".to_owned(),
         mode: Mode::Hybrid,
         streams: 2,
+        outages: Vec::new(),
         on_timeout: None,
         total_us: 412_345,
         phases: vec![

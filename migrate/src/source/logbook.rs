@@ -9,14 +9,14 @@ use crate::failure::Failure;
 use crate::guest::Telemetry;
 use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
-use crate::report::{Outcome, Phase, PhaseTime, Report, Round, Switchover, Traffic};
+use crate::report::{Outage, Outcome, Phase, PhaseTime, Report, Round, Switchover, Traffic};
 
 /// How long the guest may take to acknowledge a measuring window. It does so when each of its vCPUs has had the CPU:
 /// within a millisecond or so on a quiet host, but on a busy one each may wait for many others' time slices, and an
 /// unacknowledged window leaves the migration unmeasured. The wait ends with the acknowledgement.
 const WINDOW_WAIT: Duration = Duration::from_secs(1);
 
-pub(super) struct Journal<'a> {
+pub(super) struct Logbook<'a> {
     context: &'a Context<'a>,
     pub(super) report: Report,
     /// The guest's figures before anything was done to it; absent when it measures nothing.
@@ -27,11 +27,13 @@ pub(super) struct Journal<'a> {
     phase: Option<(Phase, Instant)>,
     /// From the pause on: what is to be told when the guest has run there for a while, or the migration has ended.
     held_back: Option<Vec<Event>>,
+    /// The present loss of the link: since when, and calls made before it.
+    outage: Option<(Instant, u32)>,
     /// Bulk traffic when the present round began.
     round_from: (Traffic, Instant),
 }
 
-impl<'a> Journal<'a> {
+impl<'a> Logbook<'a> {
     /// Reads the guest's figures and has it open a measuring window; the clock starts after that.
     pub(super) fn open(context: &'a Context<'a>) -> Self {
         let before = context.guest.telemetry().filter(|_| context.guest.open_window(WINDOW_WAIT));
@@ -47,7 +49,25 @@ impl<'a> Journal<'a> {
             started: now,
             phase: None,
             held_back: None,
+            outage: None,
             round_from,
+        }
+    }
+
+    /// Goes on with the report of a migration that was left in doubt.
+    pub(super) fn resumed(context: &'a Context<'a>, report: Report) -> Self {
+        let now = Instant::now();
+        let before = Report { reason: None, ..report };
+        Self {
+            context,
+            before: None,
+            unheard: None,
+            started: now - Duration::from_micros(before.total_us),
+            report: Report { total_us: 0, ..before },
+            phase: None,
+            held_back: None,
+            outage: None,
+            round_from: (Traffic::default(), now),
         }
     }
 
@@ -136,6 +156,27 @@ impl<'a> Journal<'a> {
     pub(super) fn switched(&mut self, switchover: Switchover) {
         self.report.switchover = Some(switchover);
         self.tell(Event::Switched { switchover });
+    }
+
+    /// The link was lost from commit on.
+    pub(super) fn begin_outage(&mut self, cause: &Failure, calls: u32) {
+        self.tell_held_back();
+        self.outage = Some((Instant::now(), calls));
+        let cause = cause.to_string();
+        self.tell(Event::Lost { cause: cause.clone() });
+        self.report.outages.push(Outage { cause, us: 0, calls: 0, over: false });
+    }
+
+    /// Both sides have found each other again (`over`), or this side has given up.
+    pub(super) fn end_outage(&mut self, calls: u32, over: bool) {
+        let (Some((since, before)), Some(outage)) = (self.outage.take(), self.report.outages.last_mut())
+        else {
+            return;
+        };
+        (outage.us, outage.calls, outage.over) = (us_since(since), calls - before, over);
+        if over {
+            self.tell(Event::Found { us: us_since(since), calls: calls - before });
+        }
     }
 
     /// Nothing is left to be done for the guest: the clock stops.

@@ -1,0 +1,345 @@
+//! The journal: what a side has promised about a guest, in a file that outlives its process (`docs/handover.md`).
+//!
+//! One file a guest and side: two slots, written in turn, each a line of JSON that a person can read, with a hash, so that
+//! a write that was cut short leaves the one before. In the pause it is only written, which costs microseconds and outlives
+//! the process; what must outlive the host too is synced outside of it. A lock on the file says that its process lives.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::wire::message::tame;
+
+/// Bytes of a slot.
+const SLOT: usize = 1024;
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Which side a journal is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The guest leaves from here.
+    Source,
+    /// It comes here.
+    Destination,
+}
+
+/// How far it had come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Promise {
+    /// Source: the destination has accepted.
+    Leaving,
+    /// Source: commit is about to be sent.
+    Committed,
+    /// Source: it runs on the destination.
+    Moved,
+    /// Source: its operator has forced it to run on here.
+    Forced,
+    /// Destination: it may come.
+    Arriving,
+    /// Destination: commit was heard, and the guest is about to run.
+    Running,
+    /// Destination: it is here.
+    Arrived,
+    /// Destination: it does not run here and never did.
+    Discarded,
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The guest.
+    pub guest: Uuid,
+    /// The migration.
+    pub session: Uuid,
+    /// The guest's epoch on the destination; after `forced`, here.
+    pub epoch: u64,
+    /// Which side.
+    pub side: Side,
+    /// How far.
+    pub promise: Promise,
+    /// The other side, for people.
+    pub peer: String,
+    /// The boot of this host.
+    pub boot: String,
+    /// Counts the writes.
+    pub number: u64,
+}
+
+/// What a record without a living process says of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// The guest ran here, and is gone.
+    Ran,
+    /// It never ran here and never will.
+    NeverRan,
+    /// It may have: power failed in the very moment.
+    Unsure,
+}
+
+/// A folder of journals, for one VMM.
+#[derive(Debug, Clone, Default)]
+pub struct Journals {
+    /// None: nothing is kept.
+    folder: Option<PathBuf>,
+    vmm: String,
+}
+
+/// The journal of one migration on one side.
+#[derive(Debug)]
+pub struct Journal {
+    file: Option<File>,
+    path: PathBuf,
+    record: Record,
+}
+
+impl Journals {
+    /// Keeps nothing: for guests whose loss does not matter, such as those of tests.
+    #[must_use]
+    pub fn nowhere() -> &'static Self {
+        static NOWHERE: Journals = Journals { folder: None, vmm: String::new() };
+        &NOWHERE
+    }
+
+    /// Keeps them in a folder, which need not exist.
+    #[must_use]
+    pub fn at(folder: impl Into<PathBuf>, vmm: &str) -> Self {
+        Self { folder: Some(folder.into()), vmm: vmm.to_owned() }
+    }
+
+    /// Keeps them where the environment says: `VMM_STATE_DIR`, else `/var/lib/vmm` for root, else `$XDG_STATE_HOME/vmm`, else
+    /// `~/.local/state/vmm`. Without any of these nothing is kept.
+    #[must_use]
+    pub fn from_env(vmm: &str) -> Self {
+        let root = rustix::process::geteuid().is_root();
+        let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let of_user = || {
+            let state = given("XDG_STATE_HOME").or_else(|| Some(given("HOME")?.join(".local/state")));
+            Some(state?.join("vmm"))
+        };
+        let folder = given("VMM_STATE_DIR").or_else(|| root.then(|| "/var/lib/vmm".into())).or_else(of_user);
+        Self { folder, vmm: vmm.to_owned() }
+    }
+
+    /// The folder, if anything is kept.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// Opens the journal of a migration and writes its first record to stable storage.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to, or another process keeps this very journal.
+    pub(crate) fn open(
+        &self,
+        guest: Uuid,
+        session: Uuid,
+        epoch: u64,
+        promise: Promise,
+        peer: &str,
+    ) -> io::Result<Journal> {
+        let (side, word) = match promise {
+            Promise::Leaving | Promise::Committed | Promise::Moved | Promise::Forced => {
+                (Side::Source, "source")
+            }
+            _ => (Side::Destination, "destination"),
+        };
+        let peer = tame(peer).chars().take(100).collect();
+        let record = Record { guest, session, epoch, side, promise, peer, boot: boot(), number: 0 };
+        let Some(folder) = &self.folder else {
+            return Ok(Journal { file: None, path: PathBuf::new(), record });
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let path = folder.join(format!("{guest}.{}.{word}", self.vmm));
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| io::Error::new(ErrorKind::ResourceBusy, "another process keeps this journal"))?;
+        let number = newest(&file).map_or(0, |record| record.number);
+        let mut journal = Journal { file: Some(file), path, record: Record { number, ..record } };
+        // Both slots: so that no later write needs room on the disk.
+        journal.write(promise)?;
+        journal.write(promise)?;
+        journal.sync()?;
+        File::open(folder)?.sync_all()?;
+        Ok(journal)
+    }
+
+    /// What is known here of a migration whose guest was to come, from journals that no living process keeps.
+    #[must_use]
+    pub(crate) fn of_session(&self, session: Uuid) -> Option<Past> {
+        let ours = |record: &Record| record.session == session && record.side == Side::Destination;
+        let (path, record) = self.records().find(|(_, record)| ours(record))?;
+        let file = File::open(path).ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+        Some(match record.promise {
+            Promise::Discarded => Past::NeverRan,
+            Promise::Arriving if record.boot == boot() && !record.boot.is_empty() => Past::NeverRan,
+            Promise::Arriving => Past::Unsure,
+            _ => Past::Ran,
+        })
+    }
+
+    /// The record of a later incarnation of a guest than this, if one has run here or was handed on from here.
+    #[must_use]
+    pub fn superseding(&self, guest: Uuid, epoch: u64) -> Option<Record> {
+        let later = |record: &Record| {
+            let ran = !matches!(record.promise, Promise::Leaving | Promise::Arriving | Promise::Discarded);
+            record.guest == guest && record.epoch > epoch && ran
+        };
+        self.records().map(|(_, record)| record).filter(later).max_by_key(|record| record.epoch)
+    }
+
+    /// Where a guest has gone from here, or may have, and the file that says so.
+    #[must_use]
+    pub fn handed_on(&self, guest: Uuid) -> Option<(PathBuf, Record)> {
+        let mine = self.records().filter(|(_, record)| record.guest == guest);
+        let (path, last) = mine.max_by_key(|(_, record)| record.epoch)?;
+        let gone = matches!(last.promise, Promise::Leaving | Promise::Committed | Promise::Moved);
+        gone.then_some((path, last))
+    }
+
+    fn records(&self) -> impl Iterator<Item = (PathBuf, Record)> {
+        let entries = self.folder.as_ref().and_then(|folder| fs::read_dir(folder).ok());
+        let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        paths.filter_map(|path| {
+            let record = newest(&File::open(&path).ok()?)?;
+            Some((path, record))
+        })
+    }
+}
+
+impl Journal {
+    /// Writes how far it has come. Outlives this process; the host only after [`sync`](Self::sync).
+    pub(crate) fn write(&mut self, promise: Promise) -> io::Result<()> {
+        self.record.promise = promise;
+        self.record.number += 1;
+        let Some(file) = &self.file else { return Ok(()) };
+        let at = (self.record.number % 2) * SLOT as u64;
+        file.write_all_at(&slot(&self.record), at)
+    }
+
+    /// Puts what was written on stable storage.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
+    }
+
+    /// The same with another epoch, on stable storage.
+    pub(crate) fn force(&mut self, epoch: u64) -> io::Result<()> {
+        self.record.epoch = epoch;
+        self.write(Promise::Forced)?;
+        self.sync()
+    }
+
+    /// Nothing is promised any more.
+    pub(crate) fn remove(&mut self) {
+        if self.file.take().is_some() {
+            // What is left would only say that the guest was about to leave.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The clock by which promises lapse: since the host's boot, its sleep included.
+pub(crate) fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
+/// The boot of this host; empty where the kernel does not say.
+fn boot() -> String {
+    fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// A record as it is written: its hash, and a line that a person can read.
+fn slot(record: &Record) -> [u8; SLOT] {
+    let line = serde_json::to_vec(record).expect("a record is plain data");
+    let mut bytes = [b' '; SLOT];
+    bytes[SLOT - 1] = b'\n';
+    let text = format!("{:016x} ", xxh3_64(&line));
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    bytes[text.len()..text.len() + line.len()].copy_from_slice(&line);
+    bytes
+}
+
+fn newest(file: &File) -> Option<Record> {
+    let read = |at: u64| {
+        let mut bytes = [0; SLOT];
+        file.read_exact_at(&mut bytes, at * SLOT as u64).ok()?;
+        let text = str::from_utf8(&bytes).ok()?;
+        let (hash, line) = text.trim_end().split_once(' ')?;
+        let whole = u64::from_str_radix(hash, 16).ok()? == xxh3_64(line.as_bytes());
+        serde_json::from_str::<Record>(line).ok().filter(|_| whole)
+    };
+    [0, 1].into_iter().filter_map(read).max_by_key(|record| record.number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(folder: &Path, promise: Promise, epoch: u64) -> (Journals, Journal, Uuid) {
+        let (journals, session) = (Journals::at(folder, "demo"), Uuid::new_v4());
+        let journal = journals.open(Uuid::nil(), session, epoch, promise, "there:7400").expect("a folder");
+        (journals, journal, session)
+    }
+
+    #[test]
+    fn a_record_outlives_its_process_and_a_torn_one_leaves_the_one_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (journals, mut journal, session) = opened(folder.path(), Promise::Arriving, 1);
+        assert_eq!(journals.of_session(session), None, "its process lives: ask there");
+        journal.write(Promise::Running).expect("room");
+        let at = (journal.record.number % 2) * SLOT as u64;
+        drop(journal);
+        assert_eq!(journals.of_session(session), Some(Past::Ran));
+        let path = folder.path().join(format!("{}.demo.destination", Uuid::nil()));
+        OpenOptions::new()
+            .write(true)
+            .open(path)
+            .expect("a file")
+            .write_all_at(b"torn", at + 40)
+            .expect("room");
+        assert_eq!(journals.of_session(session), Some(Past::NeverRan));
+        assert_eq!(journals.of_session(Uuid::new_v4()), None);
+    }
+
+    #[test]
+    fn after_a_power_failure_nothing_is_certain() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (journals, mut journal, session) = opened(folder.path(), Promise::Arriving, 1);
+        journal.record.boot = "another".to_owned();
+        journal.write(Promise::Arriving).expect("room");
+        drop(journal);
+        assert_eq!(journals.of_session(session), Some(Past::Unsure));
+    }
+
+    #[test]
+    fn an_earlier_incarnation_is_superseded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (journals, mut journal, _) = opened(folder.path(), Promise::Leaving, 3);
+        assert_eq!(journals.superseding(Uuid::nil(), 2), None, "nothing was handed on yet");
+        journal.write(Promise::Committed).expect("room");
+        assert_eq!(journals.superseding(Uuid::nil(), 2).map(|record| record.epoch), Some(3));
+        assert_eq!(journals.superseding(Uuid::nil(), 3), None);
+        assert_eq!(
+            journals.handed_on(Uuid::nil()).map(|(_, record)| record.peer),
+            Some("there:7400".to_owned())
+        );
+        journal.force(4).expect("room");
+        assert_eq!(journals.handed_on(Uuid::nil()), None);
+        journal.remove();
+        assert_eq!(journals.superseding(Uuid::nil(), 0), None);
+    }
+}

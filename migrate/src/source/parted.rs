@@ -1,0 +1,120 @@
+//! A guest that its migration has left in doubt, and what can still become of it.
+
+use uuid::Uuid;
+
+use super::context::Context;
+use super::custody::{Custody, Hold};
+use super::logbook::Logbook;
+use super::{Departure, Journey, Route};
+use crate::alarm::Cancel;
+use crate::failure::Failure;
+use crate::guest::Departing;
+use crate::handover::{Source, SourceEvent};
+use crate::options::Options;
+use crate::progress::{Observer, Silent};
+use crate::report::Report;
+
+/// What is needed to go on with it.
+#[derive(Debug)]
+pub struct Parted {
+    hold: Hold,
+    session: Uuid,
+    calls: u32,
+    report: Report,
+}
+
+impl Parted {
+    pub(super) fn of(context: &Context<'_>, custody: Custody<'_>, calls: u32, report: Report) -> Self {
+        Self { hold: custody.into_hold(), session: context.session, calls, report }
+    }
+
+    /// Whether the guest is paused because nobody here can know. Otherwise it runs here, and only the destination is to be
+    /// [told](Self::disown).
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self.hold.state(), Source::Unknown | Source::Stranded)
+    }
+
+    /// Whether the guest has run on the destination, so that what is left here is what it was when it left.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.hold.state() == Source::Stranded
+    }
+
+    /// Calls the destination again, for as long as [`Options::recovery`].
+    #[must_use]
+    pub fn recover(
+        self,
+        guest: &dyn Departing,
+        options: &Options,
+        route: Route<'_>,
+        cancel: &Cancel,
+        observer: &dyn Observer,
+    ) -> Departure {
+        let before = Failure::Before(self.report.reason.clone().unwrap_or_default());
+        self.resumed(guest, options, route, cancel, observer, |journey| {
+            journey.custody.on(SourceEvent::Recover)?;
+            journey.recover(before)
+        })
+    }
+
+    /// The operator's word that the destination does not run it and never will: runs it here, as a later incarnation.
+    /// The destination is to be [told](Self::disown) afterwards.
+    ///
+    /// # Errors
+    /// Where a commit that was sent may still be obeyed, or the journal cannot be written: it stays as it was.
+    pub fn force(&mut self, guest: &dyn Departing) -> Result<(), Failure> {
+        self.with_custody(guest, |custody| custody.force())
+    }
+
+    /// The operator's word that the destination runs it: nothing of it is needed here.
+    ///
+    /// # Errors
+    /// When there is no doubt.
+    pub fn let_go(&mut self, guest: &dyn Departing) -> Result<(), Failure> {
+        self.with_custody(guest, |custody| custody.on(SourceEvent::Disowned).map(drop))
+    }
+
+    /// Tells a destination that may hold the guest that it runs here; tries for as long as [`Options::recovery`].
+    pub fn disown(self, guest: &dyn Departing, options: &Options, route: Route<'_>, cancel: &Cancel) {
+        let _ = self.resumed(guest, options, route, cancel, &Silent, |journey| {
+            journey.disown();
+            Ok(())
+        });
+    }
+
+    fn resumed(
+        self,
+        guest: &dyn Departing,
+        options: &Options,
+        route: Route<'_>,
+        cancel: &Cancel,
+        observer: &dyn Observer,
+        work: impl FnOnce(&mut Journey<'_>) -> Result<(), Failure>,
+    ) -> Departure {
+        let context = Context::new(guest, options, route, cancel.alarm(), observer, self.session);
+        // Whoever is in doubt, or runs here, is past the point of no return.
+        let _ = context.alarm.seal(route.dial.to());
+        let mut journey = Journey {
+            context: &context,
+            custody: Custody::resumed(guest, self.hold),
+            logbook: Logbook::resumed(&context, self.report),
+            lines: None,
+            calls: self.calls,
+            may_switch: true,
+        };
+        let result = work(&mut journey);
+        journey.close(result)
+    }
+
+    fn with_custody(
+        &mut self,
+        guest: &dyn Departing,
+        work: impl FnOnce(&mut Custody<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut custody = Custody::resumed(guest, std::mem::take(&mut self.hold));
+        let result = work(&mut custody);
+        self.hold = custody.into_hold();
+        result
+    }
+}

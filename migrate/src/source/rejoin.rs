@@ -1,0 +1,183 @@
+//! The link was lost from commit on: the destination is called again and asked what became of the guest.
+//!
+//! Nobody runs anything on a guess meanwhile: the guest stands still here. The calls go on for the time for recovery, further
+//! and further apart, and whenever the operator wants one. What the destination says decides, as `handover` has it.
+
+use std::sync::Arc;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use super::Journey;
+use super::connect::{Lines, greet, open};
+use super::crew::Crew;
+use super::page_server::Unsent;
+use crate::channel::line::Line;
+use crate::failure::Failure;
+use crate::handover::{Source, SourceEvent};
+use crate::pages::PageSet;
+use crate::pulse;
+use crate::report::Phase;
+use crate::wire::message::{Fate, Knows, Rejoin, Told};
+use crate::wire::{Kind, Message, Role};
+
+/// Between the first two calls; twice as long each time.
+const FIRST_REST: Duration = Duration::from_millis(50);
+/// Never longer.
+const LONGEST_REST: Duration = Duration::from_secs(2);
+
+impl<'a> Journey<'a> {
+    /// Calls until what became of the guest is known, or the time for recovery has passed.
+    pub(super) fn recover(&mut self, lost: Failure) -> Result<(), Failure> {
+        let (since, limit) = (Instant::now(), self.context.options.recovery);
+        let (mut failure, mut rest) = (lost, FIRST_REST.min(limit));
+        self.logbook.begin_outage(&failure, self.calls);
+        while self.custody.state().asks() {
+            let left = limit.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                self.custody.on(SourceEvent::GiveUp)?;
+                break;
+            }
+            if let Some(to) = self.context.alarm.rest_before_call(rest.min(left)) {
+                self.context.redirect(&to);
+            }
+            rest = (rest * 2).min(LONGEST_REST);
+            self.context.alarm.renew();
+            let called = thread::scope(|scope| self.call(scope));
+            match called {
+                Ok(()) => return Ok(()),
+                // The first loss says more than that nobody answers.
+                Err(Failure::Connect { .. }) => {}
+                Err(other) => failure = other,
+            }
+        }
+        self.logbook.end_outage(self.calls, false);
+        Err(failure)
+    }
+
+    /// One call, to its end.
+    fn call<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let context = self.context;
+        self.calls += 1;
+        let result = self.go_on(scope).map_err(|failure| context.alarm.explain(failure));
+        if result.is_err() {
+            self.custody.fail();
+        }
+        context.alarm.end();
+        result
+    }
+
+    fn go_on<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let context = self.context;
+        let knows = if self.custody.state() == Source::Asking { Knows::Committed } else { Knows::Left };
+        let mut lines = Lines::only(self.ask(knows)?);
+        context.set_control(&lines.control);
+        scope.spawn(move || pulse::beat(&context.alarm, context.beat(), || context.pulse()));
+        let control = lines.control.clone();
+        let told = hear_fate(&control)?;
+        let peer = || control.peer().to_owned();
+        match told.fate {
+            Fate::NotRunning => {
+                self.custody.on(SourceEvent::NotRunning)?;
+                return Err(Failure::Fate { peer: peer(), reason: told.reason });
+            }
+            Fate::Gone | Fate::Unknown => {
+                self.custody.on(SourceEvent::Gone)?;
+                return Err(Failure::Fate { peer: peer(), reason: told.reason });
+            }
+            Fate::Held | Fate::Running | Fate::Arrived => {}
+        }
+        let missing = self.hear_missing(&control, told.missing)?;
+        if told.missing > 0 {
+            lines.data = (0..context.streams())
+                .map(|index| open(context, Role::Data, index, self.calls))
+                .collect::<Result<_, _>>()?;
+            lines.urgent = Some(open(context, Role::Urgent, 0, self.calls)?);
+        }
+        if self.postcopy() {
+            context.unsent.get_or_init(|| Arc::new(Unsent::new(&missing))).refill(&missing);
+        }
+        let crew = Crew::assemble(scope, context, &lines);
+        if told.fate == Fate::Held {
+            self.custody.on(SourceEvent::Held)?;
+            self.await_verdict(&control)?;
+        } else {
+            self.custody.on(SourceEvent::Running)?;
+        }
+        self.logbook.end_outage(self.calls, true);
+        if let Some(unsent) = context.unsent.get() {
+            self.logbook.enter(Phase::Postcopy);
+            context.meter.begin(0, told.missing);
+            crew.push(unsent);
+        }
+        if self.postcopy() {
+            self.serve_pages(&lines)?;
+        }
+        self.custody.on(SourceEvent::Complete)?;
+        self.last_words(&lines, None)
+    }
+
+    /// A conversation that has begun again.
+    fn ask(&self, knows: Knows) -> Result<Line, Failure> {
+        let context = self.context;
+        let control = open(context, Role::Control, 0, self.calls)?;
+        greet(&control)?;
+        control.set_limit(context.route.deadlines.idle)?;
+        let (guest, epoch) = (context.description.uuid, context.guest.description().epoch);
+        let epoch = if knows == Knows::Kept { epoch } else { epoch + 1 };
+        control.tell(&Message::Rejoin(Rejoin { guest, epoch, knows }))?;
+        Ok(control)
+    }
+
+    /// The pages that the destination lacks.
+    fn hear_missing(&self, control: &Line, count: u64) -> Result<PageSet, Failure> {
+        let (map, mut missing) = (self.map()?, PageSet::new(self.context.description.gfn_limit()));
+        while missing.len() < count {
+            let before = missing.len();
+            match control.hear()? {
+                Message::Missing { first, words } => map
+                    .admit_bitmap(Kind::Missing, first, &words, &mut missing)
+                    .map_err(Failure::wire(control.peer()))?,
+                other => return Err(control.unexpected(other.kind(), Kind::Missing.word())),
+            }
+            if missing.len() == before {
+                return Err(control.unexpected(Kind::Missing, "pages not named before"));
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The guest runs here, but the destination may hold it: tells it to let go. Whoever holds it does not run it, so
+    /// nothing depends on this but memory over there; it is tried for the time for recovery.
+    pub(super) fn disown(&mut self) {
+        let (since, limit) = (Instant::now(), self.context.options.recovery);
+        let mut rest = FIRST_REST;
+        loop {
+            self.context.alarm.renew();
+            self.calls += 1;
+            let told = self.ask(Knows::Kept).and_then(|control| hear_fate(&control));
+            self.context.alarm.end();
+            let left = limit.saturating_sub(since.elapsed());
+            if told.is_ok() || left.is_zero() {
+                return;
+            }
+            self.context.alarm.rest_before_call(rest.min(left));
+            rest = (rest * 2).min(LONGEST_REST);
+        }
+    }
+}
+
+fn hear_fate(control: &Line) -> Result<Told, Failure> {
+    match control.hear()? {
+        Message::Fate(told) => Ok(told),
+        Message::Refuse(refuse) => {
+            Err(Failure::Refused { peer: control.peer().to_owned(), reasons: refuse.reasons })
+        }
+        other => Err(control.unexpected(other.kind(), Kind::Fate.word())),
+    }
+}

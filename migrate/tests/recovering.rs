@@ -1,0 +1,263 @@
+//! A lost link from commit on is got over: both sides find each other again and the guest ends where it belongs, by itself.
+//!
+//! Whatever message is the last before the loss, and whichever way it went: moved, or kept where the destination never ran it.
+//! The sims watch all the time that never two machines run the guest, and it finds its memory as it left it.
+
+mod sim;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use migrate::channel::memory::Place;
+use migrate::channel::{Deadlines, Dial, Listen};
+use migrate::journal::Journals;
+use migrate::options::{Mode, Options};
+use migrate::progress::{Event, Silent};
+use migrate::report::{Outcome, Phase};
+use migrate::source::{Departure, Route, migrate_over};
+use migrate::{Arrival, Cancel, Receiver};
+use sim::attempt::{Attempt, short};
+use sim::link::{Blow, Fuse, Fusing};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
+
+/// More operations than any of these migrations has.
+const MANY: i64 = 2000;
+
+/// Both sides as two VMMs have them: the destination goes on waiting, for its source too when the guest has arrived, and a
+/// source that has kept its guest says so.
+fn attempt_to_the_end(
+    options: &Options,
+    deadlines: Deadlines,
+    fused: &Fusing<Place>,
+    on_source: bool,
+) -> Attempt {
+    let (runners, habit) = (Runners::default(), Habit::default());
+    let guest = Sim::booted(habit, runners.clone());
+    let host = SimHost::new(habit, &runners);
+    let plain = fused.inner.clone();
+    let listen: Box<dyn Listen> = if on_source { Box::new(plain.clone()) } else { Box::new(fused.clone()) };
+    let receiver = Receiver::over(listen, deadlines);
+    let over = AtomicBool::new(false);
+    let (report, arrival) = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| {
+            loop {
+                let arrival = receiver.receive(&host, &Silent);
+                if let Arrival::Arrived { unheard: Some(waiting), .. } = arrival {
+                    return receiver.await_source(waiting, Duration::from_secs(20), &Silent);
+                }
+                if !matches!(arrival, Arrival::Failed { .. }) || over.load(Ordering::SeqCst) {
+                    return arrival;
+                }
+            }
+        });
+        let dial: &dyn Dial = if on_source { fused } else { &plain };
+        let route = Route { dial, deadlines, journals: Journals::nowhere() };
+        let Departure { report, parted } = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
+        if let Some(kept) = parted.filter(|parted| !parted.is_in_doubt()) {
+            kept.disown(&*guest, options, route, &Cancel::new());
+        }
+        over.store(true, Ordering::SeqCst);
+        receiver.stop();
+        (report, receiving.join().expect("no panic"))
+    });
+    Attempt { report, arrival, runners, guest, host }
+}
+
+#[test]
+fn a_loss_at_any_message_is_got_over() {
+    for mode in MODES {
+        for on_source in [true, false] {
+            let mut recovered = 0;
+            for operations in 0..MANY {
+                let fuse = Fuse::new(operations, Blow::Blip);
+                let fused = Fusing { inner: Place::new(), fuse: fuse.clone() };
+                let options = Options { recovery: Duration::from_secs(20), ..options(mode) };
+                let deadlines = short(Duration::from_secs(2));
+                let attempt = attempt_to_the_end(&options, deadlines, &fused, on_source);
+                let what =
+                    format!("{mode:?}, lost after {operations} operations, of the source: {on_source}");
+                assert_ne!(attempt.report.outcome, Outcome::Unknown, "{what}: {:?}", attempt.report.reason);
+                let outages = &attempt.report.outages;
+                assert!(outages.iter().all(|outage| outage.over || attempt.report.outcome == Outcome::Kept));
+                recovered += usize::from(!outages.is_empty() && attempt.report.outcome == Outcome::Moved);
+                attempt.check(&what);
+                if !fuse.has_blown() {
+                    break;
+                }
+            }
+            assert!(
+                recovered > 1,
+                "{mode:?}, of the source: {on_source}: only {recovered} losses were got over"
+            );
+        }
+    }
+}
+
+/// A guest whose link is cut for good, on both sides.
+struct Torn {
+    guest: Arc<Sim>,
+    host: SimHost,
+    receiver: Receiver,
+    place: Place,
+    departure: Departure,
+    arrival: Arrival,
+}
+
+fn torn(cut_at: fn(&Event) -> bool, mode: Mode) -> Torn {
+    let (runners, habit) = (Runners::default(), Habit { pages: 2048, ..Habit::default() });
+    let guest = Sim::booted(habit, runners.clone());
+    let host = SimHost::new(habit, &runners);
+    let (place, fuse) = (Place::new(), Fuse::new(i64::MAX, Blow::Cut));
+    let fused = Fusing { inner: place.clone(), fuse: fuse.clone() };
+    let receiver = Receiver::over(Box::new(place.clone()), short(Duration::from_secs(2)));
+    let options = Options { bandwidth: Some(4 << 20), ..options(mode) };
+    let cut = At(move |event: &Event| {
+        if cut_at(event) {
+            fuse.blow();
+        }
+    });
+    let (departure, arrival) = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+        let deadlines = short(Duration::from_secs(2));
+        let route = Route { dial: &fused, deadlines, journals: Journals::nowhere() };
+        let departure = migrate_over(&*guest, &options, route, &Cancel::new(), &cut);
+        (departure, receiving.join().expect("no panic"))
+    });
+    Torn { guest, host, receiver, place, departure, arrival }
+}
+
+fn in_postcopy(event: &Event) -> bool {
+    matches!(event, Event::Phase { phase: Phase::Postcopy })
+}
+
+#[test]
+fn the_operator_has_a_torn_guest_made_whole() {
+    let Torn { guest, host, receiver, place, departure, arrival } = torn(in_postcopy, Mode::Postcopy);
+    let there = host.guest().expect("built");
+    assert_eq!(departure.report.outcome, Outcome::Unknown);
+    let parted = departure.parted.expect("in doubt");
+    assert!(parted.is_in_doubt() && parted.has_left());
+    let Arrival::Waits(waiting) = arrival else { panic!("{arrival:?}") };
+    assert!(waiting.is_orphaned() && !there.is_running() && !guest.is_running());
+    let named: u64 = waiting.missing().iter().map(|run| run.count).sum();
+    assert!(named > 0 && named == waiting.missing_pages());
+    let options = Options { recovery: Duration::from_secs(20), ..options(Mode::Postcopy) };
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.await_source(waiting, Duration::MAX, &Silent));
+        let route =
+            Route { dial: &place, deadlines: short(Duration::from_secs(2)), journals: Journals::nowhere() };
+        let departure = parted.recover(&*guest, &options, route, &Cancel::new(), &Silent);
+        assert_eq!(departure.report.outcome, Outcome::Moved, "{:?}", departure.report.reason);
+        assert!(departure.parted.is_none());
+        assert!(matches!(receiving.join().expect("no panic"), Arrival::Arrived { unheard: None, .. }));
+    });
+    there.wait_steps(20);
+    end(&guest, &host);
+}
+
+/// A pre-copy whose link is cut for good after the first operation that leaves its guest in a state that is looked for.
+fn broken_off(at: impl Fn(&Departure, &Arrival) -> bool) -> Torn {
+    for operations in 0..MANY {
+        let (runners, habit) = (Runners::default(), Habit::default());
+        let guest = Sim::booted(habit, runners.clone());
+        let host = SimHost::new(habit, &runners);
+        let (place, fuse) = (Place::new(), Fuse::new(operations, Blow::Cut));
+        let fused = Fusing { inner: place.clone(), fuse };
+        let deadlines = short(Duration::from_secs(2));
+        let receiver = Receiver::over(Box::new(place.clone()), deadlines);
+        let (departure, arrival) = std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| receiver.receive(&host, &Silent));
+            let route = Route { dial: &fused, deadlines, journals: Journals::nowhere() };
+            let departure = migrate_over(&*guest, &options(Mode::Precopy), route, &Cancel::new(), &Silent);
+            receiver.stop();
+            (departure, receiving.join().expect("no panic"))
+        });
+        receiver.go_on();
+        if at(&departure, &arrival) {
+            return Torn { guest, host, receiver, place, departure, arrival };
+        }
+        guest.shut_down();
+        host.shut_down();
+    }
+    panic!("no cut had that effect");
+}
+
+fn held(arrival: &Arrival) -> bool {
+    matches!(arrival, Arrival::Waits(waiting) if waiting.is_held())
+}
+
+#[test]
+fn a_commit_that_was_lost_is_said_again() {
+    let torn = broken_off(|departure, arrival| departure.report.outcome == Outcome::Unknown && held(arrival));
+    let Torn { guest, host, receiver, place, departure, arrival } = torn;
+    let mut parted = departure.parted.expect("in doubt");
+    let early = parted.force(&*guest).expect_err("a commit that was sent may still be obeyed");
+    assert!(early.to_string().contains("try again in"), "{early}");
+    assert!(parted.is_in_doubt() && !parted.has_left() && !guest.is_running());
+    let Arrival::Waits(waiting) = arrival else { panic!("{arrival:?}") };
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.await_source(waiting, Duration::MAX, &Silent));
+        let options = Options { recovery: Duration::from_secs(20), ..options(Mode::Precopy) };
+        let route =
+            Route { dial: &place, deadlines: short(Duration::from_secs(2)), journals: Journals::nowhere() };
+        let departure = parted.recover(&*guest, &options, route, &Cancel::new(), &Silent);
+        assert_eq!(departure.report.outcome, Outcome::Moved, "{:?}", departure.report.reason);
+        assert!(matches!(receiving.join().expect("no panic"), Arrival::Arrived { unheard: None, .. }));
+    });
+    end(&guest, &host);
+}
+
+#[test]
+fn a_source_that_kept_its_guest_has_it_let_go_of() {
+    let torn = broken_off(|departure, arrival| departure.report.outcome == Outcome::Kept && held(arrival));
+    let Torn { guest, host, receiver, place, departure, arrival } = torn;
+    let parted = departure.parted.expect("the destination does not know");
+    assert!(!parted.is_in_doubt() && guest.is_running());
+    let Arrival::Waits(waiting) = arrival else { panic!("{arrival:?}") };
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.await_source(waiting, Duration::MAX, &Silent));
+        let options = Options { recovery: Duration::from_secs(20), ..options(Mode::Precopy) };
+        let route =
+            Route { dial: &place, deadlines: short(Duration::from_secs(2)), journals: Journals::nowhere() };
+        parted.disown(&*guest, &options, route, &Cancel::new());
+        let arrival = receiving.join().expect("no panic");
+        let Arrival::Failed { reason } = arrival else { panic!("{arrival:?}") };
+        assert!(reason.contains("runs there"), "{reason}");
+    });
+    guest.wait_steps(20);
+    end(&guest, &host);
+}
+
+#[test]
+fn a_whole_guest_whose_source_is_gone_can_be_run() {
+    let torn = broken_off(|departure, arrival| departure.report.outcome == Outcome::Unknown && held(arrival));
+    let Torn { guest, host, receiver, arrival, .. } = torn;
+    guest.shut_down();
+    let Arrival::Waits(waiting) = arrival else { panic!("{arrival:?}") };
+    let forced = receiver.force(waiting).expect("all of it is there");
+    assert!(matches!(forced, Arrival::Arrived { unheard: Some(_), .. }), "{forced:?}");
+    host.guest().expect("built").wait_steps(20);
+    end(&guest, &host);
+}
+
+#[test]
+fn part_of_a_guest_cannot_be_run() {
+    let Torn { guest, host, receiver, arrival, .. } = torn(in_postcopy, Mode::Hybrid);
+    let Arrival::Waits(waiting) = arrival else { panic!("{arrival:?}") };
+    let Err((waiting, why)) = receiver.force(waiting) else { panic!("half a guest runs") };
+    assert!(why.contains("never arrived") && waiting.is_orphaned(), "{why}");
+    guest.shut_down();
+    host.shut_down();
+}
+
+/// The guest is as it should be, wherever it runs.
+fn end(guest: &Sim, host: &SimHost) {
+    let there = host.guest().expect("built");
+    for sim in [guest, &*there] {
+        if sim.is_running() {
+            sim.check_all();
+        }
+        sim.shut_down();
+    }
+}
