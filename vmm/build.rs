@@ -1,12 +1,18 @@
-//! Tells the tests what this machine lets them do, so that those that need KVM, userfaultfd or a network of their own are counted as ignored, with
+//! Tells the tests what this machine lets them do, so that those that need KVM, userfaultfd, root or a network of their own are counted as ignored, with
 //! the reason, instead of passing without having proven anything. The program itself does not depend on it.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 fn main() {
     tell("/dev/kvm", "no_kvm");
     tell("/dev/userfaultfd", "no_userfaultfd");
+    println!("cargo::rustc-check-cfg=cfg(no_root)");
+    if !is_root() {
+        println!("cargo::rustc-cfg=no_root");
+        println!("cargo::warning=this is not root: the tests that become another user are IGNORED");
+    }
     println!("cargo::rustc-check-cfg=cfg(no_netns)");
     if let Err(why) = try_network() {
         println!("cargo::rustc-cfg=no_netns");
@@ -14,6 +20,11 @@ fn main() {
             "cargo::warning=no network of their own for tests ({why}): the tests that need one are IGNORED"
         );
     }
+}
+
+/// Whether the build, and so as a rule its tests, runs as root.
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 /// Makes a network namespace and lets go of it, as the tests do.

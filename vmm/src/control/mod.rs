@@ -4,11 +4,13 @@
 //! Requests are answered on one thread; what may take a moment runs beside it, so a slow guest never makes
 //! the API deaf. `GET /openapi.json` describes all of it, and a test holds the two together.
 //!
-//! Whoever can connect may do everything: the socket has mode 0600, in a directory made with mode 0700.
+//! Whoever is served may do everything: the socket has mode 0600, in a directory made with mode 0700, and of those who
+//! connect all the same only the VMM's own user and root [are served](peer).
 
 mod answer;
 mod api;
 mod feed;
+mod peer;
 mod routes;
 mod server;
 mod socket;

@@ -4,10 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use super::api::Shared;
+use super::peer::{self, Peer};
 use super::routes::router;
 use super::{ControlSocket, Vm};
 
@@ -31,8 +33,9 @@ pub async fn serve(
         // An error means that the sender is gone: the VMM ends too.
         let _ = closed.wait_for(|&closed| closed).await;
     };
-    let router = router(Shared { vm, closing });
-    let serving = axum::serve(listener, router).with_graceful_shutdown(goodbye).into_future();
+    let router = router(Shared { vm, closing }).layer(middleware::from_fn(peer::only_owner));
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(goodbye).into_future();
     tokio::pin!(serving);
     tokio::select! {
         result = &mut serving => return result,

@@ -1,6 +1,7 @@
 //! The server with a machine that only pretends, and the real client, over a real socket.
 
 mod command;
+mod strangers;
 
 use std::collections::BTreeSet;
 use std::fs;
