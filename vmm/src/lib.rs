@@ -22,6 +22,7 @@ pub mod lab;
 pub mod machine;
 pub mod memory;
 pub mod migration;
+pub mod sandbox;
 pub mod state;
 pub mod vcpu;
 pub mod vm;

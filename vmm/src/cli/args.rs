@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::demo::DemoArgs;
 use crate::lab::tether::TetherArgs;
+use crate::sandbox::Seccomp;
 use crate::vcpu::CpuChoice;
 
 /// Runs virtual machines that can be moved to another host while they run.
@@ -154,6 +155,10 @@ pub struct ReceiveArgs {
     /// times, for the first, the second and so on
     #[arg(long = "net", value_name = "tap=NAME[,create][,bridge=BRIDGE]")]
     pub taps: Vec<TapConfig>,
+    /// Directory that the disks, the kernel and the initial file system of a guest that comes are in; may be given several
+    /// times [default: any]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_landlock")]
+    pub guest_files: Vec<PathBuf>,
     /// The most that guests' CPUs may have here, as for run: host, or x86-64-v1 to -v4; then +FEATURE, -FEATURE
     #[arg(long, value_name = "LIST", default_value = "host", allow_hyphen_values = true)]
     pub cpu: CpuChoice,
@@ -183,6 +188,13 @@ pub struct HostingArgs {
     /// Go on in the background; returns when the VM is there
     #[arg(long)]
     pub detach: bool,
+    /// What becomes of a system call that the VMM has no need of
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "kill")]
+    pub seccomp: Seccomp,
+    /// Leave all files in reach that the user can reach. Otherwise the VMM reaches only those it needs (Landlock), where
+    /// the kernel has Landlock (Linux 5.13)
+    #[arg(long)]
+    pub no_landlock: bool,
     /// This is the process in the background.
     #[arg(long, hide = true)]
     pub detached: bool,

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::args::{HostingArgs, ReceiveArgs, RunArgs};
+use super::confinement;
 use super::detach::{self, Ready};
 use super::keyboard::{self, Held, Typed};
 use super::machine::{self, ConsoleSink};
@@ -27,8 +28,11 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         return detach::start(&args.hosting);
     }
     let console = prepare(&args.hosting)?;
-    let socket = ControlSocket::claim(&RuntimeDir::from_env()?, args.name.as_str())?;
-    let vm = machine::boot(&args.machine(), console)?;
+    let runtime = RuntimeDir::from_env()?;
+    let socket = ControlSocket::claim(&runtime, args.name.as_str())?;
+    let config = args.machine();
+    confinement::of_run(&args.hosting, &runtime, &config)?;
+    let vm = machine::boot(&config, console)?;
     words::say(&words::runs(args.name.as_str(), socket.path()));
     host(socket, vm, &args.hosting, None)
 }
@@ -54,7 +58,9 @@ pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         Some(name) => name,
         None => format!("receive-{}", address.port()).parse()?,
     };
-    let socket = ControlSocket::claim(&RuntimeDir::from_env()?, name.as_str())?;
+    let runtime = RuntimeDir::from_env()?;
+    let socket = ControlSocket::claim(&runtime, name.as_str())?;
+    confinement::of_receive(&args.hosting, &runtime, &args.guest_files)?;
     let receiver = Receiver::on(listener, identity).context("cannot wait for a guest")?;
     let vm = machine::receive(&name, receiver, arrival, console)?;
     words::say(&words::listens(&address));

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::escape::Escape;
+use crate::sandbox::{self, ThreadKind};
 
 /// Something typed.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub(super) fn listen() -> mpsc::Receiver<Typed> {
     let (sender, receiver) = mpsc::channel(16);
     let mut escape = io::stdin().is_terminal().then(Escape::default);
     std::thread::spawn(move || {
+        sandbox::confine(ThreadKind::Device);
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = io::stdin().read(&mut buffer) {
             let (bytes, leave) = match &mut escape {

@@ -5,6 +5,7 @@
 //! the control API and could as well be written by someone else.
 
 mod args;
+mod confinement;
 mod cpu;
 mod detach;
 mod escape;

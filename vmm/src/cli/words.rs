@@ -18,6 +18,10 @@ pub(super) const HOW_TO_STOP: &str = "the keyboard is the guest's; Ctrl-A x stop
 /// At the start of `vmm console`, on a terminal.
 pub(super) const HOW_TO_LEAVE: &str = "the keyboard is the guest's; Ctrl-A x leaves, the VM goes on";
 
+/// At the start, where the kernel cannot.
+pub(super) const NO_LANDLOCK: &str =
+    "this kernel has no Landlock: the VMM reaches all files that its user can reach";
+
 /// At the end of `vmm console`.
 pub(super) const VM_ENDED: &str = "the VM has ended here";
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::sandbox::{self, ThreadKind};
 use input::Input;
 pub(super) use input::{MAX_INPUT, Reader};
 
@@ -275,6 +276,7 @@ impl FileThread {
     fn start(shared: Arc<Shared>, sink: Box<dyn Write + Send>) -> std::io::Result<Self> {
         let source = Arc::clone(&shared);
         let body = move || {
+            sandbox::confine(ThreadKind::Device);
             write_on(&source, sink, |words| {
                 let _ = writeln!(std::io::stderr(), "vmm: {words}");
             });

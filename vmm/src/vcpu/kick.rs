@@ -129,7 +129,8 @@ pub(super) fn take_only_kicks() -> io::Result<()> {
     let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is ours.
     unsafe { libc::sigfillset(&raw mut mask) };
-    for number in [signal(), libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT] {
+    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT, libc::SIGSYS];
+    for number in faults.into_iter().chain([signal()]) {
         // SAFETY: the set is ours and initialised, the numbers are valid.
         unsafe { libc::sigdelset(&raw mut mask, number) };
     }

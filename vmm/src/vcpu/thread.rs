@@ -10,6 +10,7 @@ use super::kick::{self, Kick};
 use super::orders::Orders;
 use super::{Bus, GuestEnd, Order, Reply, Surroundings, state};
 use crate::devices::End;
+use crate::sandbox::{self, ThreadKind};
 
 /// Called once on the thread of the vCPU that ended the guest (shutdown, reset, or a failure).
 /// It must not wait for the machine.
@@ -32,6 +33,7 @@ impl Worker {
 
     /// Obeys until the owner is gone.
     pub(super) fn serve(mut self, orders: &Orders<Order>, replies: &Sender<Reply>) {
+        sandbox::confine(ThreadKind::Vcpu);
         // Failing would mean only that a stray signal makes the guest leave once too often.
         let _ = kick::take_only_kicks();
         while let Some(order) = orders.take(self.number as usize) {

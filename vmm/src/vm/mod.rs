@@ -19,6 +19,7 @@ mod stage;
 mod tests;
 
 use std::io;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,9 @@ pub enum StartError {
     /// Nobody can arrive here: the host refuses the socket or a thread.
     #[error("cannot wait for a guest: {0}")]
     Listen(#[from] io::Error),
+    /// It could not boot again.
+    #[error("cannot start a thread to boot the guest again: {0}")]
+    Reboot(io::Error),
     /// It cannot be run.
     #[error("{0}")]
     Guest(#[from] migrate::guest::GuestError),
@@ -80,6 +84,8 @@ struct Inner {
     /// Never held while a guest is asked for anything: its vCPUs take it when the guest ends.
     life: Mutex<LifeOf>,
     ended: Condvar,
+    /// Boots the guest again.
+    reboot: Sender<Arc<Inner>>,
 }
 
 struct LifeOf {
@@ -111,7 +117,7 @@ impl VmHandle {
     /// # Errors
     /// When the host cannot, or the kernel is not one.
     pub fn run(name: &str, config: &MachineConfig, console: Console) -> Result<Self, StartError> {
-        let handle = Self::new(name, None, console, Stage::Waiting);
+        let handle = Self::new(name, None, console, Stage::Waiting)?;
         let machine = Machine::boot(config, handle.inner.hooks(0))?;
         let identity = Identity { name: config.name.to_string(), uuid: config.uuid };
         let resident = Resident::new(machine, identity);
@@ -137,13 +143,13 @@ impl VmHandle {
         }
         let receiver = Arc::new(receiver);
         let address = receiver.local_addr();
-        let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting);
+        let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting)?;
         let _ = handle.inner.receiver.set(Arc::downgrade(&receiver));
         moving::receive_in_background(&handle, kvm, arrival, receiver)?;
         Ok(handle)
     }
 
-    fn new(name: &str, listen: Option<String>, console: Console, stage: Stage) -> Self {
+    fn new(name: &str, listen: Option<String>, console: Console, stage: Stage) -> Result<Self, StartError> {
         let life = LifeOf {
             stage,
             migration: MigrationStatus { active: false, progress: None, report: None },
@@ -162,8 +168,9 @@ impl VmHandle {
             orders: Mutex::default(),
             life: Mutex::new(life),
             ended: Condvar::new(),
+            reboot: reboot::start().map_err(StartError::Reboot)?,
         };
-        Self { inner: Arc::new(inner) }
+        Ok(Self { inner: Arc::new(inner) })
     }
 }
 
@@ -223,9 +230,9 @@ impl Inner {
         match life.stopped_itself.take() {
             Some(OwnEnd::Reset) => {
                 life.stopped_itself = Some(OwnEnd::Reset);
-                let started = reboot::boot_again_in_background(self);
-                let failed = |error| format!("cannot start a thread to boot the guest again: {error}");
-                life.ending = started.err().map(|error| Ending::Crashed(failed(error)));
+                let asked = self.reboot.send(Arc::clone(self));
+                let died = "the guest cannot boot again: the thread that would do it has died of a defect";
+                life.ending = asked.err().map(|_| Ending::Crashed(died.into()));
             }
             Some(OwnEnd::Final(ending)) => life.ending = Some(ending),
             None => {}

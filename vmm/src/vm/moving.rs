@@ -17,6 +17,7 @@ use crate::config::ArrivalConfig;
 use crate::control::{Ending, Refusal};
 use crate::kvm::KvmHost;
 use crate::migration::{Arrivals, Resident};
+use crate::sandbox::{self, ThreadKind};
 
 use super::stage::{Doubt, Stage};
 use super::{Inner, VmHandle};
@@ -60,6 +61,7 @@ pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Resul
 }
 
 fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: &Cancel) {
+    sandbox::confine(ThreadKind::Departing);
     let engine = || migrate::migrate(&**guest, options, cancel, &Recorder(inner));
     let report = catch_unwind(AssertUnwindSafe(engine)).unwrap_or_else(|_| lost(guest, options));
     let moved = report.outcome == Outcome::Moved;
@@ -112,6 +114,7 @@ pub(super) fn receive_in_background(
 }
 
 fn receive(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver) {
+    sandbox::confine(ThreadKind::Arriving);
     loop {
         let arrival = receiver.receive(arrivals, &Recorder(inner));
         match (arrival, arrivals.latest()) {

@@ -1,12 +1,13 @@
 //! A guest that resets boots again: a new machine in the place of the old one, in the same process.
 //!
-//! The reset is told on a vCPU's thread, which the old machine ends with, so a thread of its own does this. It obeys
-//! the operator's orders as an order of its own: a guest that was paused meanwhile boots paused, one that was stopped does
+//! The reset is told on a vCPU's thread, which the old machine ends with, so a thread of its own does this; it is there from
+//! the beginning, because what a vCPU's thread starts could do [no more than that](crate::sandbox). It obeys the operator's orders as an order of its own: a guest that was paused meanwhile boots paused, one that was stopped does
 //! not boot. A guest that is leaving is kept first, because its reset gives the migration up.
 //!
 //! A guest that does nothing but reset must not have the host's processors for it: [`BETWEEN_BOOTS`].
 
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{io, mem, thread};
 
@@ -21,10 +22,13 @@ use super::stage::Stage;
 /// At least so long from one boot to the next. Only a guest that resets sooner waits for the rest of it.
 const BETWEEN_BOOTS: Duration = Duration::from_secs(1);
 
-/// Boots the guest again once it is time. At most one such thread is under way.
-pub(super) fn boot_again_in_background(inner: &Arc<Inner>) -> io::Result<()> {
-    let inner = Arc::clone(inner);
-    thread::Builder::new().name("reboot".into()).spawn(move || boot_again(&inner)).map(drop)
+/// Starts the thread. It boots the guest of whoever is sent to it again once it is time, and ends when nobody can send any
+/// more.
+pub(super) fn start() -> io::Result<Sender<Arc<Inner>>> {
+    let (again, asked) = channel::<Arc<Inner>>();
+    let body = move || asked.iter().for_each(|inner| boot_again(&inner));
+    thread::Builder::new().name("reboot".into()).spawn(body)?;
+    Ok(again)
 }
 
 fn boot_again(inner: &Arc<Inner>) {

@@ -35,7 +35,7 @@ fn stopping_the_wait_for_a_guest_closes_its_port() {
 
 #[test]
 fn nothing_begins_after_the_end() {
-    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting);
+    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting).unwrap();
     assert!(handle.inner.enter(Stage::Waiting));
     handle.stop().unwrap();
     assert!(!handle.inner.enter(Stage::Waiting));
@@ -45,7 +45,7 @@ fn nothing_begins_after_the_end() {
 
 #[test]
 fn a_guest_ends_while_an_order_is_being_obeyed() {
-    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting);
+    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting).unwrap();
     let _obeying = handle.inner.order();
     handle.inner.guest_ended(0, &GuestEnd { vcpu: 0, end: End::Shutdown });
     assert_eq!(handle.inner.lock().stopped_itself, Some(OwnEnd::Final(Ending::Stopped)));
@@ -53,7 +53,7 @@ fn a_guest_ends_while_an_order_is_being_obeyed() {
 
 #[test]
 fn the_first_word_of_the_present_machine_counts() {
-    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting);
+    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting).unwrap();
     let said = |reboots, end| {
         handle.inner.guest_ended(reboots, &GuestEnd { vcpu: 1, end });
         match &handle.inner.lock().stopped_itself {

@@ -24,6 +24,7 @@ use super::state::TRANSPORT_TAGS;
 use crate::devices::Console;
 use crate::devices::console::Reader;
 use crate::memory::ram::GuestRam;
+use crate::sandbox::{self, ThreadKind};
 use crate::state::{Kind, Section, SectionWriter, StateError};
 
 /// Its section in the saved state.
@@ -174,6 +175,7 @@ impl Drop for VirtioConsole {
 
 impl Feeder {
     fn run(&self) {
+        sandbox::confine(ThreadKind::Device);
         let _ = self.bell.0.set(std::thread::current());
         while !self.over.load(Ordering::Acquire) {
             self.deliver();

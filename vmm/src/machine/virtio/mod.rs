@@ -23,6 +23,7 @@ use crate::devices::virtio::{
 use crate::devices::{Bus, Console};
 use crate::memory::layout::VIRTIO_START;
 use crate::memory::ram::GuestRam;
+use crate::sandbox::{self, ThreadKind};
 use crate::state::{Kind, StateError, Stream, StreamWriter};
 
 pub use disks::DiskDescription;
@@ -249,7 +250,11 @@ impl VirtioDevices {
         let thread = std::thread::Builder::new().name("left-over".into());
         let mut threads = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
-        match thread.spawn(move || serving.serve_left_over()) {
+        let body = move || {
+            sandbox::confine(ThreadKind::Device);
+            serving.serve_left_over();
+        };
+        match thread.spawn(body) {
             Ok(thread) => threads.push(thread),
             Err(_) => transport.serve_left_over(),
         }

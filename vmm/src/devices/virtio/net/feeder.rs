@@ -19,6 +19,7 @@ use crate::config::Mac;
 use crate::devices::virtio::mmio::{Fed, MmioTransport};
 use crate::devices::virtio::queue::{Broken, Requests, copy_to, total};
 use crate::memory::ram::GuestRam;
+use crate::sandbox::{self, ThreadKind};
 
 /// Frames delivered at a time, with one interrupt.
 const BATCH: usize = 64;
@@ -158,6 +159,7 @@ impl Drop for Nic {
 
 impl Feeder {
     fn run(&self) {
+        sandbox::confine(ThreadKind::Device);
         loop {
             // In this order: what rang the bell is seen.
             self.bell.hear();
