@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SeekFrom};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -49,6 +49,9 @@ impl GuestRam {
     pub fn new(layout: Layout) -> Result<Arc<Self>, MemoryError> {
         let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC)
             .map_err(MemoryError::host("create the file for guest memory"))?;
+        // For whoever finds it in /proc/PID/fd: no other user's.
+        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)
+            .map_err(MemoryError::host("keep other users from guest memory"))?;
         rustix::fs::ftruncate(&fd, layout.bytes())
             .map_err(MemoryError::host("size the file for guest memory"))?;
         let file = Arc::new(File::from(fd));
@@ -262,6 +265,8 @@ fn madvise(host: usize, bytes: u64, advice: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use vm_memory::Bytes;
 
@@ -279,6 +284,20 @@ mod tests {
         ram.populated_within(0, 32 << 20, |gpa, bytes| seen.push((gpa, bytes))).unwrap();
         assert!(seen.is_empty());
         assert!(ram.is_zero_page(5 * PAGE));
+    }
+
+    #[test]
+    fn guest_memory_is_in_no_core_dump_and_is_the_users_alone() {
+        let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
+        let mode = ram.file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        for span in ram.spans() {
+            let from = smaps.find(&format!("{:x}-", span.host)).expect("its mapping");
+            let flags = smaps[from..].lines().find(|line| line.starts_with("VmFlags:")).expect("its flags");
+            // proc_pid_smaps(5): do not include the area into a core dump.
+            assert!(flags.split(' ').any(|flag| flag == "dd"), "{flags}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use seccompiler::{
     TargetArch,
 };
 
-use super::lists::{Bits, Call, Only, Refused};
+use super::lists::{Bits, Call, Only};
 use super::{Seccomp, ThreadKind};
 
 /// What a thread of one kind may call, as the kernel takes it.
@@ -32,11 +32,11 @@ impl Filter {
             .into_iter()
             .map(|error| {
                 let these = refused.iter().filter(|refused| refused.error == error);
-                let these = rules(these.map(|refused| Call::any(refused.number)));
+                let these = rules(these.map(|refused| refused.call));
                 program(these, SeccompAction::Allow, SeccompAction::Errno(error.unsigned_abs()))
             })
             .collect();
-        let all = kind.calls().chain(refused.iter().map(|Refused { number, .. }| Call::any(*number)));
+        let all = kind.calls().chain(refused.iter().map(|refused| refused.call));
         programs.push(program(rules(all), otherwise, SeccompAction::Allow));
         Self(programs)
     }

@@ -46,7 +46,7 @@ impl ThreadKind {
     /// What it is refused with an error, because it goes on well without.
     pub(super) fn refused(self) -> &'static [Refused] {
         match self {
-            Self::Control | Self::Arriving | Self::Departing => NOT_THERE,
+            Self::Control | Self::Arriving | Self::Departing => NOT_HERE,
             Self::Device | Self::Vcpu => NO_FILES,
         }
     }
@@ -80,7 +80,7 @@ pub(super) struct Bits(pub(super) u8, pub(super) u32, pub(super) u32);
 /// A call that is answered with an error, and not made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Refused {
-    pub(super) number: i64,
+    pub(super) call: Call,
     pub(super) error: c_int,
 }
 
@@ -161,7 +161,10 @@ const THREADS: &[Call] = &[
     Call::any(libc::SYS_seccomp),
     Call::one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u32]),
     Call::any(libc::SYS_getpriority),
-    Call::any(libc::SYS_setpriority),
+    Call::only_where(
+        libc::SYS_setpriority,
+        &[&[Bits(0, u32::MAX, libc::PRIO_PROCESS), Bits(1, u32::MAX, 0)]],
+    ),
 ];
 
 /// The libraries that glibc loads to look a host's name up (nss(5)): code, but none that can be written.
@@ -236,13 +239,12 @@ const GUEST_IO: &[Call] = &[
     Call::any(libc::SYS_shutdown),
 ];
 
-/// The network, and sockets of this host: TCP for migrations, UDP and netlink for a host's name (getaddrinfo(3)) and for a
-/// tap's settings. No raw and no packet sockets.
+/// The network: TCP for migrations, UDP and netlink for a host's name (getaddrinfo(3)), UDP for a tap's settings as well. No
+/// raw and no packet sockets.
 const SOCKETS: &[Call] = &[
     Call::only_where(
         libc::SYS_socket,
         &[
-            &[Bits(0, u32::MAX, libc::AF_UNIX as u32)],
             &[Bits(0, u32::MAX, libc::AF_INET as u32), Bits(1, TYPE, libc::SOCK_STREAM as u32)],
             &[Bits(0, u32::MAX, libc::AF_INET as u32), Bits(1, TYPE, libc::SOCK_DGRAM as u32)],
             &[Bits(0, u32::MAX, libc::AF_INET6 as u32), Bits(1, TYPE, libc::SOCK_STREAM as u32)],
@@ -268,6 +270,10 @@ const SOCKETS: &[Call] = &[
     Call::any(libc::SYS_recvmmsg),
     Call::any(libc::SYS_uname),
     Call::any(libc::SYS_eventfd2),
+    Call::any(libc::SYS_pipe2),
+    Call::any(libc::SYS_splice),
+    Call::any(libc::SYS_sendfile),
+    Call::any(libc::SYS_copy_file_range),
     Call::ioctl(ioctls::ANY_FILE),
 ];
 
@@ -298,19 +304,23 @@ const CONTROL: &[Call] = &[
     Call::any(libc::SYS_epoll_ctl),
     Call::any(libc::SYS_epoll_wait),
     Call::any(libc::SYS_epoll_pwait),
-    Call::any(libc::SYS_pipe2),
     Call::ioctl(ioctls::TERMINAL),
 ];
 
-/// clone3's flags lie in memory, where no filter sees them; glibc then takes clone.
-const NOT_THERE: &[Refused] = &[Refused { number: libc::SYS_clone3, error: libc::ENOSYS }];
+/// clone3's flags lie in memory, where no filter sees them; glibc then takes clone. And no other process of this host is
+/// spoken to through its socket (Landlock knows nothing of that): the control socket is there before; glibc, which would ask
+/// nscd for a host's name, then asks by itself.
+const NOT_HERE: &[Refused] = &[
+    Refused { call: Call::any(libc::SYS_clone3), error: libc::ENOSYS },
+    Refused { call: Call::one_of(libc::SYS_socket, 0, &[libc::AF_UNIX as u32]), error: libc::EACCES },
+];
 
 /// glibc's malloc asks /proc and /sys for advice on any thread, and a panic's backtrace reads the program; both go on without.
 const NO_FILES: &[Refused] = &[
-    Refused { number: libc::SYS_openat, error: libc::EACCES },
-    Refused { number: libc::SYS_open, error: libc::EACCES },
-    Refused { number: libc::SYS_readlink, error: libc::EACCES },
-    Refused { number: libc::SYS_statx, error: libc::EACCES },
-    Refused { number: libc::SYS_newfstatat, error: libc::EACCES },
-    Refused { number: libc::SYS_getcwd, error: libc::EACCES },
+    Refused { call: Call::any(libc::SYS_openat), error: libc::EACCES },
+    Refused { call: Call::any(libc::SYS_open), error: libc::EACCES },
+    Refused { call: Call::any(libc::SYS_readlink), error: libc::EACCES },
+    Refused { call: Call::any(libc::SYS_statx), error: libc::EACCES },
+    Refused { call: Call::any(libc::SYS_newfstatat), error: libc::EACCES },
+    Refused { call: Call::any(libc::SYS_getcwd), error: libc::EACCES },
 ];

@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -129,6 +130,8 @@ fn live(kind: ThreadKind, folder: &Path) {
         return;
     }
     thread::spawn(|| ()).join().unwrap();
+    let error = UnixStream::connect("/run/other.sock").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EACCES), "no other process's socket");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut to = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut from, _) = listener.accept().unwrap();

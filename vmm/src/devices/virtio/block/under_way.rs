@@ -9,8 +9,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::sandbox::{self, ThreadKind};
-
 /// How often who waits asks whether to go on. Work that ends wakes it at once.
 const STEP: Duration = Duration::from_millis(10);
 
@@ -60,10 +58,7 @@ impl Work {
         let (done, outcome) = sync_channel(1);
         let since = Instant::now();
         // Nobody may be waiting any more.
-        let body = move || {
-            sandbox::confine(ThreadKind::Device);
-            drop(done.send(work()));
-        };
+        let body = move || drop(done.send(work()));
         std::thread::Builder::new().name("disk-sync".into()).spawn(body)?;
         Ok(Self { since, outcome })
     }
