@@ -2,7 +2,7 @@
 //!
 //! It comes when the control socket is claimed and the console's file is open, and before the first thread.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use migrate::client::RuntimeDir;
@@ -12,13 +12,15 @@ use super::words;
 use crate::config::{DiskAccess, Kernel, MachineConfig};
 use crate::sandbox::{self, Files, Landlocked};
 
-/// For `vmm run`: the files of this guest, those that it boots again from included.
+/// For `vmm run`: the files of this guest. It boots again from what is at its kernel's path then, which an upgrade of the host
+/// may have replaced by another file: so the directories of these are in reach, to be read.
 pub(super) fn of_run(args: &HostingArgs, runtime: &RuntimeDir, guest: &MachineConfig) -> anyhow::Result<()> {
     let kernel = match &guest.kernel {
         Kernel::Demo => None,
         Kernel::File(path) => Some(path),
     };
-    let files = kernel.into_iter().chain(&guest.initramfs).fold(Files::of_every_vmm(runtime), Files::reads);
+    let boots = kernel.into_iter().chain(&guest.initramfs).map(|path| directory_of(path));
+    let files = boots.fold(Files::of_every_vmm(runtime), Files::reads);
     let files = guest.disks.iter().fold(files, |files, disk| match disk.access {
         DiskAccess::ReadOnly => files.reads(&disk.path),
         DiskAccess::ReadWrite => files.writes(&disk.path),
@@ -34,6 +36,11 @@ pub(super) fn of_receive(args: &HostingArgs, runtime: &RuntimeDir, within: &[Pat
     let anywhere = [PathBuf::from("/")];
     let within = if within.is_empty() { &anywhere } else { within };
     enter(args, within.iter().fold(Files::of_every_vmm(runtime), Files::writes))
+}
+
+/// The directory that a file is in.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn enter(args: &HostingArgs, files: Files) -> anyhow::Result<()> {
