@@ -17,6 +17,8 @@ pub mod config;
 pub mod control;
 pub mod demo;
 pub mod devices;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kvm;
 pub mod lab;
 pub mod machine;

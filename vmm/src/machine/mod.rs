@@ -37,6 +37,7 @@ use virtio::VirtioPlan;
 pub use board::Board;
 pub use chips::PausedClock;
 pub use description::{DeviceDescription, MachineDescription};
+pub(crate) use saved::{KINDS, Saved};
 pub use virtio::{DiskDescription, NicDescription};
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; only one that waits for memory which does not

@@ -15,7 +15,7 @@ use crate::vcpu::{KIND as VCPU, SourceClock, StoodStill, VcpuImage, Vcpus};
 pub(super) const MACHINE: Kind = Kind { name: "machine", version: 1, tags: &[1, 2, 3] };
 
 /// All sections there are.
-pub(super) const KINDS: [Kind; 10] = [
+pub(crate) const KINDS: [Kind; 10] = [
     MACHINE,
     VCPU,
     chips::CHIPS,
@@ -45,6 +45,39 @@ pub(super) fn save(board: &Board, vcpus: &Vcpus, clock: PausedClock) -> Result<V
     Ok(stream.finish())
 }
 
+/// A saved state as far as it needs no device to be read: checked, ready to be put in place.
+pub(crate) struct Saved<'a> {
+    #[expect(clippy::vec_box, reason = "each is handed to its vCPU's thread as it is")]
+    pub(crate) vcpus: Vec<Box<VcpuImage>>,
+    chips: ChipsImage<'a>,
+    pub(crate) serial: SerialState,
+    pub(crate) power: PowerState,
+}
+
+impl<'a> Saved<'a> {
+    /// Of a machine of this shape.
+    pub(crate) fn read(stream: &Stream<'a>, shape: &MachineDescription) -> Result<Self, StateError> {
+        check_shape(stream.section(&MACHINE, 0)?, shape)?;
+        let chips =
+            ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
+        // A guest of a host without a button has never heard of one.
+        let power =
+            stream.section(&POWER_KIND, 0).ok().map_or(Ok(PowerState::default()), PowerState::read)?;
+        Ok(Self {
+            vcpus: vcpus(stream, shape)?,
+            chips,
+            serial: SerialState::read(stream.section(&SERIAL_KIND, 0)?)?,
+            power,
+        })
+    }
+}
+
+#[expect(clippy::vec_box, reason = "each is handed to its vCPU's thread as it is")]
+fn vcpus(stream: &Stream<'_>, shape: &MachineDescription) -> Result<Vec<Box<VcpuImage>>, StateError> {
+    let image = |number| VcpuImage::from_section(stream.section(&VCPU, number)?, shape.xsave_bytes as usize);
+    (0..shape.vcpus).map(image).collect()
+}
+
 /// `source`: the clock by which the guest stood still, where it was told.
 pub(super) fn restore(
     board: &Board,
@@ -53,25 +86,16 @@ pub(super) fn restore(
     source: Option<SourceClock>,
 ) -> Result<(), MachineError> {
     let stream = Stream::read(state, &KINDS)?;
-    let shape = board.shape();
-    check_shape(stream.section(&MACHINE, 0)?, shape)?;
-    let images: Vec<_> = (0..shape.vcpus)
-        .map(|number| VcpuImage::from_section(stream.section(&VCPU, number)?, shape.xsave_bytes as usize))
-        .collect::<Result<_, StateError>>()?;
-    let chips =
-        ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
-    let serial = SerialState::read(stream.section(&SERIAL_KIND, 0)?)?;
-    // A guest of a host without a button has never heard of one.
-    let power = stream.section(&POWER_KIND, 0).ok().map_or(Ok(PowerState::default()), PowerState::read)?;
+    let saved = Saved::read(&stream, board.shape())?;
     let virtio = board.virtio().images(&stream)?;
 
     // A guest whose time of day is to be right by both hosts' clocks may keep it by the TSC.
-    let by_wall_clocks = chips.read_at.map(|_| StoodStill::ByWallClocks);
+    let by_wall_clocks = saved.chips.read_at.map(|_| StoodStill::ByWallClocks);
     let told = source.map_or(StoodStill::Untold, StoodStill::By);
-    vcpus.restore(images, by_wall_clocks.unwrap_or(told))?;
-    chips.restore(board.vm_fd())?;
-    board.serial().set_state(serial);
-    board.power().set_state(power);
+    vcpus.restore(saved.vcpus, by_wall_clocks.unwrap_or(told))?;
+    saved.chips.restore(board.vm_fd())?;
+    board.serial().set_state(saved.serial);
+    board.power().set_state(saved.power);
     board.virtio().restore(virtio);
     Ok(())
 }
@@ -79,13 +103,8 @@ pub(super) fn restore(
 /// What the guest of this state touches first. As far as it can be told: a hint.
 pub(super) fn first_pages(board: &Board, state: &[u8]) -> Result<Vec<u64>, StateError> {
     let stream = Stream::read(state, &KINDS)?;
-    let shape = board.shape();
-    let mut pages = Vec::new();
-    for number in 0..shape.vcpus {
-        let image = VcpuImage::from_section(stream.section(&VCPU, number)?, shape.xsave_bytes as usize)?;
-        pages.extend(image.first_pages(|gpa| board.ram().mmap().read_obj(GuestAddress(gpa)).ok()));
-    }
-    Ok(pages)
+    let read = |gpa| board.ram().mmap().read_obj(GuestAddress(gpa)).ok();
+    Ok(vcpus(&stream, board.shape())?.iter().flat_map(|vcpu| vcpu.first_pages(read)).collect())
 }
 
 pub(super) fn write_shape(section: &mut SectionWriter<'_>, shape: &MachineDescription) {

@@ -122,8 +122,7 @@ impl Tap {
     }
 
     /// Anything that keeps frames apart, in a tap's place.
-    #[cfg(test)]
-    pub(in crate::devices::virtio) fn from_fd(fd: std::os::fd::OwnedFd) -> Self {
+    pub(crate) fn from_fd(fd: std::os::fd::OwnedFd) -> Self {
         Self { name: "of a test".into(), file: fd.into() }
     }
 

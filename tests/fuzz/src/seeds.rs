@@ -1,0 +1,52 @@
+//! What seeds of the wire are made of.
+
+use migrate::guest::Description;
+use migrate::options::Mode;
+use migrate::pages::{PAGE_SIZE, PageRun};
+use migrate::wire::limits::{RUN_BYTES, VERSIONS};
+use migrate::wire::message::{Hello, Preflight, Versions};
+use migrate::wire::{Head, Kind, Message, Role};
+use uuid::Uuid;
+
+/// The one migration of all seeds.
+const SESSION: Uuid = Uuid::from_u128(0x5e55_1011);
+
+pub(crate) fn description(ram: Vec<PageRun>, nics: u32) -> Description {
+    Description {
+        name: "seed".to_owned(),
+        uuid: Uuid::nil(),
+        vcpus: 1,
+        ram,
+        nics,
+        machine: serde_json::Value::Null,
+    }
+}
+
+pub(crate) fn hello(role: Role, index: u32) -> Message {
+    let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
+    Message::Hello(Hello { versions, role, session: SESSION, index })
+}
+
+pub(crate) fn preflight(mode: Mode, ram: Vec<PageRun>, verify: bool, nics: u32) -> Message {
+    let description = description(ram, nics);
+    Message::Preflight(Box::new(Preflight { description, mode, streams: 1, verify, packets: nics > 0 }))
+}
+
+/// A message's bytes.
+pub(crate) fn frame(message: &Message) -> Vec<u8> {
+    message.encode().expect("seeds are small")
+}
+
+/// A frame of pages: its table, and where the kind has it their content, all of one byte.
+pub(crate) fn page_frame(kind: Kind, runs: &[PageRun], fill: u8) -> Vec<u8> {
+    let pages: u64 = runs.iter().map(|run| run.count).sum();
+    let content = if matches!(kind, Kind::Pages | Kind::Push) { pages as usize * PAGE_SIZE } else { 0 };
+    let head = Head::new(kind, runs.len() * RUN_BYTES + content, runs.len() as u64);
+    let mut bytes = head.encode().to_vec();
+    for run in runs {
+        bytes.extend(run.first.to_le_bytes());
+        bytes.extend((run.count as u32).to_le_bytes());
+    }
+    bytes.resize(bytes.len() + content, fill);
+    bytes
+}

@@ -1,0 +1,121 @@
+//! The wire's decoders: an input is a stream of frames as it comes off a connection.
+
+use migrate::guest::{Packet, Rehearsal, Telemetry};
+use migrate::options::Mode;
+use migrate::pages::{PageRun, PageSet};
+use migrate::report::{Postcopy, Verification};
+use migrate::wire::limits::{HEAD_BYTES, VERSIONS};
+use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Role, Welcome, tame};
+use migrate::wire::{Head, Kind, Message, RamMap};
+
+use crate::seeds;
+
+/// Where RAM is said to be.
+fn ram() -> Vec<PageRun> {
+    vec![PageRun { first: 0, count: 1000 }, PageRun { first: 1 << 20, count: 77 }]
+}
+
+pub(crate) fn run(input: &[u8]) {
+    let map = RamMap::of(&seeds::description(ram(), 0)).expect("a map that can be");
+    let mut rest = input;
+    while let Some((bytes, body)) = rest.split_first_chunk::<HEAD_BYTES>() {
+        let Ok(head) = Head::decode(bytes) else { return };
+        assert_eq!(Head::decode(&head.encode()), Ok(head), "a head is written as it was read");
+        assert!(head.length <= head.kind.limit());
+        let payload = &body[..head.length.min(body.len())];
+        table(&map, &head, payload);
+        if let Ok(message) = Message::decode(&head, payload) {
+            heard(&map, &message);
+        }
+        rest = &body[payload.len()..];
+    }
+}
+
+fn table(map: &RamMap, head: &Head, payload: &[u8]) {
+    let Ok(bytes) = head.table_bytes() else { return };
+    let mut runs = Vec::new();
+    if let Ok(admitted) = map.admit(head.kind, &payload[..bytes.min(payload.len())], &mut runs) {
+        let pages = admitted.runs().iter().map(|run| run.count).sum::<u64>();
+        assert!(pages == admitted.pages() && admitted.runs().iter().all(|run| map.holds(*run)));
+        assert!(admitted.runs().len() <= head.kind.runs());
+    }
+}
+
+fn heard(map: &RamMap, message: &Message) {
+    let mut set = PageSet::new(map.limit());
+    match message {
+        Message::Populated { first, words } | Message::Missing { first, words }
+            if map.admit_bitmap(message.kind(), *first, words, &mut set).is_ok() =>
+        {
+            assert!(set.runs().all(|run| map.holds(run)));
+        }
+        Message::Preflight(preflight) => {
+            if let Ok(map) = RamMap::of(&preflight.description) {
+                assert!(preflight.description.pages() <= map.limit());
+                assert_eq!(preflight.description.gfn_limit(), map.limit());
+            }
+        }
+        Message::Abort(Reason { reason }) | Message::NotRunning(Reason { reason }) => {
+            assert_eq!(*reason, tame(reason), "what a peer says is bounded and on one line");
+        }
+        _ => {}
+    }
+    // Too long a one cannot be written, and was then not read from a frame of its kind's limit.
+    if let Ok(frame) = message.encode() {
+        let (head, payload) = frame.split_first_chunk::<HEAD_BYTES>().expect("a head");
+        let again = Head::decode(head).and_then(|head| Message::decode(&head, payload));
+        assert_eq!(again.map(|again| again.kind()), Ok(message.kind()));
+    }
+}
+
+pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
+    let mut seeds: Vec<_> = messages()
+        .into_iter()
+        .map(|message| (message.kind().word().to_owned(), seeds::frame(&message)))
+        .collect();
+    for kind in [Kind::Pages, Kind::Zeros, Kind::Push, Kind::PushZeros] {
+        let runs = [PageRun { first: 3, count: 1 }, PageRun { first: 1 << 20, count: 1 }];
+        seeds.push((kind.word().to_owned(), seeds::page_frame(kind, &runs, 7)));
+    }
+    let all: Vec<u8> = messages().iter().flat_map(seeds::frame).collect();
+    seeds.push(("all-in-a-row".to_owned(), all));
+    seeds
+}
+
+/// One of each kind.
+fn messages() -> Vec<Message> {
+    let telemetry = Telemetry { tsc: 5, tsc_khz: 2_000_000, work: 9, ..Telemetry::default() };
+    let figures = Figures { telemetry: Some(telemetry) };
+    let reason = || Reason { reason: "enough".to_owned() };
+    let verification =
+        Verification { pages: 1000, skipped: 0, mismatched: 1, first_mismatches: vec![5], us: 7 };
+    vec![
+        seeds::hello(Role::Control, 0),
+        Message::Welcome(Welcome { version: VERSIONS.1 }),
+        seeds::preflight(Mode::Hybrid, ram(), false, 1),
+        Message::Accept(Accept { rehearsal: Rehearsal { save_us: 50, restore_us: 60 } }),
+        Message::Refuse(Refuse { reasons: vec!["no room".to_owned(), "no disk".to_owned()] }),
+        Message::Populated { first: 0, words: vec![u64::MAX, 1] },
+        Message::Request { gfns: vec![5, 1 << 20] },
+        Message::Placed,
+        Message::Packet(Packet { nic: 0, bytes: vec![0xff; 60] }),
+        Message::RoundEnd { round: 3, last: true },
+        Message::RoundDone { round: 3 },
+        Message::Missing { first: 64, words: vec![0xff00] },
+        Message::Clock { shown_ns: 1 << 60 },
+        Message::State { after_round: Some(3), blob: vec![1; 100] },
+        Message::Hashes { first: 0, hashes: vec![1, 2, 3] },
+        Message::Verified(verification),
+        Message::Ready(Ready { restore_us: 400 }),
+        Message::Commit,
+        Message::Running,
+        Message::NotRunning(reason()),
+        Message::Complete(Postcopy::default()),
+        Message::Finish,
+        Message::Figures(figures.clone()),
+        Message::Settled(figures),
+        Message::Bye,
+        Message::Abort(reason()),
+        Message::Alive,
+    ]
+}
