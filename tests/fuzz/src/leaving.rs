@@ -31,6 +31,8 @@ const VERIFY: u8 = 4;
 const NICS: u8 = 8;
 const TWO_STREAMS: u8 = 16;
 const PACED: u8 = 32;
+/// Limits as long as the control API takes them.
+const VAST: u8 = 64;
 
 pub(crate) fn run(input: &[u8]) {
     converse(input, DEADLINES);
@@ -44,8 +46,8 @@ fn converse(input: &[u8], deadlines: Deadlines) -> Report {
         to: "memory".to_owned(),
         mode: MODES[usize::from(asked % 4)],
         streams: if has(TWO_STREAMS) { 2 } else { 1 },
-        max_downtime: deadlines.pause,
-        timeout: 8 * deadlines.idle,
+        max_downtime: if has(VAST) { Duration::from_micros(u64::MAX) } else { deadlines.pause },
+        timeout: if has(VAST) { Duration::from_millis(u64::MAX) } else { 8 * deadlines.idle },
         bandwidth: has(PACED).then_some(1 << 30),
         verify: has(VERIFY),
         in_flight: InFlightPolicy::Forward,
@@ -253,6 +255,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         of("verify", VERIFY | 1, verify()),
         of("packets", NICS | 1, end(lost(0))),
         of("two-streams", TWO_STREAMS | PACED, end(lost(1))),
+        of("without-limits", VAST | NICS, end(lost(1))),
         of("in-doubt", 0, lost(1).close(0)),
         of("not-running", 0, lost(1).say(0, &not_running)),
     ]
