@@ -167,7 +167,13 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         of("postcopy", postcopy()),
         of("hybrid", hybrid()),
         of("lost", last_round(begun(Mode::Precopy, &regions(), false)).close(0)),
-        of("orphan", missing(begun(Mode::Postcopy, &regions(), false)).say(0, &Message::Commit).close(3)),
+        of(
+            "orphan",
+            missing(begun(Mode::Postcopy, &regions(), false))
+                .say(0, &Message::Commit)
+                .wait(0, Kind::Running)
+                .close(3),
+        ),
         of("packets", end(packets())),
     ]
 }
