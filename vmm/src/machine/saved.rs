@@ -58,17 +58,14 @@ impl<'a> Saved<'a> {
     /// Of a machine of this shape.
     pub(crate) fn read(stream: &Stream<'a>, shape: &MachineDescription) -> Result<Self, StateError> {
         check_shape(stream.section(&MACHINE, 0)?, shape)?;
+        let vcpus = vcpus(stream, shape)?;
         let chips =
             ChipsImage::from_sections(stream.section(&chips::CHIPS, 0)?, stream.section(&chips::CLOCK, 0)?)?;
+        let serial = SerialState::read(stream.section(&SERIAL_KIND, 0)?)?;
         // A guest of a host without a button has never heard of one.
         let power =
             stream.section(&POWER_KIND, 0).ok().map_or(Ok(PowerState::default()), PowerState::read)?;
-        Ok(Self {
-            vcpus: vcpus(stream, shape)?,
-            chips,
-            serial: SerialState::read(stream.section(&SERIAL_KIND, 0)?)?,
-            power,
-        })
+        Ok(Self { vcpus, chips, serial, power })
     }
 }
 
