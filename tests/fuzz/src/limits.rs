@@ -9,7 +9,7 @@
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use migrate::wire::limits::STATE_BYTES;
@@ -27,16 +27,20 @@ pub const TIME: Duration = Duration::from_secs(10);
 pub struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// A limit has been exceeded: what is allocated to say so does not count.
+static OVER: AtomicBool = AtomicBool::new(false);
 
 impl Counting {
     fn take(bytes: usize) {
         let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let within = bytes <= ONE && live <= TOGETHER;
+        if within || OVER.swap(true, Ordering::Relaxed) {
+            return;
+        }
         if bytes > ONE {
             exceeded("an allocation of", bytes, ONE);
         }
-        if live > TOGETHER {
-            exceeded("allocations together of", live, TOGETHER);
-        }
+        exceeded("allocations together of", live, TOGETHER);
     }
 
     fn give(bytes: usize) {
@@ -44,10 +48,9 @@ impl Counting {
     }
 }
 
-/// Says it, with where, and ends the process. Saying allocates, so the limits are lifted first.
+/// Says it, with where, and ends the process.
 #[cold]
 fn exceeded(what: &str, bytes: usize, limit: usize) -> ! {
-    LIVE.store(0, Ordering::Relaxed);
     let place = std::backtrace::Backtrace::force_capture();
     eprintln!("fuzz: {what} {bytes} bytes, {limit} are allowed\n{place}");
     std::process::abort()
