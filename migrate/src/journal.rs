@@ -4,6 +4,7 @@
 //! a write that was cut short leaves the one before. In the pause it is only written, which costs microseconds and outlives
 //! the process; what must outlive the host too is synced outside of it. A lock on the file says that its process lives.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -117,18 +118,14 @@ impl Journals {
         Self { folder: Some(folder.into()), vmm: vmm.to_owned() }
     }
 
-    /// Keeps them where the environment says: `VMM_STATE_DIR`, else `/var/lib/vmm` for root, else `$XDG_STATE_HOME/vmm`, else
-    /// `~/.local/state/vmm`. Without any of these nothing is kept.
-    #[must_use]
-    pub fn from_env(vmm: &str) -> Self {
-        let root = rustix::process::geteuid().is_root();
-        let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let of_user = || {
-            let state = given("XDG_STATE_HOME").or_else(|| Some(given("HOME")?.join(".local/state")));
-            Some(state?.join("vmm"))
-        };
-        let folder = given("VMM_STATE_DIR").or_else(|| root.then(|| "/var/lib/vmm".into())).or_else(of_user);
-        Self { folder, vmm: vmm.to_owned() }
+    /// Keeps them in the [state directory](state_dir), which is made here. Without one nothing is kept.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn from_env(vmm: &str) -> io::Result<Self> {
+        let folder = state_dir();
+        folder.iter().try_for_each(|folder| DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
+        Ok(Self { folder, vmm: vmm.to_owned() })
     }
 
     /// The folder, if anything is kept.
@@ -251,6 +248,28 @@ impl Journal {
     }
 }
 
+/// Where what must outlive the process is kept: what `VMM_STATE_DIR` says, else `vmm` in `XDG_STATE_HOME`, else
+/// `~/.local/state/vmm`, for root `/var/lib/vmm`. It need not exist.
+#[must_use]
+pub fn state_dir() -> Option<PathBuf> {
+    let root = rustix::process::geteuid().is_root();
+    let [ours, xdg, home] = ["VMM_STATE_DIR", "XDG_STATE_HOME", "HOME"].map(std::env::var_os);
+    choose(ours, xdg, home, root)
+}
+
+fn choose(
+    ours: Option<OsString>,
+    xdg: Option<OsString>,
+    home: Option<OsString>,
+    root: bool,
+) -> Option<PathBuf> {
+    let given = |value: Option<OsString>| value.filter(|value| !value.is_empty()).map(PathBuf::from);
+    given(ours)
+        .or_else(|| given(xdg).map(|xdg| xdg.join("vmm")))
+        .or_else(|| root.then(|| "/var/lib/vmm".into()))
+        .or_else(|| given(home).map(|home| home.join(".local/state/vmm")))
+}
+
 /// The clock by which promises lapse: since the host's boot, its sleep included.
 pub(crate) fn now() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
@@ -341,5 +360,15 @@ mod tests {
         assert_eq!(journals.handed_on(Uuid::nil()), None);
         journal.remove();
         assert_eq!(journals.superseding(Uuid::nil(), 0), None);
+    }
+
+    #[test]
+    fn our_variable_overrides_and_everyone_has_a_place() {
+        let some = |value: &str| Some(OsString::from(value));
+        assert_eq!(choose(some("/a"), some("/b"), some("/c"), true), Some("/a".into()));
+        assert_eq!(choose(some(""), some("/b"), some("/c"), true), Some("/b/vmm".into()));
+        assert_eq!(choose(None, None, some("/c"), true), Some("/var/lib/vmm".into()));
+        assert_eq!(choose(None, None, some("/c"), false), Some("/c/.local/state/vmm".into()));
+        assert_eq!(choose(None, None, None, false), None);
     }
 }

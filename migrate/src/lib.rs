@@ -41,6 +41,6 @@ mod verify;
 pub mod wire;
 
 pub use alarm::{Cancel, NotWaiting, TooLate};
-pub use destination::{Arrival, Receiver};
+pub use destination::{Arrival, Receiver, Waiting};
 pub use failure::Failure;
 pub use source::migrate;

@@ -104,13 +104,31 @@ pub enum Command {
     Continue(Which),
     /// Follow the migration under way to its end
     Watch(Common),
-    /// Decide about a guest in doubt, which is paused because the other host may be running it
-    #[command(group = clap::ArgGroup::new("resolution").required(true))]
+    /// Go on with a guest in doubt: call the destination again, and have both sides find out what became of it
+    Recover {
+        /// Another address of the same destination [default: the one it was moving to]
+        #[arg(long, value_name = "HOST:PORT", value_parser = destination)]
+        to: Option<String>,
+        /// For so long [default: what the migration was asked for]
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        recovery_timeout: Option<Duration>,
+        /// Which VM, and how to print.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Keep the memory of a guest that came here in part and whose source is gone for good
+    Salvage(Common),
+    /// Decide about a guest in doubt, which is paused because the other host may be running it. Without an option: as
+    /// recover
+    #[command(group = clap::ArgGroup::new("resolution"))]
     Resolve {
-        /// The other host does not run it and never will: run it here
+        /// The destination's host is gone for good: run the guest here. If that host runs it after all, it runs twice
         #[arg(long, group = "resolution")]
-        run_here: bool,
-        /// The other host runs it: let go of it here
+        force_source: bool,
+        /// The source's host is gone for good: run the guest here. If that host runs it after all, it runs twice
+        #[arg(long, group = "resolution")]
+        force_destination: bool,
+        /// The other host runs it, or it is given up: let go of it here
         #[arg(long, group = "resolution")]
         discard: bool,
         /// Which VM.
@@ -166,7 +184,12 @@ impl Arguments {
     pub(super) fn vm(&self) -> Option<&str> {
         match &self.command {
             None => self.start.as_ref()?.vm.as_deref(),
-            Some(Command::Status(common) | Command::Watch(common)) => common.which.vm.as_deref(),
+            Some(
+                Command::Status(common)
+                | Command::Watch(common)
+                | Command::Salvage(common)
+                | Command::Recover { common, .. },
+            ) => common.which.vm.as_deref(),
             Some(Command::Cancel(which) | Command::Continue(which) | Command::Resolve { which, .. }) => {
                 which.vm.as_deref()
             }
@@ -267,18 +290,26 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_in_doubt_gets_exactly_one_answer() {
+    fn a_guest_in_doubt_gets_one_answer_at_most() {
         let resolve = |line| parse(line).map(|arguments| arguments.command);
         assert!(matches!(
-            resolve("migrate resolve --run-here"),
-            Ok(Some(Command::Resolve { run_here: true, .. }))
+            resolve("migrate resolve --force-source"),
+            Ok(Some(Command::Resolve { force_source: true, .. }))
+        ));
+        assert!(matches!(
+            resolve("migrate resolve --force-destination"),
+            Ok(Some(Command::Resolve { force_destination: true, .. }))
         ));
         assert!(matches!(
             resolve("migrate resolve --discard"),
-            Ok(Some(Command::Resolve { run_here: false, .. }))
+            Ok(Some(Command::Resolve { discard: true, .. }))
         ));
-        assert!(resolve("migrate resolve").is_err());
-        assert!(resolve("migrate resolve --run-here --discard").is_err());
+        assert!(resolve("migrate resolve").is_ok());
+        assert!(resolve("migrate resolve --force-source --discard").is_err());
+        assert!(matches!(
+            resolve("migrate recover --to h:8 --recovery-timeout 5s --vm a"),
+            Ok(Some(Command::Recover { to: Some(to), .. })) if to == "h:8"
+        ));
     }
 
     #[test]

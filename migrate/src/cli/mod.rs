@@ -19,8 +19,10 @@ use anyhow::Context;
 use clap::Parser;
 
 pub use self::args::{Arguments, Command, StartArgs};
+use self::follow::{Following, Interrupt};
+use self::show::Show;
 pub use self::status::Status;
-use crate::client::types::Resolution;
+use crate::client::types::{RecoverRequest, Resolution};
 use crate::client::{Client, RuntimeDir};
 
 /// The command, from the process's arguments to its exit status.
@@ -65,8 +67,26 @@ pub async fn run(arguments: &Arguments, runtime: &RuntimeDir) -> anyhow::Result<
             eprintln!("{}", words::CONTINUED);
             Ok(Status::Moved)
         }
-        Some(Command::Resolve { run_here, .. }) => {
-            let resolution = if *run_here { Resolution::RunHere } else { Resolution::Discard };
+        Some(Command::Recover { to, recovery_timeout, common }) => {
+            let recovery_ms =
+                recovery_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            recover(&client().await?, RecoverRequest { to: to.clone(), recovery_ms }, common.json).await
+        }
+        Some(Command::Salvage(common)) => {
+            let kept = client().await?.salvage().await?;
+            println!("{}", if common.json { serde_json::to_string(&kept)? } else { words::salvaged(&kept) });
+            Ok(Status::Moved)
+        }
+        Some(Command::Resolve { force_source, force_destination, discard, .. }) => {
+            let resolution = match (force_source, force_destination, discard) {
+                (true, ..) => Resolution::ForceSource,
+                (_, true, _) => Resolution::ForceDestination,
+                (.., true) => Resolution::Discard,
+                _ => return recover(&client().await?, RecoverRequest::default(), false).await,
+            };
+            if let Some(warning) = words::warning(resolution) {
+                eprintln!("{warning}");
+            }
             let client = client().await?;
             client.resolve(resolution).await?;
             eprintln!("{}", words::resolved(client.name(), resolution));
@@ -74,4 +94,14 @@ pub async fn run(arguments: &Arguments, runtime: &RuntimeDir) -> anyhow::Result<
         }
         Some(Command::Tls(command)) => tls::make(command),
     }
+}
+
+/// Has the destination called again, and follows that to its end.
+async fn recover(client: &Client, request: RecoverRequest, json: bool) -> anyhow::Result<Status> {
+    let events = client.events().await?;
+    let earlier = client.migration().await?.report;
+    client.recover(&request).await?;
+    let following = Following { client, events, earlier, interrupt: Interrupt::Leaves };
+    let report = following.follow(&mut Show::new(json)).await;
+    Ok(report.map_or(Status::Unknown, |report| Status::of_report(&report, None)))
 }

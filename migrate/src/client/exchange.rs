@@ -38,6 +38,13 @@ impl Exchange {
             .map_err(|error| self.garbled(&format!("GET {path}"), &error.to_string()))
     }
 
+    /// A request to do something, whose answer says what came of it.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let body = self.whole(Method::POST, path, Bytes::new()).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| self.garbled(&format!("POST {path}"), &error.to_string()))
+    }
+
     /// A request whose answer is that it was done, or why not.
     pub(super) async fn order(&self, method: Method, path: &str, body: Bytes) -> Result<()> {
         self.whole(method, path, body).await.map(drop)

@@ -19,7 +19,9 @@ pub use self::error::ClientError;
 use self::exchange::Exchange;
 pub use self::runtime::{Presence, RuntimeDir};
 pub use self::stream::{ConsoleOutput, Events};
-use self::types::{Life, MigrateRequest, MigrationStatus, Resolution, ResolveRequest, VmInfo};
+use self::types::{
+    Life, MigrateRequest, MigrationStatus, RecoverRequest, Resolution, ResolveRequest, Salvage, VmInfo,
+};
 
 /// Result of a request to a VMM.
 pub type Result<T> = std::result::Result<T, ClientError>;
@@ -195,6 +197,22 @@ impl Client {
     /// As for [`pause`](Self::pause): when no migration waits for it.
     pub async fn continue_migration(&self) -> Result<()> {
         self.exchange.order(Method::POST, "/migration/continue", Bytes::new()).await
+    }
+
+    /// `POST /migration/recover`: calls the other side of a guest in doubt again.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause): when the guest is not in doubt, or came from elsewhere.
+    pub async fn recover(&self, request: &RecoverRequest) -> Result<()> {
+        self.exchange.order(Method::POST, "/migration/recover", json(request)?).await
+    }
+
+    /// `POST /migration/salvage`: keeps the memory of a guest that is here in part.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause): when there is none.
+    pub async fn salvage(&self) -> Result<Salvage> {
+        self.exchange.ask("/migration/salvage").await
     }
 
     /// `POST /migration/resolve`: the operator's word on a guest in doubt.

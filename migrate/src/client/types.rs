@@ -60,6 +60,9 @@ pub struct VmInfo {
     pub corruptions: Option<u64>,
     /// Units of work per second the guest reports.
     pub work_per_s: Option<f64>,
+    /// Why the guest is in doubt, and the ways out.
+    #[serde(default)]
+    pub doubt: Option<String>,
     /// How often the guest has reset and booted again here.
     #[serde(default)]
     pub reboots: u64,
@@ -210,10 +213,48 @@ pub struct MigrationStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resolution {
-    /// The other host does not run it and never will: run it here.
-    RunHere,
-    /// The other host runs it: let go of it here.
+    /// On the source: the destination does not run it and never will. Run it here, as a later incarnation.
+    ForceSource,
+    /// On the destination: the source does not run it and never will. Run it here.
+    ForceDestination,
+    /// The other host runs it, or it is given up: let go of it here.
     Discard,
+}
+
+/// `POST /migration/recover`: call the destination of a guest in doubt again, or one whose link is lost just now at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// Another address at which the same destination is reached, `HOST:PORT`; default: the one it was moving to.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// For how long, ms; default: what the migration was asked for.
+    #[serde(default)]
+    pub recovery_ms: Option<u64>,
+}
+
+impl RecoverRequest {
+    /// # Errors
+    /// When the address is not one.
+    pub fn checked(self) -> Result<Self, OptionsError> {
+        let to = self.to.as_deref().map(destination).transpose()?;
+        Ok(Self { to, ..self })
+    }
+}
+
+/// `POST /migration/salvage`: what was kept of a guest that is here in part, on the VMM's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Salvage {
+    /// An image of its RAM by guest-physical address, sparse; missing pages are holes in it.
+    #[schema(value_type = String)]
+    pub memory: PathBuf,
+    /// JSON: whose memory it is, and which pages are missing.
+    #[schema(value_type = String)]
+    pub list: PathBuf,
+    /// Pages kept.
+    pub pages: u64,
+    /// Pages missing.
+    pub missing_pages: u64,
 }
 
 /// `POST /migration/resolve`.

@@ -27,7 +27,7 @@ use crate::priority::{core_beyond, give_way};
 use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::Phase;
-use crate::wire::limits::{LONGEST_RECOVERY, STREAMS};
+use crate::wire::limits::STREAMS;
 use crate::wire::message::{Accept, Refuse, tame};
 use crate::wire::{Kind, Message, Preflight, RamMap, Role};
 
@@ -143,10 +143,12 @@ impl Place<'_> {
         };
         let report = context.blank_report();
         let session = Session { context: &context, custody, report, promised: Duration::ZERO, again: false };
-        let limit = Duration::from_millis(context.preflight.recovery_ms).min(LONGEST_RECOVERY);
         let arrival = match session.converse(self.desk, &lines, (hello.session, 0)) {
             End::Over(arrival) => arrival,
-            End::Waits(waiting) => self.wait(waiting, limit),
+            End::Waits(waiting) => {
+                let limit = waiting.recovery();
+                self.wait(waiting, limit)
+            }
         };
         if let Arrival::Failed { .. } = arrival {
             self.memory.note_discarded(hello.session);

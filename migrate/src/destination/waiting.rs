@@ -22,6 +22,7 @@ use crate::handover::{Destination, DestinationEvent};
 use crate::journal::now;
 use crate::pages::{PageRun, PageSet};
 use crate::progress::Event;
+use crate::wire::limits::LONGEST_RECOVERY;
 use crate::wire::message::{Fate, Knows, Rejoin, Told};
 use crate::wire::runs::bitmap_frames;
 use crate::wire::{Kind, Message, Preflight, RamMap, Role};
@@ -90,6 +91,12 @@ impl Waiting {
     #[must_use]
     pub fn missing_pages(&self) -> u64 {
         self.placing.as_ref().map_or(0, |placing| placing.remaining())
+    }
+
+    /// How long its source calls again by itself.
+    #[must_use]
+    pub fn recovery(&self) -> Duration {
+        Duration::from_millis(self.preflight.recovery_ms).min(LONGEST_RECOVERY)
     }
 
     /// Why it waits, in one line.

@@ -58,6 +58,13 @@ impl Parted {
         })
     }
 
+    /// The destination could not even be called: it is as it was.
+    #[must_use]
+    pub fn left_as_it_was(self, why: String) -> Departure {
+        let report = Report { reason: Some(why), ..self.report.clone() };
+        Departure { report, parted: Some(self) }
+    }
+
     /// The operator's word that the destination does not run it and never will: runs it here, as a later incarnation.
     /// The destination is to be [told](Self::disown) afterwards.
     ///

@@ -134,6 +134,10 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: Cmdline,
+    /// The guest's identity, which survives every move. A guest that has left this host does not boot here again [default:
+    /// a new one]
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<Uuid>,
     /// End when the guest resets, instead of booting it again
     #[arg(long)]
     pub no_reboot: bool,
@@ -228,7 +232,7 @@ impl RunArgs {
     pub(super) fn machine(&self) -> MachineConfig {
         MachineConfig {
             name: self.name.clone(),
-            uuid: Uuid::new_v4(),
+            uuid: self.uuid.unwrap_or_else(Uuid::new_v4),
             memory: self.memory,
             cpus: self.cpus,
             cpu: self.cpu.clone(),

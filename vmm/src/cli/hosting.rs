@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use migrate::Receiver;
 use migrate::client::RuntimeDir;
+use migrate::journal::{Journals, state_dir};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,8 +32,17 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = RuntimeDir::from_env()?;
     let socket = ControlSocket::claim(&runtime, args.name.as_str())?;
     let config = args.machine();
+    let journals = keep_journals(args.name.as_str())?;
+    if let Some((file, gone)) = journals.handed_on(config.uuid) {
+        bail!(
+            "guest {} left this host for {} and may be running there; if it never will again, remove {}",
+            config.uuid,
+            gone.peer,
+            file.display()
+        );
+    }
     confinement::of_run(&args.hosting, &runtime, &config)?;
-    let vm = machine::boot(&config, console)?;
+    let vm = machine::boot(&config, console, journals)?;
     words::say(&words::runs(args.name.as_str(), socket.path()));
     host(socket, vm, &args.hosting, None)
 }
@@ -60,11 +70,20 @@ pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
     };
     let runtime = RuntimeDir::from_env()?;
     let socket = ControlSocket::claim(&runtime, name.as_str())?;
+    let journals = keep_journals(name.as_str())?;
     confinement::of_receive(&args.hosting, &runtime, &args.guest_files)?;
     let receiver = Receiver::on(listener, identity).context("cannot wait for a guest")?;
-    let vm = machine::receive(&name, receiver, arrival, console)?;
+    let vm = machine::receive(&name, receiver, arrival, console, journals)?;
     words::say(&words::listens(&address));
     host(socket, vm, &args.hosting, Some(address.to_string()))
+}
+
+/// Where what is promised is kept. Before the VMM is confined to it.
+fn keep_journals(name: &str) -> anyhow::Result<Journals> {
+    Journals::from_env(name).with_context(|| {
+        let folder = state_dir().map_or_else(String::new, |folder| folder.display().to_string());
+        format!("cannot make {folder}, where the VMM keeps what it has promised; VMM_STATE_DIR names another folder")
+    })
 }
 
 /// What must be before anything else: the session of our own, and a console that can be written to.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use migrate::Receiver;
+use migrate::journal::Journals;
 
 use crate::config::{ArrivalConfig, GuestName, MachineConfig};
 use crate::control::Vm;
@@ -15,8 +16,12 @@ use crate::vm::VmHandle;
 pub(super) type ConsoleSink = Option<Box<dyn Write + Send>>;
 
 /// Boots a guest; it runs when this returns.
-pub(super) fn boot(config: &MachineConfig, sink: ConsoleSink) -> anyhow::Result<Arc<dyn Vm>> {
-    Ok(Arc::new(VmHandle::run(config.name.as_str(), config, console(sink)?)?))
+pub(super) fn boot(
+    config: &MachineConfig,
+    sink: ConsoleSink,
+    journals: Journals,
+) -> anyhow::Result<Arc<dyn Vm>> {
+    Ok(Arc::new(VmHandle::run(config.name.as_str(), config, console(sink)?, journals)?))
 }
 
 /// Waits for a guest at a socket that listens already; returns at once.
@@ -25,8 +30,9 @@ pub(super) fn receive(
     receiver: Receiver,
     arrival: ArrivalConfig,
     sink: ConsoleSink,
+    journals: Journals,
 ) -> anyhow::Result<Arc<dyn Vm>> {
-    Ok(Arc::new(VmHandle::receive(name.as_str(), receiver, arrival, console(sink)?)?))
+    Ok(Arc::new(VmHandle::receive(name.as_str(), receiver, arrival, console(sink)?, journals)?))
 }
 
 fn console(sink: ConsoleSink) -> anyhow::Result<Console> {

@@ -180,6 +180,7 @@ mod tests {
             listen: Some("127.0.0.1:7000".to_owned()),
             corruptions: None,
             work_per_s: None,
+            doubt: None,
             reboots: 0,
         }
     }

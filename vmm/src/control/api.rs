@@ -10,7 +10,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::Stream;
-use migrate::client::types::{MigrateRequest, MigrationStatus, Problem, ResolveRequest, VmInfo};
+use migrate::client::types::{
+    MigrateRequest, MigrationStatus, Problem, RecoverRequest, ResolveRequest, Salvage, VmInfo,
+};
 use migrate::progress::Event;
 use tokio::sync::watch;
 
@@ -132,6 +134,22 @@ pub(super) async fn cancel(State(shared): State<Shared>) -> Answer<StatusCode> {
 pub(super) async fn go_on(State(shared): State<Shared>) -> Answer<StatusCode> {
     shared.call(|vm| vm.continue_migration()).await??;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// Calls the destination of a guest in doubt again; of one whose link is lost just now, at once. Over when `/events` says
+/// `ended`.
+#[utoipa::path(post, path = "/migration/recover", request_body = RecoverRequest,
+    responses((status = 202), (status = 400, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem)))]
+pub(super) async fn recover(State(shared): State<Shared>, body: Body) -> Answer<StatusCode> {
+    let request = parse::<RecoverRequest>(body, MAX_BODY)?.checked()?;
+    shared.call(move |vm| vm.recover(request)).await??;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Keeps the memory of a guest that is here in part: an image in the VMM's state directory, and a list of what is missing.
+#[utoipa::path(post, path = "/migration/salvage", responses((status = 200, body = Salvage), (status = 409, body = Problem)))]
+pub(super) async fn salvage(State(shared): State<Shared>) -> Answer<Json<Salvage>> {
+    Ok(Json(shared.call(|vm| vm.salvage()).await??))
 }
 
 /// Decides about a guest in doubt, which is paused because another host may be running it.

@@ -17,7 +17,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-use migrate::client::types::{MigrationStatus, Resolution, VmInfo};
+use migrate::client::types::{MigrationStatus, RecoverRequest, Resolution, Salvage, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
 use tokio::sync::broadcast;
@@ -90,6 +90,18 @@ pub trait Vm: Send + Sync + 'static {
     /// # Errors
     /// [`Refusal::Conflict`] when no migration waits for it.
     fn continue_migration(&self) -> Result<(), Refusal>;
+
+    /// Calls the other side of a guest in doubt again. Returns when that has begun; `Ended` tells what came of it.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when the guest is not in doubt, or came from elsewhere.
+    fn recover(&self, request: RecoverRequest) -> Result<(), Refusal>;
+
+    /// Keeps the memory of a guest that is here in part.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when there is none.
+    fn salvage(&self) -> Result<Salvage, Refusal>;
 
     /// The operator's word on a guest in doubt.
     ///

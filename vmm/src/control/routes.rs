@@ -28,7 +28,9 @@ use super::api::{self, MAX_BODY, Shared};
         api::migration,
         api::cancel,
         api::go_on,
+        api::recover,
         api::resolve,
+        api::salvage,
         api::describe,
     )
 )]
@@ -55,7 +57,9 @@ pub(super) fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::GET, "/migration", get(api::migration)),
         (Method::DELETE, "/migration", delete(api::cancel)),
         (Method::POST, "/migration/continue", post(api::go_on)),
+        (Method::POST, "/migration/recover", post(api::recover)),
         (Method::POST, "/migration/resolve", post(api::resolve)),
+        (Method::POST, "/migration/salvage", post(api::salvage)),
         (Method::GET, "/openapi.json", get(api::describe)),
     ]
 }

@@ -122,6 +122,7 @@ impl<'a> Journey<'a> {
     fn request(&self, order: &Order, to: String) -> Result<MigrateRequest, LabError> {
         let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
         Ok(MigrateRequest {
+            recovery_ms: None,
             to,
             mode: order.mode,
             streams: Some(order.streams),

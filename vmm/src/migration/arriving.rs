@@ -69,7 +69,7 @@ impl Host for Arrivals {
 
     fn build(&self, guest: &Description) -> Result<Arc<dyn Arriving>> {
         let machine = Machine::blank(&self.shape_of(guest)?, self.hooks.clone()).map_err(refused)?;
-        let identity = Identity { name: guest.name.clone(), uuid: guest.uuid };
+        let identity = Identity { name: guest.name.clone(), uuid: guest.uuid, epoch: guest.epoch };
         let resident = Resident::new(machine, identity);
         (self.built)(Arc::clone(&resident))?;
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&resident));
@@ -171,6 +171,10 @@ impl Arriving for Resident {
 
     fn suspend(&self) {
         self.hold();
+    }
+
+    fn run_on(&self) -> Result<()> {
+        self.run_on()
     }
 
     fn discard(&self) {

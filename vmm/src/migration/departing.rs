@@ -61,6 +61,10 @@ impl Departing for Resident {
         self.hand_over_disks(go_on)
     }
 
+    fn set_epoch(&self, epoch: u64) {
+        self.set_epoch(epoch);
+    }
+
     fn first_pages(&self, state: &[u8]) -> Vec<u64> {
         self.first_pages(state)
     }

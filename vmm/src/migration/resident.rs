@@ -3,6 +3,7 @@
 //! One lock holds the machine in the state it is in: engine threads, the control API and the guest's own end all
 //! come through here, and each needs the whole machine for a moment. The guest's vCPUs never take it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,11 +27,14 @@ pub struct Identity {
     pub name: String,
     /// Survives every move.
     pub uuid: Uuid,
+    /// Which incarnation of it this is: 0 since its boot, more with every move.
+    pub epoch: u64,
 }
 
 /// A guest living here.
 pub struct Resident {
     identity: Identity,
+    epoch: AtomicU64,
     description: Description,
     reboots: bool,
     ram: Mutex<Option<Arc<GuestRam>>>,
@@ -54,6 +58,7 @@ impl Resident {
         let description = Description {
             name: identity.name.clone(),
             uuid: identity.uuid,
+            epoch: identity.epoch,
             vcpus: shape.vcpus,
             ram: runs_of(ram.layout()),
             nics: shape.nics.len() as u32,
@@ -61,6 +66,7 @@ impl Resident {
         };
         let log = DirtyLog::new(Arc::clone(machine.board().vm()), Arc::clone(&ram));
         Arc::new(Self {
+            epoch: AtomicU64::new(identity.epoch),
             identity,
             description,
             reboots: shape.reboots(),
@@ -85,9 +91,19 @@ impl Resident {
         let shape = match &*self.lock() {
             Life::Running(machine) => machine.description(),
             Life::Paused(machine) => machine.description(),
-            Life::Gone => return self.description.clone(),
+            Life::Gone => return Description { epoch: self.epoch(), ..self.description.clone() },
         };
-        Description { machine: opaque(&shape), ..self.description.clone() }
+        Description { epoch: self.epoch(), machine: opaque(&shape), ..self.description.clone() }
+    }
+
+    /// Which incarnation of it this is.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// It was forced to run on here, as this incarnation.
+    pub(super) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::SeqCst);
     }
 
     /// Whether it boots again when it resets.
@@ -105,7 +121,8 @@ impl Resident {
         let machine = std::mem::replace(&mut *self.lock(), Life::Gone);
         self.release();
         let Life::Paused(machine) = machine else { return Err(gone()) };
-        Ok(Self::new(machine.boot_again(hooks).map_err(refused)?, self.identity.clone()))
+        let identity = Identity { epoch: self.epoch(), ..self.identity.clone() };
+        Ok(Self::new(machine.boot_again(hooks).map_err(refused)?, identity))
     }
 
     /// Bytes of RAM.
@@ -128,11 +145,20 @@ impl Resident {
         self.guest_ram().is_ok_and(|ram| telemetry::open_window(&ram, wait))
     }
 
-    /// Ends the running of a guest whose memory cannot come any more: for good.
+    /// Ends the running of a guest whose memory does not come. No vCPU runs guest code until it is [run on](Self::run_on).
     pub(super) fn hold(&self) {
         if let Life::Running(machine) = &*self.lock() {
             machine.hold();
         }
+    }
+
+    /// Runs a guest on whose memory has come after all.
+    ///
+    /// # Errors
+    /// When a vCPU has not left the kernel, or cannot be started.
+    pub(super) fn run_on(&self) -> Result<()> {
+        self.pause()?;
+        self.resume()
     }
 
     /// Stops the vCPUs and devices. Idempotent.

@@ -7,7 +7,6 @@
 //! Best effort: rights that this kernel's Landlock does not know are not restricted (before 6.2 truncating, before 6.10 ioctls of
 //! devices, before 6.12 signals and abstract sockets); a kernel before 5.13, or without Landlock, restricts nothing.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -79,7 +78,7 @@ impl Files {
         let read = READ.iter().chain(&READ_FOR_NAMES).fold(Self(Vec::new()), Self::reads);
         let all = DEVICES.iter().fold(read, |files, path| files.with(path, Reach::Device));
         let all = all.keeps(runtime.path());
-        match state_dir() {
+        match migrate::journal::state_dir() {
             Some(state) => all.keeps(&state),
             None => all,
         }
@@ -145,42 +144,5 @@ impl Reach {
         };
         // Some rights exist of directories only.
         if path.is_dir() { rights } else { rights & AccessFs::from_file(NEWEST) }
-    }
-}
-
-/// Where what must outlive the process is kept: what `VMM_STATE_DIR` says, else `vmm` in `XDG_STATE_HOME`, else
-/// `~/.local/state/vmm`, for root `/var/lib/vmm`. It need not exist.
-#[must_use]
-pub fn state_dir() -> Option<PathBuf> {
-    let root = rustix::process::geteuid().is_root();
-    let [ours, xdg, home] = ["VMM_STATE_DIR", "XDG_STATE_HOME", "HOME"].map(std::env::var_os);
-    choose(ours, xdg, home, root)
-}
-
-fn choose(
-    ours: Option<OsString>,
-    xdg: Option<OsString>,
-    home: Option<OsString>,
-    root: bool,
-) -> Option<PathBuf> {
-    let given = |value: Option<OsString>| value.filter(|value| !value.is_empty()).map(PathBuf::from);
-    given(ours)
-        .or_else(|| given(xdg).map(|xdg| xdg.join("vmm")))
-        .or_else(|| root.then(|| "/var/lib/vmm".into()))
-        .or_else(|| given(home).map(|home| home.join(".local/state/vmm")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_variable_overrides_and_everyone_has_a_place() {
-        let some = |value: &str| Some(OsString::from(value));
-        assert_eq!(choose(some("/a"), some("/b"), some("/c"), true), Some("/a".into()));
-        assert_eq!(choose(some(""), some("/b"), some("/c"), true), Some("/b/vmm".into()));
-        assert_eq!(choose(None, None, some("/c"), true), Some("/var/lib/vmm".into()));
-        assert_eq!(choose(None, None, some("/c"), false), Some("/c/.local/state/vmm".into()));
-        assert_eq!(choose(None, None, None, false), None);
     }
 }

@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use clap::ValueEnum;
 use rustix::process::DumpableBehavior;
 
-pub use self::files::{Files, Landlocked, state_dir};
+pub use self::files::{Files, Landlocked};
 use self::filter::Filter;
 pub use self::lists::ThreadKind;
 

@@ -180,7 +180,7 @@ impl Vcpus {
     }
 
     /// Makes all leave the guest and stay out, without waiting: one that hangs in the kernel until memory comes
-    /// leaves when it has it, before it runs anything. None can be made to run again.
+    /// leaves when it has it, before it runs anything. To be made to run again they are parked first.
     pub fn hold(&self) {
         self.all.iter().for_each(Vcpu::ask_to_leave);
     }

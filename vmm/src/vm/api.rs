@@ -1,9 +1,7 @@
 //! What the control API asks, answered from the guest's stage.
 
-use std::mem;
-
 use migrate::Cancel;
-use migrate::client::types::{Life, MigrationStatus, Resolution, VmInfo};
+use migrate::client::types::{Life, MigrationStatus, RecoverRequest, Resolution, Salvage, VmInfo};
 use migrate::options::Options;
 use migrate::progress::Event;
 use tokio::sync::broadcast;
@@ -12,7 +10,7 @@ use crate::control::{Ending, Refusal, Vm};
 use crate::devices::ConsoleReader;
 
 use super::stage::Stage;
-use super::{Inner, VmHandle, moving};
+use super::{Inner, VmHandle, doubt, moving, salvage};
 
 impl Vm for VmHandle {
     fn info(&self) -> VmInfo {
@@ -37,6 +35,10 @@ impl Vm for VmHandle {
             listen: self.inner.listen.clone().filter(|_| life == Life::Waiting),
             corruptions: told.as_ref().map(|told| told.corruptions),
             work_per_s: told.as_ref().map(|told| told.work_per_s),
+            doubt: match &stage {
+                Stage::InDoubt(doubt) => Some(doubt.words()),
+                _ => None,
+            },
             reboots,
         }
     }
@@ -104,33 +106,16 @@ impl Vm for VmHandle {
         self.inner.leaving()?.go_on().map_err(|error| Refusal::Conflict(error.to_string()))
     }
 
+    fn recover(&self, request: RecoverRequest) -> Result<(), Refusal> {
+        doubt::recover(self, &request)
+    }
+
     fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
-        let _one = self.inner.order();
-        let Stage::InDoubt(doubt) = self.inner.stage() else {
-            return Err(Refusal::Conflict("the guest is not in doubt: there is nothing to resolve".into()));
-        };
-        match resolution {
-            Resolution::RunHere if doubt.missing.is_some() => Err(Refusal::Conflict(
-                "cannot run the guest here: part of its memory never arrived; --discard is all that is left"
-                    .into(),
-            )),
-            Resolution::RunHere => {
-                doubt.guest.resume().map_err(failed)?;
-                self.inner.enter(Stage::Here(doubt.guest));
-                Ok(())
-            }
-            Resolution::Discard => {
-                match doubt.missing {
-                    // A thread may hang in a fault, half-way in a request of half a guest. Let go, it would finish it with
-                    // zeros in the place of what is missing, on a disk perhaps. So nothing is let go of: all of it ends
-                    // with this process, which ends now.
-                    Some(faults) => mem::forget((doubt.guest, faults)),
-                    None => doubt.guest.release(),
-                }
-                self.inner.end(Ending::Stopped);
-                Ok(())
-            }
-        }
+        doubt::resolve(self, resolution)
+    }
+
+    fn salvage(&self) -> Result<Salvage, Refusal> {
+        salvage::salvage(self)
     }
 
     fn wait_ended(&self) -> Ending {

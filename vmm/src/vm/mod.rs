@@ -4,7 +4,7 @@
 //!            ┌──────────── failed ────────────┐
 //!   waiting ─┴► arriving ──► here ◄── kept ── leaving ──► ended (moved, stopped, crashed)
 //!                               ▲               │
-//!                               └─ run here ─ in doubt ── discard ──► ended
+//!                               └── recovered, forced ── [in doubt](doubt) ── discard ──► ended
 //! ```
 //! A guest that resets stays here, in a [new machine](reboot).
 //!
@@ -12,8 +12,10 @@
 //! The engine decides how a migration ends ([`migrate::handover`]); this room only records it.
 
 mod api;
+mod doubt;
 mod moving;
 mod reboot;
+mod salvage;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use migrate::client::types::MigrationStatus;
+use migrate::journal::Journals;
 use migrate::progress::Event;
 use migrate::{Cancel, Receiver};
 use tokio::sync::broadcast;
@@ -84,6 +87,8 @@ struct Inner {
     /// Never held while a guest is asked for anything: its vCPUs take it when the guest ends.
     life: Mutex<LifeOf>,
     ended: Condvar,
+    /// What is promised when a guest moves.
+    journals: Journals,
     /// Boots the guest again.
     reboot: Sender<Arc<Inner>>,
 }
@@ -116,10 +121,15 @@ impl VmHandle {
     ///
     /// # Errors
     /// When the host cannot, or the kernel is not one.
-    pub fn run(name: &str, config: &MachineConfig, console: Console) -> Result<Self, StartError> {
-        let handle = Self::new(name, None, console, Stage::Waiting)?;
+    pub fn run(
+        name: &str,
+        config: &MachineConfig,
+        console: Console,
+        journals: Journals,
+    ) -> Result<Self, StartError> {
+        let handle = Self::new(name, None, console, journals)?;
         let machine = Machine::boot(config, handle.inner.hooks(0))?;
-        let identity = Identity { name: config.name.to_string(), uuid: config.uuid };
+        let identity = Identity { name: config.name.to_string(), uuid: config.uuid, epoch: 0 };
         let resident = Resident::new(machine, identity);
         handle.inner.enter(Stage::Here(Arc::clone(&resident)));
         resident.resume()?;
@@ -135,23 +145,29 @@ impl VmHandle {
         receiver: Receiver,
         arrival: ArrivalConfig,
         console: Console,
+        journals: Journals,
     ) -> Result<Self, StartError> {
         let kvm = KvmHost::open()?;
         // All that this host has can always be had: that need not be asked.
         if arrival.cpu != CpuChoice::default() {
             arrival.cpu.cpu(&vcpu::offer(&kvm, 1)?, 1, 0)?;
         }
-        let receiver = Arc::new(receiver);
+        let receiver = Arc::new(receiver.keeping(journals.clone()));
         let address = receiver.local_addr();
-        let handle = Self::new(name, Some(address.to_string()), console, Stage::Waiting)?;
+        let handle = Self::new(name, Some(address.to_string()), console, journals)?;
         let _ = handle.inner.receiver.set(Arc::downgrade(&receiver));
         moving::receive_in_background(&handle, kvm, arrival, receiver)?;
         Ok(handle)
     }
 
-    fn new(name: &str, listen: Option<String>, console: Console, stage: Stage) -> Result<Self, StartError> {
+    fn new(
+        name: &str,
+        listen: Option<String>,
+        console: Console,
+        journals: Journals,
+    ) -> Result<Self, StartError> {
         let life = LifeOf {
-            stage,
+            stage: Stage::Waiting,
             migration: MigrationStatus { active: false, progress: None, report: None },
             cancel: None,
             stopped_itself: None,
@@ -168,6 +184,7 @@ impl VmHandle {
             orders: Mutex::default(),
             life: Mutex::new(life),
             ended: Condvar::new(),
+            journals,
             reboot: reboot::start().map_err(StartError::Reboot)?,
         };
         Ok(Self { inner: Arc::new(inner) })

@@ -11,6 +11,7 @@ use migrate::guest::GuestError;
 use migrate::options::Options;
 use migrate::progress::{Event, Observer};
 use migrate::report::{Outcome, Report};
+use migrate::source::{Departure, Parted};
 use migrate::{Arrival, Cancel, Receiver};
 
 use crate::config::ArrivalConfig;
@@ -19,7 +20,8 @@ use crate::kvm::KvmHost;
 use crate::migration::{Arrivals, Resident};
 use crate::sandbox::{self, ThreadKind};
 
-use super::stage::{Doubt, Stage};
+use super::doubt::{self, Doubt};
+use super::stage::Stage;
 use super::{Inner, VmHandle};
 
 /// Between two attempts to receive a guest: a host that cannot accept connections now is not asked without pause.
@@ -62,18 +64,30 @@ pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Resul
 
 fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: &Cancel) {
     sandbox::confine(ThreadKind::Departing);
-    let engine = || migrate::migrate(&**guest, options, cancel, &Recorder(inner));
-    let report = catch_unwind(AssertUnwindSafe(engine)).unwrap_or_else(|_| lost(guest, options));
+    let engine = || migrate::migrate(&**guest, options, &inner.journals, cancel, &Recorder(inner));
+    let departure = catch_unwind(AssertUnwindSafe(engine))
+        .unwrap_or_else(|_| Departure { report: lost(guest, options), parted: None });
+    settle(inner, guest, options, departure);
+}
+
+/// Records how a guest that was to leave has ended here, or stands.
+pub(super) fn settle(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, departure: Departure) {
+    let Departure { report, parted } = departure;
     let moved = report.outcome == Outcome::Moved;
+    let (in_doubt, to_be_told): (Vec<_>, Vec<_>) = parted.into_iter().partition(Parted::is_in_doubt);
     let stage = match report.outcome {
         Outcome::Kept => Stage::Here(Arc::clone(guest)),
-        Outcome::Unknown => Stage::InDoubt(Doubt { guest: Arc::clone(guest), missing: None }),
+        Outcome::Unknown => {
+            let reason = report.reason.clone().unwrap_or_default();
+            Stage::InDoubt(Doubt::left(guest, in_doubt.into_iter().next(), options, &reason))
+        }
         Outcome::Moved => Stage::Ended,
     };
     inner.conclude(stage, report);
     if moved {
         inner.end(Ending::Moved { to: options.to.clone() });
     }
+    to_be_told.into_iter().for_each(|parted| doubt::disown(inner, guest, parted, options));
 }
 
 /// The report of an engine that panicked. How far it came is not known, so the guest must not run here.
@@ -117,32 +131,49 @@ fn receive(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver) {
     sandbox::confine(ThreadKind::Arriving);
     loop {
         let arrival = receiver.receive(arrivals, &Recorder(inner));
-        match (arrival, arrivals.latest()) {
-            (Arrival::Arrived { .. }, Some(guest)) => {
-                inner.enter(Stage::Here(guest));
-                return;
-            }
-            (Arrival::Orphaned { reason, faults, .. }, Some(guest)) => {
-                eprintln!("vmm: {reason}");
-                inner.enter(Stage::InDoubt(Doubt { guest, missing: Some(faults) }));
-                return;
-            }
-            (Arrival::Failed { reason }, _) => {
-                if !inner.enter(Stage::Waiting) {
-                    return;
-                }
-                eprintln!("vmm: a guest did not arrive: {reason}; waiting for the next");
-                if inner.ends_within(BETWEEN_ATTEMPTS) {
-                    return;
-                }
-            }
-            (_, None) => unreachable!("a guest arrives in a machine that was built"),
+        if !take_in(inner, arrivals, receiver, arrival) || inner.ends_within(BETWEEN_ATTEMPTS) {
+            return;
         }
     }
 }
 
+/// Sees an arrival through to its end. Whether the next guest is to be waited for.
+fn take_in(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver, mut arrival: Arrival) -> bool {
+    loop {
+        arrival = match (arrival, arrivals.latest()) {
+            (Arrival::Arrived { unheard, .. }, Some(guest)) => {
+                inner.enter(Stage::Here(guest));
+                // Whatever the guest does from here on: its source may want to know where it is.
+                let mut unheard = unheard;
+                while let Some(waiting) = unheard {
+                    let recovery = waiting.recovery();
+                    unheard = match receiver.await_source(waiting, recovery, &Recorder(inner)) {
+                        Arrival::Arrived { unheard, .. } => unheard,
+                        _ => None,
+                    };
+                }
+                return false;
+            }
+            (Arrival::Waits(waiting), Some(guest)) => {
+                match doubt::wait_for_source(inner, receiver, &guest, waiting) {
+                    Some(decided) => decided,
+                    None => return false,
+                }
+            }
+            (Arrival::Failed { reason }, _) => {
+                let waits = inner.enter(Stage::Waiting);
+                if waits {
+                    eprintln!("vmm: a guest did not arrive: {reason}; waiting for the next");
+                }
+                return waits;
+            }
+            (_, None) => unreachable!("a guest arrives in a machine that was built"),
+        };
+    }
+}
+
 /// Keeps what the engine says, and passes it on.
-struct Recorder<'a>(&'a Inner);
+pub(super) struct Recorder<'a>(pub(super) &'a Inner);
 
 impl Observer for Recorder<'_> {
     fn tell(&self, event: Event) {
@@ -151,6 +182,8 @@ impl Observer for Recorder<'_> {
             // The end is told after it has been recorded: see `conclude`.
             Event::Ended { .. } => return,
             Event::TurnedAway { peer, reason } => eprintln!("vmm: {peer} was turned away: {reason}"),
+            Event::Lost { cause } => eprintln!("vmm: the link was lost: {cause}"),
+            Event::Found { us, .. } => eprintln!("vmm: the link is back after {} ms", us / 1000),
             _ => {}
         }
         // Nobody may be listening.

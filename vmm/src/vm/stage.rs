@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use migrate::client::types::Life;
-use migrate::guest::Faults;
 
 use crate::control::Refusal;
 use crate::migration::Resident;
+
+use super::doubt::Doubt;
 
 /// Where the guest is.
 #[derive(Clone)]
@@ -25,20 +26,12 @@ pub(super) enum Stage {
     Ended,
 }
 
-/// A guest in doubt.
-#[derive(Clone)]
-pub(super) struct Doubt {
-    pub(super) guest: Arc<Resident>,
-    /// What keeps its missing pages from reading as zero, if not all of its memory is here.
-    pub(super) missing: Option<Arc<dyn Faults>>,
-}
-
 impl Stage {
     /// The guest, in whatever state.
     pub(super) fn guest(&self) -> Option<&Arc<Resident>> {
         match self {
             Self::Arriving(guest) | Self::Here(guest) | Self::Leaving(guest) => Some(guest),
-            Self::InDoubt(doubt) => Some(&doubt.guest),
+            Self::InDoubt(doubt) => Some(doubt.guest()),
             Self::Waiting | Self::Ended => None,
         }
     }
@@ -63,7 +56,9 @@ impl Stage {
             Self::Waiting => "there is no guest yet",
             Self::Arriving(_) => "the guest is still arriving",
             Self::Leaving(_) => "the guest is being moved away; `migrate cancel` keeps it here",
-            Self::InDoubt(_) => "the guest is in doubt: another host may run it; see `migrate resolve`",
+            Self::InDoubt(_) => {
+                "the guest is in doubt: another host may run it; see `migrate recover` and `migrate resolve`"
+            }
             Self::Ended => "the guest is not here any more",
         };
         Err(Refusal::Conflict(format!("cannot {what}: {why}")))

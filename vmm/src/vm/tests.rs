@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
 use migrate::client::types::Life;
+use migrate::journal::Journals;
 use uuid::Uuid;
 
 use super::*;
@@ -20,6 +21,7 @@ fn stopping_the_wait_for_a_guest_closes_its_port() {
         Receiver::on(listener, None).unwrap(),
         ArrivalConfig::default(),
         Console::new(),
+        Journals::default(),
     )
     .unwrap();
     assert_eq!(handle.info().listen, Some(address.to_string()));
@@ -35,7 +37,7 @@ fn stopping_the_wait_for_a_guest_closes_its_port() {
 
 #[test]
 fn nothing_begins_after_the_end() {
-    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting).unwrap();
+    let handle = VmHandle::new("test", None, Console::new(), Journals::default()).unwrap();
     assert!(handle.inner.enter(Stage::Waiting));
     handle.stop().unwrap();
     assert!(!handle.inner.enter(Stage::Waiting));
@@ -45,7 +47,7 @@ fn nothing_begins_after_the_end() {
 
 #[test]
 fn a_guest_ends_while_an_order_is_being_obeyed() {
-    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting).unwrap();
+    let handle = VmHandle::new("test", None, Console::new(), Journals::default()).unwrap();
     let _obeying = handle.inner.order();
     handle.inner.guest_ended(0, &GuestEnd { vcpu: 0, end: End::Shutdown });
     assert_eq!(handle.inner.lock().stopped_itself, Some(OwnEnd::Final(Ending::Stopped)));
@@ -53,7 +55,7 @@ fn a_guest_ends_while_an_order_is_being_obeyed() {
 
 #[test]
 fn the_first_word_of_the_present_machine_counts() {
-    let handle = VmHandle::new("test", None, Console::new(), Stage::Waiting).unwrap();
+    let handle = VmHandle::new("test", None, Console::new(), Journals::default()).unwrap();
     let said = |reboots, end| {
         handle.inner.guest_ended(reboots, &GuestEnd { vcpu: 1, end });
         match &handle.inner.lock().stopped_itself {
@@ -94,7 +96,7 @@ fn boots(handle: &VmHandle) -> usize {
 fn a_guest_that_resets_boots_again_but_not_without_pause() {
     let config = resets_at_once(OnReset::Reboot);
     let started = Instant::now();
-    let handle = VmHandle::run("test", &config, Console::new()).unwrap();
+    let handle = VmHandle::run("test", &config, Console::new(), Journals::default()).unwrap();
     while boots(&handle) < 4 {
         assert!(!handle.inner.ends_within(Duration::from_millis(10)) && started.elapsed().as_secs() < 30);
         assert!(matches!(handle.info().life, Life::Running | Life::Rebooting));
@@ -110,7 +112,8 @@ fn a_guest_that_resets_boots_again_but_not_without_pause() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_that_is_not_to_reboot_ends_with_its_reset() {
-    let handle = VmHandle::run("test", &resets_at_once(OnReset::End), Console::new()).unwrap();
+    let handle =
+        VmHandle::run("test", &resets_at_once(OnReset::End), Console::new(), Journals::default()).unwrap();
     assert_eq!(handle.wait_ended(), Ending::Stopped);
     assert_eq!((boots(&handle), handle.info().reboots), (1, 0));
 }
@@ -119,7 +122,8 @@ fn a_guest_that_is_not_to_reboot_ends_with_its_reset() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_paused_as_it_resets_boots_paused() {
-    let handle = VmHandle::run("test", &resets_at_once(OnReset::Reboot), Console::new()).unwrap();
+    let handle =
+        VmHandle::run("test", &resets_at_once(OnReset::Reboot), Console::new(), Journals::default()).unwrap();
     let reboots = |least| {
         let started = Instant::now();
         while handle.info().reboots < least {
@@ -146,7 +150,7 @@ fn what_is_gone_when_a_guest_resets_is_named() {
     let kernel = folder.path().join("kernel");
     std::fs::write(&kernel, guest::IMAGE).unwrap();
     let config = MachineConfig { kernel: Kernel::File(kernel.clone()), ..resets_at_once(OnReset::Reboot) };
-    let handle = VmHandle::run("test", &config, Console::new()).unwrap();
+    let handle = VmHandle::run("test", &config, Console::new(), Journals::default()).unwrap();
     std::fs::remove_file(&kernel).unwrap();
     let Ending::Crashed(why) = handle.wait_ended() else { panic!("it cannot have booted") };
     let begins = format!(

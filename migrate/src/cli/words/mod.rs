@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use self::report::report;
 pub use self::units::{bytes, count, micros};
-use crate::client::types::Resolution;
+use crate::client::types::{Resolution, Salvage};
 use crate::options::{Mode, OnTimeout};
 use crate::progress::{Event, Progress};
 use crate::report::{Outcome, Phase, Report, Round, Switchover};
@@ -68,9 +68,36 @@ pub fn not_known(reason: &str) -> String {
 #[must_use]
 pub fn resolved(name: &str, resolution: Resolution) -> String {
     match resolution {
-        Resolution::RunHere => format!("{name}: the guest runs here"),
+        Resolution::ForceSource | Resolution::ForceDestination => format!("{name}: the guest runs here"),
         Resolution::Discard => format!("{name}: the guest was discarded here"),
     }
+}
+
+/// What the operator answers for.
+#[must_use]
+pub fn warning(resolution: Resolution) -> Option<&'static str> {
+    match resolution {
+        Resolution::ForceSource => Some(
+            "warning: this is your word that the destination does not run the guest and never will. What the guest has done there, \
+             if it has run there, is undone, but not what its disks and peers have seen of it",
+        ),
+        Resolution::ForceDestination => {
+            Some("warning: this is your word that the source does not run the guest and never will")
+        }
+        Resolution::Discard => None,
+    }
+}
+
+/// What was kept of a guest that is there in part.
+#[must_use]
+pub fn salvaged(kept: &Salvage) -> String {
+    format!(
+        "{} pages of memory are in {}; the {} that are missing are listed in {}",
+        count(kept.pages),
+        kept.memory.display(),
+        count(kept.missing_pages),
+        kept.list.display()
+    )
 }
 
 /// Why `--fail-above` is not content; `None` when it is, or the guest has not moved.

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Arc, Mutex};
 
-use migrate::client::types::{Life, MigrateRequest, MigrationStatus, Resolution, VmInfo};
+use migrate::client::types::{
+    Life, MigrateRequest, MigrationStatus, RecoverRequest, Resolution, Salvage, VmInfo,
+};
 use migrate::client::{Client, ClientError, RuntimeDir};
 use migrate::options::{Mode, Options};
 use migrate::progress::Event;
@@ -68,6 +70,7 @@ impl Vm for Pretender {
             listen: None,
             corruptions: None,
             work_per_s: None,
+            doubt: None,
             reboots: 0,
         }
     }
@@ -119,6 +122,15 @@ impl Vm for Pretender {
 
     fn continue_migration(&self) -> Result<(), Refusal> {
         self.note("continue")
+    }
+
+    fn recover(&self, request: RecoverRequest) -> Result<(), Refusal> {
+        self.note(format!("recover by {:?} for {:?} ms", request.to, request.recovery_ms))
+    }
+
+    fn salvage(&self) -> Result<Salvage, Refusal> {
+        self.note("salvage")?;
+        Ok(Salvage { memory: "m".into(), list: "l".into(), pages: 7, missing_pages: 3 })
     }
 
     fn resolve(&self, resolution: Resolution) -> Result<(), Refusal> {
@@ -195,7 +207,11 @@ async fn every_request_reaches_the_machine() {
     client.migrate(&request()).await.unwrap();
     client.cancel_migration().await.unwrap();
     client.continue_migration().await.unwrap();
-    client.resolve(Resolution::RunHere).await.unwrap();
+    let to = Some("h:8".to_owned());
+    client.recover(&RecoverRequest { to, recovery_ms: Some(5) }).await.unwrap();
+    assert_eq!(client.salvage().await.unwrap().missing_pages, 3);
+    client.resolve(Resolution::ForceSource).await.unwrap();
+    client.resolve(Resolution::ForceDestination).await.unwrap();
     client.resolve(Resolution::Discard).await.unwrap();
     assert!(client.migration().await.unwrap().active);
     let asked = [
@@ -207,7 +223,10 @@ async fn every_request_reaches_the_machine() {
         "migrate to there:7000 by 3 streams",
         "cancel",
         "continue",
-        "RunHere",
+        "recover by Some(\"h:8\") for Some(5) ms",
+        "salvage",
+        "ForceSource",
+        "ForceDestination",
         "Discard",
     ];
     assert_eq!(served.vm.asked(), asked);

@@ -1,0 +1,304 @@
+//! A guest in doubt: paused, because another host may be running it, or has part of it, or may want it back.
+//!
+//! Who left is [recovered](recover) by asking the destination again; who came waits for its source. Where a host is gone for good
+//! the operator's word decides. All of it is the engine's to do ([`migrate::handover`]); this room passes the word on.
+
+use std::mem;
+use std::sync::mpsc::{Receiver as Orders, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::control::{Ending, Refusal};
+use crate::migration::Resident;
+use crate::sandbox::{self, ThreadKind};
+use migrate::channel::Deadlines;
+use migrate::client::types::{RecoverRequest, Resolution};
+use migrate::guest::GuestError;
+use migrate::options::Options;
+use migrate::pages::PageRun;
+use migrate::source::{self, Parted, Route};
+use migrate::{Arrival, Cancel, Receiver, Waiting};
+
+use super::moving::{Recorder, settle};
+use super::stage::Stage;
+use super::{Inner, VmHandle};
+
+/// How long an order to the thread that waits for a source may take: starting a guest, at most.
+const OBEYED_WITHIN: Duration = Duration::from_secs(30);
+
+/// A guest in doubt.
+#[derive(Clone)]
+pub(super) enum Doubt {
+    /// It was to leave.
+    Left {
+        guest: Arc<Resident>,
+        /// With what the engine goes on; none where the engine itself failed, or the guest could not be run on.
+        parted: Arc<Mutex<Option<Parted>>>,
+        options: Box<Options>,
+        reason: String,
+    },
+    /// It was to come.
+    Came {
+        guest: Arc<Resident>,
+        /// Pages that did not come.
+        missing: Arc<Vec<PageRun>>,
+        reason: String,
+        /// To the thread that waits for its source.
+        orders: Sender<Order>,
+    },
+}
+
+/// The operator's word for a guest that came, and where to answer.
+pub(super) struct Order {
+    resolution: Resolution,
+    answer: Sender<Result<(), String>>,
+}
+
+impl Doubt {
+    /// A guest that was to leave.
+    pub(super) fn left(
+        guest: &Arc<Resident>,
+        parted: Option<Parted>,
+        options: &Options,
+        reason: &str,
+    ) -> Self {
+        Self::Left {
+            guest: Arc::clone(guest),
+            parted: Arc::new(Mutex::new(parted)),
+            options: Box::new(options.clone()),
+            reason: reason.to_owned(),
+        }
+    }
+
+    pub(super) fn guest(&self) -> &Arc<Resident> {
+        match self {
+            Self::Left { guest, .. } | Self::Came { guest, .. } => guest,
+        }
+    }
+
+    /// Why, and the way out, in one line.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Left { reason, .. } => format!(
+                "{reason}; `migrate recover` asks the destination again, `migrate resolve --force-source` runs it here \
+                 where that host is gone for good"
+            ),
+            Self::Came { reason, missing, .. } if missing.is_empty() => format!(
+                "{reason}; all of the guest is here: `migrate recover` on its source goes on with the move, \
+                 `migrate resolve --force-destination` runs it here where that host is gone for good"
+            ),
+            Self::Came { reason, missing, .. } => {
+                let pages: u64 = missing.iter().map(|run| run.count).sum();
+                format!(
+                    "{reason}; {pages} pages of the guest's memory did not come: `migrate recover` on its source sends \
+                     them, `migrate salvage` keeps what is here"
+                )
+            }
+        }
+    }
+}
+
+pub(super) fn of_state(refused: impl std::fmt::Display) -> Refusal {
+    Refusal::Conflict(refused.to_string())
+}
+
+/// Calls the destination of a guest in doubt again; of one whose link is lost just now, at once.
+pub(super) fn recover(handle: &VmHandle, request: &RecoverRequest) -> Result<(), Refusal> {
+    let inner = &handle.inner;
+    let _one = inner.order();
+    let (guest, parted, options) = match inner.stage() {
+        Stage::Leaving(_) => {
+            let cancel = inner.lock().cancel.clone();
+            cancel.into_iter().for_each(|cancel| cancel.call_now(request.to.clone()));
+            return Ok(());
+        }
+        Stage::InDoubt(Doubt::Left { guest, parted, options, .. }) => (guest, parted, options),
+        Stage::InDoubt(Doubt::Came { .. }) => {
+            return Err(of_state(
+                "the guest came from another host, which has to call: run `migrate recover` there",
+            ));
+        }
+        _ => return Err(of_state("no guest is in doubt here: there is nothing to recover")),
+    };
+    let failed =
+        "the engine cannot go on with this guest: `migrate resolve --force-source` or `--discard` is left";
+    let parted = lock(&parted).take().ok_or_else(|| of_state(failed))?;
+    let mut options = *options;
+    options.to = request.to.clone().unwrap_or(options.to);
+    options.recovery = request.recovery_ms.map_or(options.recovery, Duration::from_millis);
+    let cancel = Cancel::new();
+    inner.begin_leaving(&guest, &cancel);
+    let (inner, cancel) = (Arc::clone(inner), cancel);
+    let work = move || {
+        sandbox::confine(ThreadKind::Departing);
+        let departure = match source::dial(&options) {
+            Ok(dial) => {
+                let route =
+                    Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
+                parted.recover(&*guest, &options, route, &cancel, &Recorder(&inner))
+            }
+            Err(why) => parted.left_as_it_was(why),
+        };
+        settle(&inner, &guest, &options, departure);
+    };
+    thread::Builder::new()
+        .name("migration".into())
+        .spawn(work)
+        .map(drop)
+        .map_err(|error| Refusal::Failed(format!("cannot start a thread for the migration: {error}")))
+}
+
+/// The operator's word on a guest in doubt.
+pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), Refusal> {
+    let inner = &handle.inner;
+    let _one = inner.order();
+    let Stage::InDoubt(doubt) = inner.stage() else {
+        return Err(of_state("the guest is not in doubt: there is nothing to resolve"));
+    };
+    match (doubt, resolution) {
+        (Doubt::Left { guest, parted, options, .. }, Resolution::ForceSource) => {
+            let parted = force_here(&guest, &parted)?;
+            inner.enter(Stage::Here(Arc::clone(&guest)));
+            if let Some(parted) = parted {
+                disown_in_background(inner, guest, parted, *options);
+            }
+            Ok(())
+        }
+        (Doubt::Left { guest, parted, .. }, Resolution::Discard) => {
+            if let Some(mut parted) = lock(&parted).take() {
+                parted.let_go(&*guest).map_err(of_state)?;
+            }
+            guest.release();
+            inner.end(Ending::Stopped);
+            Ok(())
+        }
+        (Doubt::Left { .. }, Resolution::ForceDestination) => Err(of_state(
+            "the guest was to leave from here: --force-source runs it here, --discard lets go of it",
+        )),
+        (Doubt::Came { .. }, Resolution::ForceSource) => Err(of_state(
+            "the guest was to come here: --force-destination runs it here, --discard lets go of it",
+        )),
+        (Doubt::Came { orders, .. }, resolution) => order(inner, &orders, resolution),
+    }
+}
+
+/// Runs it here; what is left is to tell the destination.
+fn force_here(guest: &Resident, parted: &Mutex<Option<Parted>>) -> Result<Option<Parted>, Refusal> {
+    let mut held = lock(parted);
+    match held.as_mut() {
+        Some(parted) => parted.force(guest).map_err(of_state)?,
+        None => guest.resume().map_err(|error: GuestError| Refusal::Failed(error.to_string()))?,
+    }
+    Ok(held.take())
+}
+
+/// Has the thread that waits for the source obey.
+fn order(inner: &Inner, orders: &Sender<Order>, resolution: Resolution) -> Result<(), Refusal> {
+    let ((answer, answered), gone) = (channel(), "the guest is being decided about already");
+    orders.send(Order { resolution, answer }).map_err(|_| of_state(gone))?;
+    if let Some(receiver) = inner.receiver.get().and_then(std::sync::Weak::upgrade) {
+        receiver.stop();
+    }
+    answered.recv_timeout(OBEYED_WITHIN).map_err(|_| of_state(gone))?.map_err(of_state)
+}
+
+/// Tells a destination that may hold the guest that it runs here.
+pub(super) fn disown(inner: &Inner, guest: &Resident, parted: Parted, options: &Options) {
+    // A credential that is gone keeps nobody but the destination, which then has to be told by its operator.
+    if let Ok(dial) = source::dial(options) {
+        let route = Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
+        parted.disown(guest, options, route, &Cancel::new());
+    }
+}
+
+fn disown_in_background(inner: &Arc<Inner>, guest: Arc<Resident>, parted: Parted, options: Options) {
+    let inner = Arc::clone(inner);
+    // Without a thread the destination is not told: its operator can do it.
+    let _ = thread::Builder::new().name("migration".into()).spawn(move || {
+        sandbox::confine(ThreadKind::Departing);
+        disown(&inner, &guest, parted, &options);
+    });
+}
+
+/// Waits for the source of a guest in doubt, and obeys the operator, until it is decided. None: all is over here.
+pub(super) fn wait_for_source(
+    inner: &Arc<Inner>,
+    receiver: &Receiver,
+    guest: &Arc<Resident>,
+    mut waiting: Box<Waiting>,
+) -> Option<Arrival> {
+    let (sender, orders) = channel();
+    loop {
+        eprintln!("vmm: the guest is in doubt: {}", waiting.reason());
+        let doubt = Doubt::Came {
+            guest: Arc::clone(guest),
+            missing: Arc::new(waiting.missing()),
+            reason: waiting.reason().to_owned(),
+            orders: sender.clone(),
+        };
+        if !inner.enter(Stage::InDoubt(doubt)) {
+            return None;
+        }
+        waiting = match receiver.await_source(waiting, Duration::MAX, &Recorder(inner)) {
+            Arrival::Waits(waiting) => match obey(inner, receiver, waiting, &orders) {
+                Ok(waiting) => waiting,
+                Err(decided) => return decided,
+            },
+            decided => return Some(decided),
+        };
+    }
+}
+
+/// What the operator has said meanwhile. `Err`: it is decided.
+fn obey(
+    inner: &Inner,
+    receiver: &Receiver,
+    waiting: Box<Waiting>,
+    orders: &Orders<Order>,
+) -> Result<Box<Waiting>, Option<Arrival>> {
+    receiver.go_on();
+    let Ok(Order { resolution, answer }) = orders.try_recv() else { return Ok(waiting) };
+    let told = |result| drop(answer.send(result));
+    match resolution {
+        Resolution::ForceDestination => match receiver.force(waiting) {
+            Ok(arrival) => {
+                told(Ok(()));
+                Err(Some(arrival))
+            }
+            Err((waiting, why)) => {
+                told(Err(why));
+                Ok(waiting)
+            }
+        },
+        _ if waiting.is_held() => {
+            receiver.let_go(waiting);
+            told(Ok(()));
+            Err(Some(Arrival::Failed { reason: "its operator has let go of it".to_owned() }))
+        }
+        _ => {
+            // A thread may hang in a fault, half-way in a request of half a guest. Let go, it would finish it with zeros in
+            // the place of what is missing, on a disk perhaps. So nothing is let go of: all of it ends with this process,
+            // which ends now.
+            mem::forget(waiting);
+            told(Ok(()));
+            inner.end(Ending::Stopped);
+            Err(None)
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    /// The guest is leaving again.
+    fn begin_leaving(&self, guest: &Arc<Resident>, cancel: &Cancel) {
+        let mut life = self.lock();
+        life.stage = Stage::Leaving(Arc::clone(guest));
+        life.migration.active = true;
+        life.migration.progress = None;
+        life.cancel = Some(cancel.clone());
+    }
+}
