@@ -19,7 +19,7 @@ use migrate::source::{Departure, Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver};
 use sim::attempt::{Attempt, short};
 use sim::link::{Blow, Fuse, Fusing};
-use sim::{At, Habit, MODES, Runners, Sim, SimHost, options};
+use sim::{At, Habit, Runners, Sim, SimHost, options};
 
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
@@ -64,34 +64,48 @@ fn attempt_to_the_end(
     Attempt { report, arrival, runners, guest, host }
 }
 
-#[test]
-fn a_loss_at_any_message_is_got_over() {
-    for mode in MODES {
-        for on_source in [true, false] {
-            let mut recovered = 0;
-            for operations in 0..MANY {
-                let fuse = Fuse::new(operations, Blow::Blip);
-                let fused = Fusing { inner: Place::new(), fuse: fuse.clone() };
-                let options = Options { recovery: Duration::from_secs(20), ..options(mode) };
-                let deadlines = short(Duration::from_secs(2));
-                let attempt = attempt_to_the_end(&options, deadlines, &fused, on_source);
-                let what =
-                    format!("{mode:?}, lost after {operations} operations, of the source: {on_source}");
-                assert_ne!(attempt.report.outcome, Outcome::Unknown, "{what}: {:?}", attempt.report.reason);
-                let outages = &attempt.report.outages;
-                assert!(outages.iter().all(|outage| outage.over || attempt.report.outcome == Outcome::Kept));
-                recovered += usize::from(!outages.is_empty() && attempt.report.outcome == Outcome::Moved);
-                attempt.check(&what);
-                if !fuse.has_blown() {
-                    break;
-                }
+/// Cuts the link after every number of operations of one side, until a migration has fewer.
+fn every_loss_is_got_over(mode: Mode) {
+    for on_source in [true, false] {
+        let mut recovered = 0;
+        for operations in 0..MANY {
+            let fuse = Fuse::new(operations, Blow::Blip);
+            let fused = Fusing { inner: Place::new(), fuse: fuse.clone() };
+            let options = Options { recovery: Duration::from_secs(20), ..options(mode) };
+            let deadlines = short(Duration::from_secs(2));
+            let attempt = attempt_to_the_end(&options, deadlines, &fused, on_source);
+            let what = format!("{mode:?}, lost after {operations} operations, of the source: {on_source}");
+            assert_ne!(attempt.report.outcome, Outcome::Unknown, "{what}: {:?}", attempt.report.reason);
+            let outages = &attempt.report.outages;
+            assert!(outages.iter().all(|outage| outage.over || attempt.report.outcome == Outcome::Kept));
+            recovered += usize::from(!outages.is_empty() && attempt.report.outcome == Outcome::Moved);
+            attempt.check(&what);
+            if !fuse.has_blown() {
+                break;
             }
-            assert!(
-                recovered > 1,
-                "{mode:?}, of the source: {on_source}: only {recovered} losses were got over"
-            );
         }
+        assert!(recovered > 1, "{mode:?}, of the source: {on_source}: only {recovered} losses were got over");
     }
+}
+
+#[test]
+fn a_loss_at_any_message_of_precopy_is_got_over() {
+    every_loss_is_got_over(Mode::Precopy);
+}
+
+#[test]
+fn a_loss_at_any_message_of_stopcopy_is_got_over() {
+    every_loss_is_got_over(Mode::Stopcopy);
+}
+
+#[test]
+fn a_loss_at_any_message_of_postcopy_is_got_over() {
+    every_loss_is_got_over(Mode::Postcopy);
+}
+
+#[test]
+fn a_loss_at_any_message_of_hybrid_is_got_over() {
+    every_loss_is_got_over(Mode::Hybrid);
 }
 
 /// A guest whose link is cut for good, on both sides.
