@@ -137,6 +137,8 @@ const RUNTIME: &[Call] = &[
     Call::any(libc::SYS_clock_nanosleep),
     Call::any(libc::SYS_nanosleep),
     Call::any(libc::SYS_gettimeofday),
+    // Where the kernel's fast clocks are (rustix asks at the first use): PR_GET_AUXV.
+    Call::one_of(libc::SYS_prctl, 0, &[0x4155_5856]),
     Call::any(libc::SYS_restart_syscall),
     Call::any(libc::SYS_getrandom),
     Call::any(libc::SYS_getpid),
