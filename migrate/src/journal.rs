@@ -21,6 +21,8 @@ use crate::wire::message::tame;
 
 /// Bytes of a slot.
 const SLOT: usize = 1024;
+/// Records of what is over are kept for so long.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Where the kernel says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -94,6 +96,8 @@ pub struct Journals {
     /// None: nothing is kept.
     folder: Option<PathBuf>,
     vmm: String,
+    /// Guests that have moved from here are remembered, because somebody may boot one by its name again.
+    remembers: bool,
 }
 
 /// The journal of one migration on one side.
@@ -108,14 +112,14 @@ impl Journals {
     /// Keeps nothing: for guests whose loss does not matter, such as those of tests.
     #[must_use]
     pub fn nowhere() -> &'static Self {
-        static NOWHERE: Journals = Journals { folder: None, vmm: String::new() };
+        static NOWHERE: Journals = Journals { folder: None, vmm: String::new(), remembers: false };
         &NOWHERE
     }
 
     /// Keeps them in a folder, which need not exist.
     #[must_use]
     pub fn at(folder: impl Into<PathBuf>, vmm: &str) -> Self {
-        Self { folder: Some(folder.into()), vmm: vmm.to_owned() }
+        Self { folder: Some(folder.into()), vmm: vmm.to_owned(), remembers: false }
     }
 
     /// Keeps them in the [state directory](state_dir), which is made here. Without one nothing is kept.
@@ -125,7 +129,18 @@ impl Journals {
     pub fn from_env(vmm: &str) -> io::Result<Self> {
         let folder = state_dir();
         folder.iter().try_for_each(|folder| DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
-        Ok(Self { folder, vmm: vmm.to_owned() })
+        Ok(Self { folder, vmm: vmm.to_owned(), remembers: false })
+    }
+
+    /// Remembers guests that have moved from here: by an identity that its operator gave it one might be booted again.
+    #[must_use]
+    pub fn remembering(self, remembers: bool) -> Self {
+        Self { remembers, ..self }
+    }
+
+    /// Whether a guest that has moved from here is to be remembered.
+    pub(crate) fn remembers(&self) -> bool {
+        self.remembers
     }
 
     /// The folder, if anything is kept.
@@ -158,6 +173,7 @@ impl Journals {
             return Ok(Journal { file: None, path: PathBuf::new(), record });
         };
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        self.prune();
         let path = folder.join(format!("{guest}.{}.{word}", self.vmm));
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -205,6 +221,22 @@ impl Journals {
         let (path, last) = mine.max_by_key(|(_, record)| record.epoch)?;
         let gone = matches!(last.promise, Promise::Leaving | Promise::Committed | Promise::Moved);
         gone.then_some((path, last))
+    }
+
+    /// Forgets what has been over for long: whoever could still ask has given up.
+    fn prune(&self) {
+        let over = |promise| matches!(promise, Promise::Discarded | Promise::Arrived);
+        for (path, _) in self.records().filter(|(_, record)| over(record.promise)) {
+            let old = |file: &File| {
+                let age = file.metadata().and_then(|file| file.modified()).ok()?.elapsed().ok()?;
+                rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).ok()?;
+                (age >= FORGOTTEN_AFTER).then_some(())
+            };
+            if File::open(&path).is_ok_and(|file| old(&file).is_some()) {
+                // It only takes room.
+                let _ = fs::remove_file(&path);
+            }
+        }
     }
 
     fn records(&self) -> impl Iterator<Item = (PathBuf, Record)> {

@@ -69,6 +69,11 @@ impl Custody {
         Ok(())
     }
 
+    /// The source has said its last word: nobody will ask any more.
+    pub(super) fn conclude(&mut self) {
+        self.journal.remove();
+    }
+
     /// Puts on stable storage what was only written in the pause.
     pub(super) fn sync(&self) {
         // As long as this process lives it needs no record.

@@ -59,7 +59,10 @@ impl Session<'_> {
         }
         context.control.tell(&Message::Settled(Figures { telemetry: context.guest.telemetry() }))?;
         match context.control.hear()? {
-            Message::Bye => Ok(()),
+            Message::Bye => {
+                self.custody.conclude();
+                Ok(())
+            }
             other => Err(context.control.unexpected(other.kind(), Kind::Bye.word())),
         }
     }

@@ -32,6 +32,8 @@ pub(super) struct Hold {
     paused: bool,
     /// Why the guest could not be resumed although it should.
     trouble: Option<String>,
+    /// The record is kept when it has moved.
+    remembers: bool,
 }
 
 impl Hold {
@@ -63,6 +65,7 @@ impl<'a> Custody<'a> {
     ) -> Result<(), Failure> {
         let Description { uuid, epoch, .. } = self.guest.description();
         let opened = journals.open(uuid, session, epoch + 1, Promise::Leaving, peer);
+        self.hold.remembers = journals.remembers();
         self.hold.journal = Some(opened.map_err(|error| Failure::journal(journals, &error))?);
         Ok(())
     }
@@ -142,6 +145,13 @@ impl<'a> Custody<'a> {
             Source::Moved => Outcome::Moved,
             Source::Here | Source::Kept if self.hold.trouble.is_none() => Outcome::Kept,
             _ => Outcome::Unknown,
+        }
+    }
+
+    /// The destination has said its last word: nobody will ask any more.
+    pub(super) fn conclude(&mut self) {
+        if !self.hold.remembers {
+            self.hold.journal.take().iter_mut().for_each(Journal::remove);
         }
     }
 

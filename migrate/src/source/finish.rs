@@ -26,6 +26,7 @@ impl Journey<'_> {
         self.end_forwarding(forwarding);
         match heard.and_then(|figures| lines.control.tell(&Message::Bye).map(|()| figures)) {
             Ok((end, settled)) => {
+                self.custody.conclude();
                 let before = self.logbook.before.take();
                 self.logbook.report.guest_measured = measured(before, end, settled);
             }

@@ -525,14 +525,6 @@ impl World {
     }
 
     fn offered(&mut self, at: usize, session: u8) {
-        // An offer of a later session proves that the source has kept it.
-        let newer = self
-            .arrival
-            .as_ref()
-            .is_some_and(|there| there.state == Destination::Held && session > there.session);
-        if newer {
-            self.befalls(DestinationEvent::Disowned);
-        }
         let free = self
             .arrival
             .as_ref()

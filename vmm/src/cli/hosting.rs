@@ -32,7 +32,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = RuntimeDir::from_env()?;
     let socket = ControlSocket::claim(&runtime, args.name.as_str())?;
     let config = args.machine();
-    let journals = keep_journals(args.name.as_str())?;
+    let journals = keep_journals(args.name.as_str())?.remembering(args.uuid.is_some());
     if let Some((file, gone)) = journals.handed_on(config.uuid) {
         bail!(
             "guest {} left this host for {} and may be running there; if it never will again, remove {}",

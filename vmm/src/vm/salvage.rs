@@ -62,7 +62,7 @@ fn save(guest: &Resident, missing: &[PageRun], [memory, list]: &[PathBuf; 2]) ->
         "guest": description.name, "uuid": description.uuid, "epoch": guest.epoch(),
         "ram": description.ram, "missing": missing,
     });
-    write!(private(list)?, "{text:#}\n")?;
+    writeln!(private(list)?, "{text:#}")?;
     let count = |runs: &[PageRun]| runs.iter().map(|run| run.count).sum();
     Ok(Salvage {
         memory: memory.clone(),
