@@ -144,9 +144,6 @@ pub enum Failure {
         /// What it said.
         reason: String,
     },
-    /// It is as it was before the destination was called again.
-    #[error("{0}")]
-    Before(String),
     /// A bug of the engine that was caught.
     #[error("internal error: {0}; please report it")]
     Bug(String),

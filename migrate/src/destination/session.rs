@@ -146,6 +146,7 @@ impl Place<'_> {
         let arrival = match session.converse(self.desk, &lines, (hello.session, 0)) {
             End::Over(arrival) => arrival,
             End::Waits(waiting) => {
+                self.observer.tell(Event::Lost { cause: waiting.reason().to_owned() });
                 let limit = waiting.recovery();
                 self.wait(waiting, limit)
             }

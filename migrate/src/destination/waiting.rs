@@ -164,13 +164,15 @@ impl Place<'_> {
     /// Waits until the source comes back, goes on with it, and so on, to an end or until `limit` has passed without it.
     pub(super) fn wait(&self, mut waiting: Box<Waiting>, limit: Duration) -> Arrival {
         loop {
-            self.observer.tell(Event::Lost { cause: waiting.reason.clone() });
             let since = Instant::now();
             let Some(caller) = self.caller(&waiting, limit) else { return waiting.give_up() };
             let us = since.elapsed().as_micros() as u64;
             match self.rejoin(waiting, caller, us) {
                 End::Over(arrival) => return arrival,
-                End::Waits(again) => waiting = again,
+                End::Waits(again) => {
+                    self.observer.tell(Event::Lost { cause: again.reason.clone() });
+                    waiting = again;
+                }
             }
         }
     }

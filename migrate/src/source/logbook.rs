@@ -63,7 +63,7 @@ impl<'a> Logbook<'a> {
             before: None,
             unheard: None,
             started: now - Duration::from_micros(before.total_us),
-            report: Report { total_us: 0, ..before },
+            report: Report { total_us: 0, residual_bytes: 0, ..before },
             phase: None,
             held_back: None,
             outage: None,
@@ -80,6 +80,13 @@ impl<'a> Logbook<'a> {
             self.held_back = Some(Vec::new());
         }
         self.tell(Event::Phase { phase });
+    }
+
+    /// The phase goes on, or begins.
+    pub(super) fn stay_in(&mut self, phase: Phase) {
+        if self.phase.is_none_or(|(now, _)| now != phase) {
+            self.enter(phase);
+        }
     }
 
     fn tell(&mut self, event: Event) {

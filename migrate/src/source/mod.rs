@@ -205,9 +205,11 @@ impl<'a> Journey<'a> {
             self.context.guest.release();
         }
         let bytes = self.lines.as_ref().map_or(0, |lines| lines.control.told());
-        let report = self.logbook.finish(outcome, result.err(), self.custody.trouble(), bytes);
+        let failure = result.err();
+        let report = self.logbook.finish(outcome, failure.clone(), self.custody.trouble(), bytes);
         let left = self.custody.is_in_doubt() || self.custody.may_be_held();
-        let parted = left.then(|| Parted::of(self.context, self.custody, self.calls, report.clone()));
+        let parted =
+            left.then(|| Parted::of(self.context, self.custody, self.calls, report.clone(), failure));
         Departure { report, parted }
     }
 

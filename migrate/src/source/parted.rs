@@ -21,11 +21,19 @@ pub struct Parted {
     session: Uuid,
     calls: u32,
     report: Report,
+    /// What has parted it.
+    failure: Option<Failure>,
 }
 
 impl Parted {
-    pub(super) fn of(context: &Context<'_>, custody: Custody<'_>, calls: u32, report: Report) -> Self {
-        Self { hold: custody.into_hold(), session: context.session, calls, report }
+    pub(super) fn of(
+        context: &Context<'_>,
+        custody: Custody<'_>,
+        calls: u32,
+        report: Report,
+        failure: Option<Failure>,
+    ) -> Self {
+        Self { hold: custody.into_hold(), session: context.session, calls, report, failure }
     }
 
     /// Whether the guest is paused because nobody here can know. Otherwise it runs here, and only the destination is to be
@@ -51,7 +59,8 @@ impl Parted {
         cancel: &Cancel,
         observer: &dyn Observer,
     ) -> Departure {
-        let before = Failure::Before(self.report.reason.clone().unwrap_or_default());
+        let silent = Failure::Closed { peer: options.to.clone() };
+        let before = self.failure.clone().unwrap_or(silent);
         self.resumed(guest, options, route, cancel, observer, |journey| {
             journey.custody.on(SourceEvent::Recover)?;
             journey.recover(before)

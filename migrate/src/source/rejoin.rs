@@ -111,7 +111,7 @@ impl<'a> Journey<'a> {
         }
         self.logbook.end_outage(self.calls, true);
         if let Some(unsent) = context.unsent.get() {
-            self.logbook.enter(Phase::Postcopy);
+            self.logbook.stay_in(Phase::Postcopy);
             context.meter.begin(0, told.missing);
             crew.push(unsent);
         }

@@ -59,7 +59,8 @@ fn outcome(page: &mut Page, report: &Report) {
     }
     if report.outcome == Outcome::Unknown {
         page.line(
-            "find out whether it runs there, then: migrate resolve --run-here, or migrate resolve --discard",
+            "migrate recover asks there again, and goes on or brings it back; where that host is gone for good: \
+             migrate resolve --force-source",
         );
     }
 }
@@ -266,6 +267,6 @@ mod tests {
     fn a_guest_in_doubt_comes_with_the_way_out() {
         let mut doubt = sample::kept();
         doubt.outcome = Outcome::Unknown;
-        assert!(report(&doubt).contains("migrate resolve --run-here"));
+        assert!(report(&doubt).contains("migrate recover"));
     }
 }
