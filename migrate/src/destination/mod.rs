@@ -17,6 +17,7 @@ mod fault;
 mod finish;
 mod in_flight;
 mod landing;
+mod place;
 mod prepare;
 mod reception;
 mod session;
@@ -31,8 +32,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver as Callers;
 use std::time::Duration;
 
+use self::place::{Place, attended};
 use self::reception::{Caller, Desk, Memory};
-use self::session::{Place, attended};
 pub use self::waiting::Waiting;
 use crate::channel::tcp::TcpListen;
 use crate::channel::tls::TlsListen;

@@ -21,7 +21,8 @@ use crate::failure::Failure;
 use crate::journal::{Journals, Past};
 use crate::progress::{Event, Observer};
 use crate::wire::limits::VERSIONS;
-use crate::wire::message::{Fate, Refuse, Told, Welcome};
+use crate::wire::message::{Refuse, Welcome};
+use crate::wire::rejoin::{Fate, Told};
 use crate::wire::{Error, Hello, Kind, Message, Role};
 
 /// Sessions remembered that ended without a guest.

@@ -1,10 +1,7 @@
 //! One arrival: from the first caller to the guest that runs here, or to a machine thrown away.
 
-use std::collections::HashSet;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver as Callers, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -12,76 +9,20 @@ use uuid::Uuid;
 
 use super::context::Context;
 use super::custody::Custody;
-use super::landing::{Landing, Scratch, run_ahead};
-use super::reception::{Caller, Desk, Memory};
+use super::landing::{Scratch, run_ahead};
+use super::reception::Desk;
 use super::waiting::Waiting;
 use super::{Arrival, ArrivalReport};
 use crate::channel::line::Line;
-use crate::channel::{Deadlines, Listen};
 use crate::failure::Failure;
-use crate::guest::{Arriving, Description, HeardClock, Host};
+use crate::guest::HeardClock;
 use crate::handover::{Destination, DestinationEvent};
-use crate::journal::{Journals, Promise};
 use crate::pages::PageSet;
 use crate::priority::{core_beyond, give_way};
-use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::Phase;
-use crate::wire::limits::STREAMS;
-use crate::wire::message::{Accept, Refuse, tame};
-use crate::wire::{Kind, Message, Preflight, RamMap, Role};
-
-/// Reasons of a refusal that are told: more than there are features between the oldest CPU and the latest.
-const REASONS: usize = 256;
-
-/// Does `work` while callers are accepted and heard. `stopped`: no more are to be.
-pub(super) fn attended(
-    listen: &dyn Listen,
-    stopped: &AtomicBool,
-    desk: &Arc<Desk>,
-    work: impl FnOnce(&Callers<Caller>) -> Arrival,
-) -> Arrival {
-    let (sender, callers) = channel();
-    let over = AtomicBool::new(false);
-    let over = &over;
-    thread::scope(|scope| {
-        let accepting = {
-            let desk = Arc::clone(desk);
-            scope.spawn(move || {
-                let ends = || over.load(Ordering::SeqCst) || stopped.load(Ordering::SeqCst);
-                let accepted = Arc::clone(&desk).accept(scope, listen, &sender, ends);
-                // Without a listener no guest can come, but one that is here already goes on.
-                if !desk.busy() {
-                    desk.close();
-                }
-                accepted
-            })
-        };
-        let arrival = work(&callers);
-        over.store(true, Ordering::SeqCst);
-        // The listener first: whoever it has not accepted by then waits in its queue for the next time.
-        if !accepting.is_finished() {
-            listen.wake();
-        }
-        let accepted = accepting.join();
-        desk.close();
-        match accepted {
-            Ok(Err(error)) if matches!(arrival, Arrival::Failed { .. }) => {
-                Arrival::Failed { reason: format!("cannot accept connections: {error}") }
-            }
-            _ => arrival,
-        }
-    })
-}
-
-/// Where guests are taken in.
-pub(super) struct Place<'a> {
-    pub(super) desk: &'a Desk<'a>,
-    pub(super) callers: &'a Callers<Caller>,
-    pub(super) memory: &'a Memory,
-    pub(super) deadlines: Deadlines,
-    pub(super) observer: &'a dyn Observer,
-}
+use crate::wire::message::tame;
+use crate::wire::{Kind, Message, Role};
 
 /// How a conversation ended.
 pub(super) enum End {
@@ -90,157 +31,13 @@ pub(super) enum End {
     Waits(Box<Waiting>),
 }
 
-impl Place<'_> {
-    /// Waits for a guest's control connection and takes the guest in.
-    pub(super) fn receive(&self, host: &dyn Host) -> Arrival {
-        match self.callers.recv() {
-            Ok(caller) => self.take_in(caller, host),
-            Err(_) => Arrival::Failed { reason: "stopped listening before a guest came".to_owned() },
-        }
-    }
-
-    /// From the pre-flight on.
-    fn take_in(&self, caller: Caller, host: &dyn Host) -> Arrival {
-        let Caller { hello, line: control } = caller;
-        self.observer.tell(Event::Phase { phase: Phase::Connect });
-        let failed = |failure: Failure| {
-            control.abort(&failure);
-            control.link().shut(Shutdown::Both);
-            Arrival::Failed { reason: failure.to_string() }
-        };
-        let journals = self.memory.journals();
-        let (preflight, map, guest) = match preflight(&control, self.deadlines, journals, host) {
-            Ok(admitted) => admitted,
-            Err(failure) => return failed(failure),
-        };
-        let Description { uuid, epoch, .. } = preflight.description;
-        let mut custody = match journals.open(uuid, hello.session, epoch, Promise::Arriving, control.peer()) {
-            Ok(journal) => Custody::new(Arc::clone(&guest), journal),
-            Err(error) => {
-                guest.discard();
-                return failed(Failure::journal(journals, &error));
-            }
-        };
-        let accepted = control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }));
-        let lines = match accepted.and_then(|()| self.welcome(&control, &preflight, preflight.packets)) {
-            Ok(lines) => lines,
-            Err(failure) => {
-                custody.fail(&failure);
-                return failed(failure);
-            }
-        };
-        let context = Context {
-            ram: guest.ram(),
-            landing: Arc::new(Landing::new(map.limit(), preflight.streams)),
-            alarm: Arc::default(),
-            placing: OnceLock::new(),
-            preflight,
-            map,
-            guest,
-            control,
-            deadlines: self.deadlines,
-            observer: self.observer,
-        };
-        let report = context.blank_report();
-        let session = Session { context: &context, custody, report, promised: Duration::ZERO, again: false };
-        let arrival = match session.converse(self.desk, &lines, (hello.session, 0)) {
-            End::Over(arrival) => arrival,
-            End::Waits(waiting) => {
-                self.observer.tell(Event::Lost { cause: waiting.reason().to_owned() });
-                let limit = waiting.recovery();
-                self.wait(waiting, limit)
-            }
-        };
-        if let Arrival::Failed { .. } = arrival {
-            self.memory.note_discarded(hello.session);
-        }
-        arrival
-    }
-
-    /// Waits for the connections that carry pages; and packets, where there are to be any.
-    pub(super) fn welcome(
-        &self,
-        control: &Line,
-        preflight: &Preflight,
-        packets: bool,
-    ) -> Result<Lines, Failure> {
-        let mut wanted: HashSet<_> = (0..preflight.streams).map(|index| (Role::Data, index)).collect();
-        if preflight.may_miss() {
-            wanted.insert((Role::Urgent, 0));
-        }
-        if packets {
-            wanted.insert((Role::Packets, 0));
-        }
-        let mut lines = Lines::default();
-        let deadline = Instant::now() + self.deadlines.connect;
-        while !wanted.is_empty() {
-            let silent =
-                || Failure::Silent { peer: control.peer().to_owned(), after: self.deadlines.connect };
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Caller { hello, line } = self.callers.recv_timeout(left).map_err(|_| silent())?;
-            if !wanted.remove(&(hello.role, hello.index)) {
-                return Err(line.unexpected(Kind::Hello, "connections as the pre-flight says"));
-            }
-            line.set_limit(self.deadlines.idle)?;
-            match hello.role {
-                Role::Urgent => lines.urgent = Some(line),
-                Role::Packets => lines.packets = Some(line),
-                _ => lines.data.push(line),
-            }
-        }
-        Ok(lines)
-    }
-}
-
-/// Hears what wants to come, and builds a machine for it or says every reason why not.
-fn preflight(
-    control: &Line,
-    deadlines: Deadlines,
-    journals: &Journals,
-    host: &dyn Host,
-) -> Result<(Preflight, RamMap, Arc<dyn Arriving>), Failure> {
-    control.set_limit(deadlines.idle)?;
-    let mut preflight = match control.hear()? {
-        Message::Preflight(preflight) => *preflight,
-        other => return Err(control.unexpected(other.kind(), Kind::Preflight.word())),
-    };
-    let mut reasons = Vec::new();
-    let Description { uuid, epoch, .. } = preflight.description;
-    if let Some(later) = journals.superseding(uuid, epoch) {
-        reasons.push(format!(
-            "a later incarnation of this guest (epoch {}, this one has {epoch}) has run on this host or left it for {}: \
-             this one has been superseded",
-            later.epoch, later.peer
-        ));
-    }
-    // Here it will be the next.
-    preflight.description.epoch = epoch.saturating_add(1);
-    if preflight.streams == 0 || preflight.streams > STREAMS {
-        reasons.push(format!("{} data connections; 1 to {STREAMS} are possible", preflight.streams));
-    }
-    let map = RamMap::of(&preflight.description).map_err(|why| reasons.push(why)).ok();
-    // A map that cannot be is not added up either.
-    if map.is_some() {
-        reasons.extend(host.examine(&preflight.description, preflight.may_miss()));
-    }
-    if let (Some(map), true) = (map, reasons.is_empty()) {
-        match host.build(&preflight.description) {
-            Ok(guest) => return Ok((preflight, map, guest)),
-            Err(error) => reasons.push(format!("cannot build the machine: {error}")),
-        }
-    }
-    let reasons: Vec<_> = reasons.iter().take(REASONS).map(|reason| tame(reason)).collect();
-    control.tell(&Message::Refuse(Refuse { reasons: reasons.clone() }))?;
-    Err(Failure::Refused { peer: format!("this host, asked by {},", control.peer()), reasons })
-}
-
 /// The lines that carry pages.
 #[derive(Default)]
 pub(super) struct Lines {
-    data: Vec<Line>,
+    pub(super) data: Vec<Line>,
     pub(super) urgent: Option<Line>,
     /// For packets that come after the guest.
-    packets: Option<Line>,
+    pub(super) packets: Option<Line>,
 }
 
 /// One arrival under way.
@@ -441,7 +238,7 @@ impl Context<'_> {
         }
     }
 
-    fn blank_report(&self) -> ArrivalReport {
+    pub(super) fn blank_report(&self) -> ArrivalReport {
         ArrivalReport {
             guest: tame(&self.preflight.description.name),
             from: self.control.peer().to_owned(),

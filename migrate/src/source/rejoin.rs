@@ -17,7 +17,7 @@ use crate::handover::{Source, SourceEvent};
 use crate::pages::PageSet;
 use crate::pulse;
 use crate::report::Phase;
-use crate::wire::message::{Fate, Knows, Rejoin, Told};
+use crate::wire::rejoin::{Fate, Knows, Rejoin, Told};
 use crate::wire::{Kind, Message, Role};
 
 /// Between the first two calls; twice as long each time.

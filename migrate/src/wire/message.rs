@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{HEAD_BYTES, TEXT_CHARS};
+use super::rejoin::{Rejoin, Told};
 use super::runs::le_u64s;
 use super::{Error, Head, Kind};
 use crate::guest::{Description, Packet, Rehearsal, Telemetry};
@@ -145,58 +146,6 @@ pub struct Accept {
 pub struct Refuse {
     /// Every reason.
     pub reasons: Vec<String>,
-}
-
-/// The source has come back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejoin {
-    /// Whose.
-    pub guest: uuid::Uuid,
-    /// The guest's epoch there: on the destination as it was handed on, or on the source as it was forced.
-    pub epoch: u64,
-    /// What the source knows.
-    pub knows: Knows,
-}
-
-/// What a source that has come back knows of its guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Knows {
-    /// It sent commit and heard nothing.
-    Committed,
-    /// It heard `running`.
-    Left,
-    /// The guest runs on the source.
-    Kept,
-}
-
-/// What became of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    /// In a word.
-    pub fate: Fate,
-    /// Pages still missing: so many are named by the `missing` frames that follow.
-    pub missing: u64,
-    /// In words, for people.
-    pub reason: String,
-}
-
-/// What became of the guest, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fate {
-    /// It is here and waits for commit.
-    Held,
-    /// It runs here.
-    Running,
-    /// It runs here, and nothing is missing.
-    Arrived,
-    /// It does not run here, and never did or will.
-    NotRunning,
-    /// It ran here and is lost.
-    Gone,
-    /// Nothing is known of it here, or not enough.
-    Unknown,
 }
 
 /// Pages and state are in place.
@@ -432,10 +381,10 @@ mod tests {
             any::<(u128, u64)>().prop_map(|(guest, epoch)| Message::Rejoin(Rejoin {
                 guest: uuid::Uuid::from_u128(guest),
                 epoch,
-                knows: Knows::Left,
+                knows: super::super::rejoin::Knows::Left,
             })),
             ("[a-z ]{0,50}", any::<u64>()).prop_map(|(reason, missing)| Message::Fate(Told {
-                fate: Fate::Held,
+                fate: super::super::rejoin::Fate::Held,
                 missing,
                 reason
             })),

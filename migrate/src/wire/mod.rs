@@ -12,6 +12,7 @@
 pub mod frame;
 pub mod limits;
 pub mod message;
+pub mod rejoin;
 pub mod runs;
 
 pub use frame::{Head, Kind};

@@ -10,6 +10,9 @@
 //! - no verdict is given that is not true (`not-running` of a guest that ran);
 //! - once both processes live and the network is whole, they find out by themselves, or are where an operator is told.
 
+mod arriving;
+mod leaving;
+mod truth;
 mod world;
 
 use stateright::{Checker, Model, Property};
