@@ -78,7 +78,8 @@ impl World {
             Some(network) => network.wrap(program),
             None => Command::new(program),
         };
-        command.args(arguments).env("VMM_RUNTIME_DIR", self.runtime().path()).current_dir(self.folder.path());
+        command.args(arguments).current_dir(self.folder.path());
+        command.env("VMM_RUNTIME_DIR", self.runtime().path()).env("VMM_STATE_DIR", self.path("state"));
         command
     }
 

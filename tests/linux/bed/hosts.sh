@@ -51,14 +51,14 @@ address_of() {
 on() {
     enter "$1"
     shift
-    VMM_RUNTIME_DIR=$runtime $into "$@"
+    VMM_RUNTIME_DIR=$runtime VMM_STATE_DIR=$runtime/state $into "$@"
 }
 
 # start HOST COMMAND…: the same in the background; $started is its process.
 start() {
     enter "$1"
     shift
-    VMM_RUNTIME_DIR=$runtime $into "$@" &
+    VMM_RUNTIME_DIR=$runtime VMM_STATE_DIR=$runtime/state $into "$@" &
     started=$!
 }
 

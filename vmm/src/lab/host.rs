@@ -40,6 +40,7 @@ impl Host {
             .args(arguments)
             .args(["--name", name])
             .env("VMM_RUNTIME_DIR", runtime.path())
+            .env("VMM_STATE_DIR", runtime.path().join("state"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
