@@ -63,9 +63,9 @@ impl Yard {
         match arrival {
             Arrival::Arrived { .. } => assert!(runs && !gone && machine.memory.missing() == 0),
             Arrival::Failed { .. } => assert!(!runs && gone, "{arrival:?}"),
-            Arrival::Orphaned { missing, .. } => {
-                assert!(!runs && !gone && is(&machine.suspended), "{arrival:?}");
-                assert_eq!(*missing, machine.memory.missing());
+            Arrival::Waits(waiting) => {
+                assert!(!runs && !gone && waiting.is_held() != is(&machine.suspended), "{arrival:?}");
+                assert_eq!(waiting.missing_pages(), machine.memory.missing());
             }
         }
     }
@@ -133,6 +133,15 @@ impl Arriving for Blank {
     fn suspend(&self) {
         self.suspended.store(true, Ordering::SeqCst);
         self.runs.store(false, Ordering::SeqCst);
+    }
+
+    fn run_on(&self) -> Result<()> {
+        assert!(
+            self.suspended.swap(false, Ordering::SeqCst) && self.memory.missing() == 0,
+            "it must not run on"
+        );
+        self.runs.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     fn discard(&self) {
@@ -284,12 +293,14 @@ mod tests {
             let arrival = converse(&input, peer::patient());
             let ended = match &arrival {
                 Arrival::Arrived { .. } => "arrived",
-                Arrival::Orphaned { .. } => "orphaned",
+                Arrival::Waits(waiting) if waiting.is_orphaned() => "orphaned",
+                Arrival::Waits(_) => "held",
                 Arrival::Failed { .. } => "failed",
             };
             let expected = match name.as_str() {
                 "orphan" => "orphaned",
-                "stranger" | "streams" | "refused" | "lost" => "failed",
+                "stranger" | "streams" | "refused" => "failed",
+                "lost" => "held",
                 _ => "arrived",
             };
             assert_eq!(ended, expected, "{name}: {arrival:?}");

@@ -12,7 +12,8 @@ use std::time::Duration;
 use migrate::cli::words;
 use migrate::client::RuntimeDir;
 use migrate::client::types::{
-    Life, MigrateRequest, MigrationStatus, Problem, Resolution, ResolveRequest, VmInfo,
+    Life, MigrateRequest, MigrationStatus, Problem, RecoverRequest, Resolution, ResolveRequest, Salvage,
+    VmInfo,
 };
 use migrate::options::{Mode, Options};
 use migrate::progress::Event;
@@ -143,6 +144,7 @@ impl Vm for Pretender {
             listen: None,
             corruptions: None,
             work_per_s: None,
+            doubt: None,
             reboots: 0,
         }
     }
@@ -191,6 +193,19 @@ impl Vm for Pretender {
         Ok(())
     }
 
+    fn continue_migration(&self) -> Result<(), Refusal> {
+        Err(Refusal::Conflict("it does not wait".to_owned()))
+    }
+
+    fn recover(&self, request: RecoverRequest) -> Result<(), Refusal> {
+        assert!(request.to.is_none_or(|to| to.contains(':')));
+        Ok(())
+    }
+
+    fn salvage(&self) -> Result<Salvage, Refusal> {
+        Err(Refusal::Conflict("all of it is here".to_owned()))
+    }
+
     fn resolve(&self, _: Resolution) -> Result<(), Refusal> {
         Ok(())
     }
@@ -216,7 +231,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds.extend([
         ("migrate".to_owned(), with(6, all)),
         ("migrate-little".to_owned(), with(6, r#"{"to":"h:1","mode":"precopy"}"#)),
-        ("resolve".to_owned(), with(9, r#"{"resolution":"run-here"}"#)),
+        ("resolve".to_owned(), with(9, r#"{"resolution":"force-source"}"#)),
         ("raw".to_owned(), with(RAW, "GET /vm HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")),
         ("chunked".to_owned(), with(RAW, "POST /console HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n2\r\nls\r\n0\r\n\r\n")),
         ("answer-progress".to_owned(), with(ANSWER, progress)),

@@ -12,9 +12,11 @@ use std::time::Duration;
 use migrate::Cancel;
 use migrate::channel::{Deadlines, Dial, Link, memory};
 use migrate::guest::{Departing, Description, Packet, Ram, Rehearsal, Result, Telemetry};
-use migrate::options::{ClockPolicy, InFlightPolicy, Mode, Options};
+use migrate::journal::Journals;
+use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
 use migrate::pages::{PageRun, PageSet};
 use migrate::progress::Silent;
+use migrate::protection::Protection;
 use migrate::report::{Outcome, Postcopy, Report, Verification};
 use migrate::source::{Route, migrate_over};
 use migrate::wire::limits::VERSIONS;
@@ -33,6 +35,8 @@ const TWO_STREAMS: u8 = 16;
 const PACED: u8 = 32;
 /// Limits as long as the control API takes them.
 const VAST: u8 = 64;
+/// The destination is called again after the link is lost.
+const RECOVERS: u8 = 128;
 
 pub(crate) fn run(input: &[u8]) {
     converse(input, DEADLINES);
@@ -52,13 +56,17 @@ fn converse(input: &[u8], deadlines: Deadlines) -> Report {
         verify: has(VERIFY),
         in_flight: InFlightPolicy::Forward,
         clock: ClockPolicy::Continue,
+        on_timeout: if has(VAST) { OnTimeout::Force } else { OnTimeout::Cancel },
+        pause_before_switchover: false,
+        protection: Protection::None,
+        recovery: if has(RECOVERS) { deadlines.idle } else { Duration::ZERO },
     };
     let guest = Resident::new(u32::from(has(NICS)));
     let doors = Doors::default();
     let report = std::thread::scope(|scope| {
         let leaving = scope.spawn(|| {
-            let route = Route { dial: &doors, deadlines };
-            let report = migrate_over(&guest, &options, route, &Cancel::new(), &Silent);
+            let route = Route { dial: &doors, deadlines, journals: Journals::nowhere() };
+            let report = migrate_over(&guest, &options, route, &Cancel::new(), &Silent).report;
             doors.close();
             report
         });
@@ -202,6 +210,8 @@ impl Departing for Resident {
         assert!(!self.runs.load(Ordering::SeqCst), "a guest that runs is saved");
         Ok(vec![1; 64])
     }
+
+    fn set_epoch(&self, _: u64) {}
 
     fn first_pages(&self, _: &[u8]) -> Vec<u64> {
         vec![0, 1, self.memory.limit() - 1, u64::MAX]

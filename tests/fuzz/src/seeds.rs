@@ -15,6 +15,7 @@ pub(crate) fn description(ram: Vec<PageRun>, nics: u32) -> Description {
     Description {
         name: "seed".to_owned(),
         uuid: Uuid::nil(),
+        epoch: 0,
         vcpus: 1,
         ram,
         nics,
@@ -24,12 +25,20 @@ pub(crate) fn description(ram: Vec<PageRun>, nics: u32) -> Description {
 
 pub(crate) fn hello(role: Role, index: u32) -> Message {
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-    Message::Hello(Hello { versions, role, session: SESSION, index })
+    Message::Hello(Hello { versions, role, session: SESSION, index, call: 0 })
 }
 
 pub(crate) fn preflight(mode: Mode, ram: Vec<PageRun>, verify: bool, nics: u32) -> Message {
     let description = description(ram, nics);
-    Message::Preflight(Box::new(Preflight { description, mode, streams: 1, verify, packets: nics > 0 }))
+    Message::Preflight(Box::new(Preflight {
+        description,
+        mode,
+        streams: 1,
+        verify,
+        packets: nics > 0,
+        may_postcopy: false,
+        recovery_ms: 0,
+    }))
 }
 
 /// A message's bytes.
