@@ -122,14 +122,18 @@ impl Journals {
         Self { folder: Some(folder.into()), vmm: vmm.to_owned(), remembers: false }
     }
 
-    /// Keeps them in the [state directory](state_dir), which is made here. Without one nothing is kept.
+    /// Keeps them in the [state directory](state_dir), which need not exist. Without one nothing is kept.
+    #[must_use]
+    pub fn from_env(vmm: &str) -> Self {
+        Self { folder: state_dir(), vmm: vmm.to_owned(), remembers: false }
+    }
+
+    /// Makes the folder.
     ///
     /// # Errors
-    /// When the directory cannot be made.
-    pub fn from_env(vmm: &str) -> io::Result<Self> {
-        let folder = state_dir();
-        folder.iter().try_for_each(|folder| DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
-        Ok(Self { folder, vmm: vmm.to_owned(), remembers: false })
+    /// When that is refused.
+    pub fn prepare(&self) -> io::Result<()> {
+        self.folder.iter().try_for_each(|folder| DirBuilder::new().recursive(true).mode(0o700).create(folder))
     }
 
     /// Remembers guests that have moved from here: by an identity that its operator gave it one might be booted again.
@@ -172,7 +176,7 @@ impl Journals {
         let Some(folder) = &self.folder else {
             return Ok(Journal { file: None, path: PathBuf::new(), record });
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        self.prepare()?;
         self.prune();
         let path = folder.join(format!("{guest}.{}.{word}", self.vmm));
         let file =

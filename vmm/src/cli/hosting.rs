@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, bail, ensure};
 use migrate::Receiver;
 use migrate::client::RuntimeDir;
-use migrate::journal::{Journals, state_dir};
+use migrate::journal::Journals;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,7 +33,9 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = RuntimeDir::from_env()?;
     let socket = ControlSocket::claim(&runtime, args.name.as_str())?;
     let config = args.machine();
-    let journals = keep_journals(args.name.as_str())?.remembering(args.uuid.is_some());
+    let journals = Journals::from_env(args.name.as_str()).remembering(args.uuid.is_some());
+    // Before the VMM is confined to it. Only a guest that moves needs it, and is kept here without it.
+    let _ = journals.prepare();
     if let Some((file, gone)) = journals.handed_on(config.uuid) {
         bail!(
             "guest {} left this host for {} and may be running there; if it never will again, remove {}",
@@ -70,20 +73,16 @@ pub(super) fn receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
     };
     let runtime = RuntimeDir::from_env()?;
     let socket = ControlSocket::claim(&runtime, name.as_str())?;
-    let journals = keep_journals(name.as_str())?;
+    let journals = Journals::from_env(name.as_str());
+    journals.prepare().with_context(|| {
+        let folder = journals.folder().unwrap_or(Path::new("")).display();
+        format!("cannot make {folder}, where the VMM keeps what it has promised; VMM_STATE_DIR names another folder")
+    })?;
     confinement::of_receive(&args.hosting, &runtime, &args.guest_files)?;
     let receiver = Receiver::on(listener, identity).context("cannot wait for a guest")?;
     let vm = machine::receive(&name, receiver, arrival, console, journals)?;
     words::say(&words::listens(&address));
     host(socket, vm, &args.hosting, Some(address.to_string()))
-}
-
-/// Where what is promised is kept. Before the VMM is confined to it.
-fn keep_journals(name: &str) -> anyhow::Result<Journals> {
-    Journals::from_env(name).with_context(|| {
-        let folder = state_dir().map_or_else(String::new, |folder| folder.display().to_string());
-        format!("cannot make {folder}, where the VMM keeps what it has promised; VMM_STATE_DIR names another folder")
-    })
 }
 
 /// What must be before anything else: the session of our own, and a console that can be written to.
