@@ -60,7 +60,7 @@ fn files_that_will_not_do_are_found_before_anything_begins() {
     fs::write(world.path("short"), "password").expect("a file");
     fs::set_permissions(world.path("short"), fs::Permissions::from_mode(0o644)).expect("the file's owner");
     let output = world.ask("migrate", ["--vm", "vm0", "--to", "127.0.0.1:1", "--psk", "short"]);
-    assert_eq!(output.code, Some(1), "{}", output.err);
+    assert_eq!(output.code, Some(2), "{}", output.err);
     assert!(output.err.contains("short is a secret that others can read"), "{}", output.err);
     journey.goes_on();
 }

@@ -1,6 +1,6 @@
 //! The arguments of `migrate`. What they mean is parsed here; what they may be together, clap sees to.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use super::values::{parse_bytes, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
 use crate::options::{ClockPolicy, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout};
+use crate::protection::{Protection, ProtectionError};
 
 /// Moves a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -199,10 +200,19 @@ impl Arguments {
 }
 
 impl StartArgs {
-    /// What to ask the VMM for.
-    pub(super) fn request(&self) -> MigrateRequest {
+    /// What to ask the VMM for. Reads the files that protect the connections.
+    ///
+    /// # Errors
+    /// When they will not do.
+    pub(super) fn request(&self) -> Result<MigrateRequest, ProtectionError> {
+        let protection = match (&self.tls, &self.psk) {
+            (Some(dir), _) => Protection::Certificates { dir: dir.clone(), name: self.tls_name.clone() },
+            (None, Some(file)) => Protection::SharedKey { file: file.clone() },
+            (None, None) => Protection::None,
+        };
+        let credentials = protection.held(&self.to)?;
         let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
-        MigrateRequest {
+        Ok(MigrateRequest {
             to: self.to.clone(),
             mode: self.mode,
             streams: self.streams,
@@ -214,17 +224,11 @@ impl StartArgs {
             verify: self.verify,
             in_flight: self.in_flight,
             clock: self.clock,
-            tls: self.tls.as_deref().map(absolute),
+            credentials,
             tls_name: self.tls_name.clone(),
-            psk: self.psk.as_deref().map(absolute),
             recovery_ms: Some(whole(self.recovery_timeout.as_millis())),
-        }
+        })
     }
-}
-
-/// The VMM has another working directory.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 #[cfg(test)]
@@ -246,7 +250,7 @@ mod tests {
     fn a_migration_with_everything() {
         let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
                     --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s \
-                    --tls /etc/migrate --tls-name b --recovery-timeout 5m";
+                    --recovery-timeout 5m";
         let arguments = parse(line).unwrap();
         assert_eq!(arguments.vm(), Some("a"));
         let start = arguments.start.unwrap();
@@ -263,17 +267,16 @@ mod tests {
             verify: true,
             in_flight: InFlightPolicy::Forward,
             clock: ClockPolicy::Continue,
-            tls: Some("/etc/migrate".into()),
-            tls_name: Some("b".to_owned()),
-            psk: None,
+            credentials: None,
+            tls_name: None,
             recovery_ms: Some(300_000),
         };
-        assert_eq!(start.request(), expected);
+        assert_eq!(start.request().unwrap(), expected);
     }
 
     #[test]
     fn the_defaults_are_the_engines() {
-        let asked = parse("migrate --to h:7").unwrap().start.unwrap().request();
+        let asked = parse("migrate --to h:7").unwrap().start.unwrap().request().unwrap();
         let bare: MigrateRequest = serde_json::from_str(r#"{"to": "h:7", "mode": "precopy"}"#).unwrap();
         assert_eq!(asked.options(), bare.options());
     }

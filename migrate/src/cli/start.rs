@@ -15,7 +15,7 @@ use crate::report::Report;
 
 /// `migrate --to …`: whatever can be found wrong is found before the guest is touched.
 pub(super) async fn start(client: &Client, args: &StartArgs) -> anyhow::Result<Status> {
-    let request = args.request();
+    let request = args.request()?;
     request.options().map_err(ClientError::from)?;
     let report_file = args.report.as_deref().map(ReportFile::create).transpose()?;
     let earlier = client.migration().await?.report;

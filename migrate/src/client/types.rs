@@ -12,7 +12,7 @@ use crate::options::{
     OnTimeout, Options, default_streams,
 };
 use crate::progress::Progress;
-use crate::protection::Protection;
+use crate::protection::{Held, Protection};
 use crate::report::Report;
 
 /// Where a VMM's guest is in its life.
@@ -100,14 +100,12 @@ pub struct MigrateRequest {
     /// What the guest's clock does while it stands still; default: it goes on from where it stopped.
     #[serde(default)]
     pub clock: ClockPolicy,
-    /// Directory on the VMM's host with `ca.pem`, `cert.pem` and `key.pem`, which the VMM reads: TLS with certificates.
-    #[schema(value_type = Option<String>)]
-    pub tls: Option<PathBuf>,
-    /// The name that the destination's certificate must have; default: the host of `to`. Only with `tls`.
+    /// What protects the connections, from files that the command reads: a VMM may be confined and cannot.
+    #[serde(default)]
+    pub credentials: Option<Held>,
+    /// The name that the destination's certificate must have; default: the host of `to`. Only with certificates.
+    #[serde(default)]
     pub tls_name: Option<String>,
-    /// File on the VMM's host with a key that the destination has as well, which the VMM reads: TLS with that. Not with `tls`.
-    #[schema(value_type = Option<String>)]
-    pub psk: Option<PathBuf>,
     /// From a lost link on, after commit: both sides try to find each other again for so long, ms; default: a minute.
     #[serde(default)]
     pub recovery_ms: Option<u64>,
@@ -174,15 +172,12 @@ impl MigrateRequest {
 
 impl MigrateRequest {
     fn protection(&self) -> Result<Protection, OptionsError> {
-        let (tls, name) = (self.tls.clone(), self.tls_name.clone());
-        match (tls, name, self.psk.clone()) {
-            (None, None, None) => Ok(Protection::None),
-            (Some(dir), name, None) => Ok(Protection::Certificates { dir, name }),
-            (None, None, Some(file)) => Ok(Protection::SharedKey { file }),
-            (None, Some(_), _) => Err(OptionsError::Protection(
-                "tls_name without tls: a name is in certificates; give tls as well",
+        match (self.credentials.clone(), self.tls_name.clone()) {
+            (None, None) => Ok(Protection::None),
+            (Some(Held::SharedKey { .. }) | None, Some(_)) => Err(OptionsError::Protection(
+                "tls_name without certificates: a name is in certificates; give them as well",
             )),
-            (Some(_), _, Some(_)) => Err(OptionsError::Protection("tls and psk: choose one")),
+            (Some(held), name) => Ok(Protection::Held { held, name }),
         }
     }
 }

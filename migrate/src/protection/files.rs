@@ -27,30 +27,44 @@ pub(super) struct Credentials {
 
 impl Credentials {
     pub(super) fn read(dir: &Path) -> Result<Self, ProtectionError> {
+        let [ca, cert, key] = [CA, CERTIFICATE, KEY].map(|name| dir.join(name));
+        Self::of(
+            [&content(&ca)?, &content(&cert)?, &secret(&key)?],
+            [ca, cert, key].map(|path| path.display().to_string()),
+        )
+    }
+
+    /// Of a CA's certificates, a certificate and its key, in PEM; and what each is called in errors.
+    pub(super) fn of(
+        [ca, cert, key]: [&[u8]; 3],
+        [ca_name, cert_name, key_name]: [String; 3],
+    ) -> Result<Self, ProtectionError> {
         let mut authorities = RootCertStore::empty();
-        for certificate in certificates(&dir.join(CA))? {
-            authorities.add(certificate).map_err(|error| {
-                ProtectionError(format!("{}: not a CA's certificate: {error}", dir.join(CA).display()))
-            })?;
+        for certificate in parsed(ca, &ca_name)? {
+            authorities
+                .add(certificate)
+                .map_err(|error| ProtectionError(format!("{ca_name}: not a CA's certificate: {error}")))?;
         }
-        let chain = certificates(&dir.join(CERTIFICATE))?;
-        let path = dir.join(KEY);
-        let key = PrivateKeyDer::from_pem_slice(&secret(&path)?).map_err(|error| {
-            ProtectionError(format!("{} is not a private key in PEM: {error}", path.display()))
-        })?;
+        let chain = parsed(cert, &cert_name)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|error| ProtectionError(format!("{key_name} is not a private key in PEM: {error}")))?;
         Ok(Self { authorities, chain, key })
     }
 }
 
-/// All certificates of a file: at least one.
-pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ProtectionError> {
-    let bytes = read(path, &open(path)?)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+/// All certificates in PEM: at least one.
+fn parsed(bytes: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, ProtectionError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(ProtectionError(format!("{} has no certificate in PEM", path.display()))),
-        Err(error) => Err(ProtectionError(format!("{} is not PEM: {error}", path.display()))),
+        Ok(_) => Err(ProtectionError(format!("{name} has no certificate in PEM"))),
+        Err(error) => Err(ProtectionError(format!("{name} is not PEM: {error}"))),
     }
+}
+
+/// The content of a file that anyone may read.
+pub(super) fn content(path: &Path) -> Result<Vec<u8>, ProtectionError> {
+    read(path, &open(path)?)
 }
 
 /// The content of a file that nobody but its owner may read.

@@ -6,6 +6,7 @@
 
 pub mod authority;
 mod files;
+mod held;
 mod names;
 mod shared_key;
 
@@ -21,6 +22,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, ServerConfig, version};
 
 use self::files::Credentials;
+pub use self::held::Held;
 use self::shared_key::{Part, SharedKey};
 
 /// Why there is no identity: one line that names the file and the way out.
@@ -45,6 +47,13 @@ pub enum Protection {
     SharedKey {
         /// The file with the key.
         file: PathBuf,
+    },
+    /// By what was in such files.
+    Held {
+        /// That.
+        held: Held,
+        /// As of `Certificates`.
+        name: Option<String>,
     },
 }
 
@@ -87,23 +96,32 @@ impl Protection {
         match self {
             Self::None => Ok(None),
             Self::Certificates { dir, name } => {
-                let (name, option) = match name {
-                    Some(name) => (name.as_str(), "--tls-name"),
-                    None => (host(to), "--to"),
-                };
-                let credentials = Credentials::read(dir)?;
-                let verifier = names::destination(&credentials)?;
-                let config = source(verifier)?
-                    .with_client_auth_cert(credentials.chain, credentials.key)
-                    .map_err(unusable(dir))?;
-                Ok(Some(SourceIdentity::new(config, names::parse(name, option)?)))
+                by_certificates(Credentials::read(dir)?, name.as_deref(), to, dir).map(Some)
             }
-            Self::SharedKey { file } => {
-                let key = SharedKey::read(file)?;
-                let config = source(key.verifier(Part::Destination)?)?;
-                let config = config.with_client_cert_resolver(key.shown_by_source()?);
-                Ok(Some(SourceIdentity::new(config, names::parse("destination", "--psk")?)))
+            Self::SharedKey { file } => by_shared_key(&SharedKey::read(file)?).map(Some),
+            Self::Held { held: Held::Certificates { ca, cert, key }, name } => {
+                let names = [files::CA, files::CERTIFICATE, files::KEY].map(str::to_owned);
+                let credentials = Credentials::of([ca.as_bytes(), cert.as_bytes(), key.as_bytes()], names)?;
+                by_certificates(credentials, name.as_deref(), to, Path::new("--tls")).map(Some)
             }
+            Self::Held { held: Held::SharedKey { key }, .. } => {
+                by_shared_key(&SharedKey::of_digits(key)?).map(Some)
+            }
+        }
+    }
+
+    /// Reads the files and looks whether they will do for a migration to `to`: what a VMM that cannot read them is given.
+    /// `None` without protection.
+    ///
+    /// # Errors
+    /// As for [`identity`](Self::identity).
+    pub fn held(&self, to: &str) -> Result<Option<Held>, ProtectionError> {
+        self.identity(to)?;
+        match self {
+            Self::None => Ok(None),
+            Self::Certificates { dir, .. } => Held::certificates(dir).map(Some),
+            Self::SharedKey { file } => Held::shared_key(file).map(Some),
+            Self::Held { held, .. } => Ok(Some(held.clone())),
         }
     }
 }
@@ -130,6 +148,25 @@ impl Admission {
             }
         }
     }
+}
+
+fn by_certificates(
+    credentials: Credentials,
+    name: Option<&str>,
+    to: &str,
+    dir: &Path,
+) -> Result<SourceIdentity, ProtectionError> {
+    let (name, option) = name.map_or_else(|| (host(to), "--to"), |name| (name, "--tls-name"));
+    let verifier = names::destination(&credentials)?;
+    let config =
+        source(verifier)?.with_client_auth_cert(credentials.chain, credentials.key).map_err(unusable(dir))?;
+    Ok(SourceIdentity::new(config, names::parse(name, option)?))
+}
+
+fn by_shared_key(key: &SharedKey) -> Result<SourceIdentity, ProtectionError> {
+    let config = source(key.verifier(Part::Destination)?)?;
+    let config = config.with_client_cert_resolver(key.shown_by_source()?);
+    Ok(SourceIdentity::new(config, names::parse("destination", "--psk")?))
 }
 
 impl SourceIdentity {

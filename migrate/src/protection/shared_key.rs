@@ -63,15 +63,28 @@ impl SharedKey {
     /// Reads hexadecimal digits, or else the bytes as they are.
     pub(super) fn read(path: &Path) -> Result<Self, ProtectionError> {
         let bytes = secret(path)?;
-        let key = digits(bytes.trim_ascii()).unwrap_or(bytes);
+        Self::of(digits(bytes.trim_ascii()).unwrap_or(bytes), &path.display().to_string())
+    }
+
+    /// Of hexadecimal digits.
+    pub(super) fn of_digits(text: &str) -> Result<Self, ProtectionError> {
+        let wrong = || ProtectionError("the key is not in hexadecimal digits".to_owned());
+        Self::of(digits(text.as_bytes()).ok_or_else(wrong)?, "the key")
+    }
+
+    fn of(key: Vec<u8>, name: &str) -> Result<Self, ProtectionError> {
         if key.len() < SHORTEST {
             return Err(ProtectionError(format!(
-                "{}: a key of {} bytes can be guessed; {SHORTEST} are the least, and `migrate tls psk --out FILE` makes one of {USUAL}",
-                path.display(),
+                "{name}: a key of {} bytes can be guessed; {SHORTEST} are the least, and `migrate tls psk --out FILE` makes one of {USUAL}",
                 key.len()
             )));
         }
         Ok(Self(key))
+    }
+
+    /// As hexadecimal digits.
+    pub(super) fn digits(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The private key of a part.

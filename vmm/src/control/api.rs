@@ -110,7 +110,7 @@ pub(super) async fn events(State(shared): State<Shared>) -> Answer<Response> {
     responses((status = 202), (status = 400, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem)))]
 pub(super) async fn migrate(State(shared): State<Shared>, body: Body) -> Answer<StatusCode> {
     let options = parse::<MigrateRequest>(body, MAX_BODY)?.options()?;
-    // Files that will not do are found before anything begins. They are read again then: only their names are kept.
+    // What will not do is found before anything begins.
     options.protection.identity(&options.to)?;
     shared.call(|vm| vm.start_migration(options)).await??;
     Ok(StatusCode::ACCEPTED)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use migrate::client::types::MigrateRequest;
 use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout};
+use migrate::protection::Protection;
 use migrate::report::{Outcome, Report};
 use serde::Serialize;
 
@@ -121,6 +122,11 @@ impl<'a> Journey<'a> {
 
     fn request(&self, order: &Order, to: String) -> Result<MigrateRequest, LabError> {
         let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        let credentials = match self.lab.credentials(order.wire)? {
+            Some(dir) => Protection::Certificates { dir, name: None }.held(&to),
+            None => Ok(None),
+        };
+        let credentials = credentials.map_err(|error| LabError::Arguments(error.to_string()))?;
         Ok(MigrateRequest {
             recovery_ms: None,
             to,
@@ -134,9 +140,8 @@ impl<'a> Journey<'a> {
             verify: order.verify,
             in_flight: InFlightPolicy::Forward,
             clock: ClockPolicy::Continue,
-            tls: self.lab.credentials(order.wire)?,
+            credentials,
             tls_name: None,
-            psk: None,
         })
     }
 
