@@ -9,6 +9,7 @@
 //! The operator's word to go on comes the same way: [`Alarm::await_word`] is where a migration waits for it.
 
 use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -244,6 +245,15 @@ impl Alarm {
         state.call.take().flatten()
     }
 
+    /// Runs what a thread of the migration does. Should it die of a defect, everyone learns so instead of waiting for it.
+    pub(crate) fn guard(&self, what: &str, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.trip(Failure::Bug(format!(
+                "the thread that {what} has died; its message is on standard error"
+            )));
+        }
+    }
+
     /// Whether it has been tripped or ended.
     pub(crate) fn is_stopped(&self) -> bool {
         let state = self.lock();
@@ -305,6 +315,16 @@ mod tests {
         cancel.alarm().trip(Failure::Bug("first".to_owned()));
         cancel.alarm().trip(Failure::Bug("second".to_owned()));
         assert_eq!(cancel.alarm().cause(), Some(Failure::Bug("first".to_owned())));
+    }
+
+    #[test]
+    fn a_thread_that_dies_is_missed() {
+        let alarm = Alarm::default();
+        alarm.guard("counts to one", || {});
+        assert_eq!(alarm.cause(), None);
+        alarm.guard("counts to two", || panic!("a defect, on purpose"));
+        let cause = alarm.cause().map(|cause| cause.to_string()).unwrap_or_default();
+        assert!(cause.contains("the thread that counts to two has died"), "{cause}");
     }
 
     #[test]

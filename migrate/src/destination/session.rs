@@ -82,11 +82,15 @@ impl<'a> Session<'a> {
         for line in lines.data.clone() {
             scope.spawn(move || {
                 give_way();
-                context.receive_stream(&line, Role::Data);
+                context.alarm.guard("receives pages", || context.receive_stream(&line, Role::Data));
             });
         }
         if let Some(line) = lines.urgent.clone() {
-            scope.spawn(move || context.receive_stream(&line, Role::Urgent));
+            scope.spawn(move || {
+                context
+                    .alarm
+                    .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));
+            });
         }
         if let Some(line) = lines.packets.clone() {
             scope.spawn(move || context.receive_packets(&line));

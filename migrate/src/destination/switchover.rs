@@ -40,7 +40,9 @@ impl<'a> Session<'a> {
         let faults = context.guest.catch_faults(missing).map_err(Failure::guest("catch page faults"))?;
         let placing = context.placing.get_or_init(|| Arc::new(Placing::new(faults, missing)));
         if let Some(urgent) = urgent.cloned() {
-            scope.spawn(move || placing.watch(context, &urgent));
+            scope.spawn(move || {
+                context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
+            });
         }
         Ok(())
     }

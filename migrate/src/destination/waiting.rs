@@ -302,7 +302,9 @@ impl<'a> Session<'a> {
         let context = self.context;
         if let (Some(placing), Some(urgent)) = (context.placing.get(), lines.urgent.clone()) {
             placing.request_again(&urgent)?;
-            scope.spawn(move || placing.watch(context, &urgent));
+            scope.spawn(move || {
+                context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
+            });
         }
         match self.custody.state() {
             Destination::Held => {

@@ -102,7 +102,9 @@ impl Crew {
         lines: &Lines,
     ) -> Self {
         if let Some(urgent) = lines.urgent.clone() {
-            scope.spawn(move || page_server::answer(context, &urgent));
+            scope.spawn(move || {
+                context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
+            });
         }
         let ahead = page_server::frames_ahead(lines.round_trip);
         let tasks = lines.data.iter().map(|line| {
@@ -110,9 +112,11 @@ impl Crew {
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
             scope.spawn(move || {
                 give_way();
-                if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
-                    context.alarm.trip(failure);
-                }
+                context.alarm.guard("sends pages", || {
+                    if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
+                        context.alarm.trip(failure);
+                    }
+                });
             });
             sender
         });

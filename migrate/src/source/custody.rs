@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::logbook::Standing;
 use crate::failure::Failure;
 use crate::guest::{Departing, Description};
 use crate::handover::{Source, SourceAction, SourceEvent};
@@ -155,8 +156,8 @@ impl<'a> Custody<'a> {
         }
     }
 
-    /// Why the guest does not run here although it should.
-    pub(super) fn trouble(&self) -> Option<&str> {
-        self.hold.trouble.as_deref()
+    /// How the guest stands here.
+    pub(super) fn standing(&self) -> Standing<'_> {
+        Standing { trouble: self.hold.trouble.as_deref(), has_left: self.hold.state == Source::Stranded }
     }
 }

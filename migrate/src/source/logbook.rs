@@ -16,6 +16,15 @@ use crate::report::{Outage, Outcome, Phase, PhaseTime, Report, Round, Switchover
 /// unacknowledged window leaves the migration unmeasured. The wait ends with the acknowledgement.
 const WINDOW_WAIT: Duration = Duration::from_secs(1);
 
+/// How the guest stands here at the end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing<'a> {
+    /// Why it could not be run on here.
+    pub(super) trouble: Option<&'a str>,
+    /// It has run on the destination, and can only be run here as what it was when it left.
+    pub(super) has_left: bool,
+}
+
 pub(super) struct Logbook<'a> {
     context: &'a Context<'a>,
     pub(super) report: Report,
@@ -191,12 +200,12 @@ impl<'a> Logbook<'a> {
         self.report.total_us = us_since(self.started);
     }
 
-    /// The report. `trouble`: why the guest could not be run on here.
+    /// The report.
     pub(super) fn finish(
         mut self,
         outcome: Outcome,
         failure: Option<Failure>,
-        trouble: Option<&str>,
+        standing: Standing<'_>,
         control_bytes: u64,
     ) -> Report {
         let during = self.phase.map_or("", |(phase, _)| words(phase));
@@ -206,7 +215,7 @@ impl<'a> Logbook<'a> {
         }
         self.report.outcome = outcome;
         self.report.unverified = self.unverified(failure.as_ref());
-        self.report.reason = failure.map(|failure| reason(outcome, during, &failure, trouble));
+        self.report.reason = failure.map(|failure| reason(outcome, during, &failure, standing));
         self.report.traffic = self.context.meter.traffic();
         self.report.traffic.bytes += control_bytes;
         if outcome == Outcome::Unknown {
@@ -236,10 +245,13 @@ fn words(phase: Phase) -> &'static str {
     }
 }
 
-fn reason(outcome: Outcome, during: &str, failure: &Failure, trouble: Option<&str>) -> String {
+fn reason(outcome: Outcome, during: &str, failure: &Failure, standing: Standing<'_>) -> String {
     let mut reason = format!("{during}: {failure}");
-    if let Some(trouble) = trouble {
+    if let Some(trouble) = standing.trouble {
         reason += &format!("; the guest could not be run on here: {trouble}");
+    } else if outcome == Outcome::Unknown && standing.has_left {
+        reason += "; the guest has run on the destination since: what stays here, paused, is all of what it was when it left, \
+                   and to run that would undo what it has done there, but not what its disks and peers have seen";
     } else if outcome == Outcome::Unknown {
         reason += "; the guest stays paused here, because it may run on the destination";
     }

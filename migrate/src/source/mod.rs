@@ -206,7 +206,7 @@ impl<'a> Journey<'a> {
         }
         let bytes = self.lines.as_ref().map_or(0, |lines| lines.control.told());
         let failure = result.err();
-        let report = self.logbook.finish(outcome, failure.clone(), self.custody.trouble(), bytes);
+        let report = self.logbook.finish(outcome, failure.clone(), self.custody.standing(), bytes);
         let left = self.custody.is_in_doubt() || self.custody.may_be_held();
         let parted =
             left.then(|| Parted::of(self.context, self.custody, self.calls, report.clone(), failure));
