@@ -19,7 +19,7 @@ QEMU_SINCE=11
 # libraries, below $CACHE and not installed.
 need_qemu() {
   local version
-  version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\)\..*/\1/p')
+  version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\)\..*/\1/p') || version=
   if [ "${version:-0}" -ge "$QEMU_SINCE" ]; then QEMU=(qemu-system-x86_64) && return; fi
   local root=$CACHE/qemu/root
   [ -e "$CACHE/qemu/complete" ] || fetch_qemu
