@@ -1,8 +1,8 @@
 //! The network between two VMMs, for the tests to break.
 //!
 //! A proxy listens for the source and dials the destination, connection by connection, and passes frames on whole or not at
-//! all. When it is cut, every connection ends at the same moment and no new one is taken: so a test says exactly which
-//! message was the last to arrive. It reads heads only and never looks at what is in a frame.
+//! all. When it is cut, every connection ends at the same moment and no new one is taken until it is healed: so a test says
+//! exactly which message was the last to arrive. It reads heads only and never looks at what is in a frame.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,9 +15,10 @@ use crate::wire::{self, HEAD, Kind};
 const CHUNK: usize = 256 << 10;
 
 /// When the link breaks by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Cut {
     /// Not at all.
+    #[default]
     Never,
     /// When this many bytes have gone to the destination, over all connections, in the middle of a frame or not.
     AfterBytes(u64),
@@ -37,7 +38,6 @@ pub struct Proxy {
 #[derive(Debug)]
 struct Link {
     destination: String,
-    cut: Cut,
     // Shared by all pumps and the test: what each may do is decided in one place.
     now: Mutex<Now>,
     changed: Condvar,
@@ -46,6 +46,9 @@ struct Link {
 #[derive(Debug, Default)]
 struct Now {
     flow: Flow,
+    cut: Cut,
+    /// Nobody needs the link any more.
+    over: bool,
     to_destination: u64,
     ends: Vec<TcpStream>,
 }
@@ -78,8 +81,7 @@ impl Proxy {
         let address = listener.local_addr().expect("an address").to_string();
         let link = Arc::new(Link {
             destination: destination.to_owned(),
-            cut,
-            now: Mutex::default(),
+            now: Mutex::new(Now { cut, ..Now::default() }),
             changed: Condvar::new(),
         });
         let accepting = Arc::clone(&link);
@@ -95,6 +97,13 @@ impl Proxy {
     /// Breaks the link now.
     pub fn cut(&self) {
         self.link.set(Flow::Broken);
+    }
+
+    /// The link is good again, for new connections, and breaks no more by itself.
+    pub fn heal(&self) {
+        let mut now = self.link.now.lock().expect("no panic");
+        (now.flow, now.cut) = (Flow::Flowing, Cut::Never);
+        now.ends.clear();
     }
 
     /// From now on nothing arrives on either side, and no connection ends.
@@ -116,6 +125,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.cut();
+        self.link.now.lock().expect("no panic").over = true;
         // Wakes the thread that accepts, which then ends.
         let _ = TcpStream::connect(&self.address);
     }
@@ -124,8 +134,14 @@ impl Drop for Proxy {
 impl Link {
     fn accept(self: Arc<Self>, listener: &TcpListener) {
         for source in listener.incoming() {
-            if self.now.lock().expect("no panic").flow == Flow::Broken {
-                return;
+            {
+                let now = self.now.lock().expect("no panic");
+                if now.over {
+                    return;
+                }
+                if now.flow == Flow::Broken {
+                    continue;
+                }
             }
             // A destination that cannot be reached shows as a connection that ends at once.
             if let Ok(source) = source
@@ -186,7 +202,8 @@ impl Link {
 
     /// Whether a frame of this kind is the last to get through; an error when it does not get through itself.
     fn begin(&self, kind: u8) -> io::Result<bool> {
-        match self.cut {
+        let cut = self.now.lock().expect("no panic").cut;
+        match cut {
             Cut::Before(at) if at as u8 == kind => {
                 self.set(Flow::Broken);
                 Err(ErrorKind::ConnectionAborted.into())
@@ -218,7 +235,7 @@ impl Link {
         if now.flow == Flow::Broken {
             return Err(ErrorKind::ConnectionAborted.into());
         }
-        let allowed = match (self.cut, way) {
+        let allowed = match (now.cut, way) {
             (Cut::AfterBytes(most), Way::ToDestination) => {
                 usize::try_from(most - now.to_destination).map_or(bytes, |left| left.min(bytes))
             }

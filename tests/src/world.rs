@@ -138,12 +138,15 @@ impl World {
     }
 
     /// Starts moving the guest of a VMM. `words` are further arguments. Unless they say otherwise, a long pause is allowed:
-    /// on a busy machine everything is expected to take long, and the guest would rightly stay where it is.
+    /// on a busy machine everything is expected to take long, and the guest would rightly stay where it is. And a lost link is
+    /// soon given up: most tests that lose one want to see what comes then.
     #[must_use]
     pub fn migrate(&self, vm: &Vm, to: &str, words: &str) -> Migration {
         let known = ["--vm", vm.name(), "--to", to, "--json"];
         let patient = ["--max-downtime", "10s"].into_iter().filter(|_| !words.contains("--max-downtime"));
-        let arguments = known.into_iter().chain(patient).chain(words.split_whitespace());
+        let brief =
+            ["--recovery-timeout", "1s"].into_iter().filter(|_| !words.contains("--recovery-timeout"));
+        let arguments = known.into_iter().chain(patient).chain(brief).chain(words.split_whitespace());
         Migration::new(self.start(self.command("migrate", arguments), "migrate"))
     }
 

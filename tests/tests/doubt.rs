@@ -2,7 +2,7 @@
 //!
 //! `docs/handover.md` has the table; each test is a row of it.
 
-use migrate::client::types::Life;
+use migrate::client::types::{Life, Salvage};
 use migrate::progress::Event;
 use migrate::report::{Outcome, Phase};
 use tests::{Cut, Guest, Journey, Kind, Proxy, Vm, World, until};
@@ -29,21 +29,115 @@ fn is_in_doubt(vm: &Vm) {
 
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
-fn commit_is_lost() {
+fn commit_is_lost_and_said_again() {
     let world = World::alone();
-    let journey = busy_guest(&world);
+    let mut journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
     let reason = journey.attempt(proxy.address(), "--mode precopy").unknown();
     assert!(reason.contains(proxy.address()), "{reason}");
     is_in_doubt(journey.here());
-    next.wait_until(Life::Waiting);
+    is_in_doubt(&next);
     assert_eq!(next.console(), b"", "without commit the guest must not run there");
-    let resolve = world.ask("migrate", ["resolve", "--run-here", "--vm", journey.here().name()]);
-    assert_eq!(resolve.code, Some(0), "{}", resolve.err);
-    let mut journey = journey;
+    recovers(&world, &journey, &next.address());
+    journey.arrive(next);
+}
+
+/// The operator has the destination called again, and the guest moves.
+fn recovers(world: &World, journey: &Journey<'_>, to: &str) {
+    let words = ["recover", "--to", to, "--recovery-timeout", "20s", "--vm", journey.here().name()];
+    let recover = world.ask("migrate", words);
+    assert_eq!(recover.code, Some(0), "{}{}", recover.out, recover.err);
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_host_that_is_gone_for_good_is_decided_about_when_its_commit_has_lapsed() {
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let mut next = world.receive("dies");
+    let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
+    let _ = journey.attempt(proxy.address(), "--mode precopy").unknown();
+    next.process().kill();
+    let force = || world.ask("migrate", ["resolve", "--force-source", "--vm", journey.here().name()]);
+    let early = force();
+    assert_eq!(early.code, Some(1), "{}", early.err);
+    assert!(early.err.contains("may still obey the last commit"), "{}", early.err);
+    is_in_doubt(journey.here());
+    until("the commit to lapse", || (force().code == Some(0)).then_some(()));
     journey.goes_on();
-    let _ = journey.attempt(&next.address(), "--mode precopy --verify").moved();
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_whole_guest_outlives_its_source() {
+    let world = World::alone();
+    let mut journey = busy_guest(&world);
+    let next = world.receive("heir");
+    let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
+    let _ = journey.attempt(proxy.address(), "--mode precopy").unknown();
+    is_in_doubt(&next);
+    journey.here_mut().process().kill();
+    let wrong = world.ask("migrate", ["resolve", "--force-source", "--vm", "heir"]);
+    assert_eq!(wrong.code, Some(1), "{}", wrong.err);
+    let force = world.ask("migrate", ["resolve", "--force-destination", "--vm", "heir"]);
+    assert_eq!(force.code, Some(0), "{}", force.err);
+    assert!(force.err.contains("warning"), "{}", force.err);
+    next.wait_until(Life::Running);
+    until("the guest to work there", || (!next.console().is_empty()).then_some(()));
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_destination_that_is_started_again_knows_from_its_journal_that_it_never_ran_the_guest() {
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let mut next = world.receive("forgetful");
+    let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
+    let _ = journey.attempt(proxy.address(), "--mode precopy").unknown();
+    next.process().kill();
+    let again = world.receive("forgetful");
+    let words =
+        ["recover", "--to", &again.address(), "--recovery-timeout", "20s", "--vm", journey.here().name()];
+    let recover = world.ask("migrate", words);
+    assert_eq!(recover.code, Some(1), "kept: {}{}", recover.out, recover.err);
+    journey.goes_on();
+    again.wait_until(Life::Waiting);
+}
+
+#[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
+fn a_link_lost_for_a_second_in_postcopy_is_got_over_by_itself() {
+    let world = World::alone();
+    let mut journey = busy_guest(&world);
+    let next = world.receive("far");
+    let proxy = Proxy::new(&next.address(), Cut::Never);
+    let words = format!("{SLOW} --recovery-timeout 30s");
+    let mut migration = world.migrate(journey.here(), proxy.address(), &words);
+    migration.wait_for("post-copy", following);
+    proxy.cut();
+    migration.wait_for("the loss", |event| matches!(event, Event::Lost { .. }));
+    proxy.heal();
+    let report = migration.end().moved();
+    assert!(report.outages.len() == 1 && report.outages[0].over, "{:?}", report.outages);
+    assert_eq!(report.residual_bytes, 0);
+    journey.arrive(next);
+}
+
+#[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
+fn a_torn_guest_is_made_whole_by_another_way() {
+    let world = World::alone();
+    let mut journey = busy_guest(&world);
+    let next = world.receive("far");
+    let proxy = Proxy::new(&next.address(), Cut::Never);
+    let mut migration = world.migrate(journey.here(), proxy.address(), SLOW);
+    migration.wait_for("post-copy", following);
+    proxy.cut();
+    let reason = migration.end().unknown();
+    assert!(reason.contains("has run on the destination since"), "{reason}");
+    is_in_doubt(&next);
+    recovers(&world, &journey, &next.address());
     journey.arrive(next);
 }
 
@@ -100,9 +194,16 @@ fn the_source_dies_in_postcopy() {
     journey.here_mut().process().kill();
     assert_eq!(migration.process().end().code, Some(3), "the command cannot know how it ended");
     is_in_doubt(&next);
-    let resolve = world.ask("migrate", ["resolve", "--run-here", "--vm", "bereft"]);
+    let resolve = world.ask("migrate", ["resolve", "--force-destination", "--vm", "bereft"]);
     assert_eq!(resolve.code, Some(1), "half a guest cannot run: {}", resolve.err);
     assert!(!next.process().err().is_empty(), "the VMM says that half of its guest is lost");
+    let salvage = world.ask("migrate", ["salvage", "--json", "--vm", "bereft"]);
+    assert_eq!(salvage.code, Some(0), "{}", salvage.err);
+    let kept: Salvage = serde_json::from_str(&salvage.out).expect("what was kept");
+    assert!(kept.pages > 0 && kept.missing_pages > 0, "{kept:?}");
+    let list = std::fs::read_to_string(kept.list).expect("a list");
+    assert!(list.contains("\"missing\""), "{list}");
+    assert_eq!(std::fs::metadata(kept.memory).expect("an image").len(), 256 << 20);
 }
 
 #[test]
@@ -172,7 +273,8 @@ fn whichever_message_is_the_last_the_guest_runs_once_at_most() {
             next.life().filter(|life| *life != Life::Arriving)
         });
         match (outcome, source.life(), there) {
-            (Outcome::Kept, Some(Life::Running), Life::Waiting) => {}
+            // Held, if it had said ready: over a link that stays broken the source cannot tell it to let go.
+            (Outcome::Kept, Some(Life::Running), Life::Waiting | Life::Unknown) => {}
             (Outcome::Unknown, Some(Life::Unknown), Life::Waiting | Life::Running | Life::Unknown) => {}
             (Outcome::Moved, None, Life::Running) => {}
             (_, here, there) => panic!("{cut:?}: {outcome:?}, but {here:?} here and {there:?} there"),

@@ -31,8 +31,8 @@ impl Vm for VmHandle {
             uuid: guest.map(|guest| guest.identity().uuid),
             memory: guest.map(|guest| guest.memory()),
             vcpus: guest.map(|guest| guest.description().vcpus),
-            // Whom it waited for has come: the port is closed then.
-            listen: self.inner.listen.clone().filter(|_| life == Life::Waiting),
+            // Whom it waited for has come: the port is closed then, unless its source is to call again.
+            listen: self.inner.listen.clone().filter(|_| matches!(life, Life::Waiting | Life::Unknown)),
             corruptions: told.as_ref().map(|told| told.corruptions),
             work_per_s: told.as_ref().map(|told| told.work_per_s),
             doubt: match &stage {
