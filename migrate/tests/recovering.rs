@@ -54,8 +54,9 @@ fn attempt_to_the_end(
         let dial: &dyn Dial = if on_source { fused } else { &plain };
         let route = Route { dial, deadlines, journals: Journals::nowhere() };
         let Departure { report, parted } = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
-        if let Some(kept) = parted.filter(|parted| !parted.is_in_doubt()) {
-            kept.disown(&*guest, options, route, &Cancel::new());
+        let mut to_be_told = parted.filter(|parted| !parted.is_in_doubt());
+        while let Some(parted) = to_be_told {
+            to_be_told = parted.disown(&*guest, options, route);
         }
         over.store(true, Ordering::SeqCst);
         receiver.stop();
@@ -234,7 +235,7 @@ fn a_source_that_kept_its_guest_has_it_let_go_of() {
         let options = Options { recovery: Duration::from_secs(20), ..options(Mode::Precopy) };
         let route =
             Route { dial: &place, deadlines: short(Duration::from_secs(2)), journals: Journals::nowhere() };
-        parted.disown(&*guest, &options, route, &Cancel::new());
+        assert!(parted.disown(&*guest, &options, route).is_none(), "it was heard");
         let arrival = receiving.join().expect("no panic");
         let Arrival::Failed { reason } = arrival else { panic!("{arrival:?}") };
         assert!(reason.contains("runs there"), "{reason}");

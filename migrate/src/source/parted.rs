@@ -91,12 +91,15 @@ impl Parted {
         self.with_custody(guest, |custody| custody.on(SourceEvent::Disowned).map(drop))
     }
 
-    /// Tells a destination that may hold the guest that it runs here; tries for as long as [`Options::recovery`].
-    pub fn disown(self, guest: &dyn Departing, options: &Options, route: Route<'_>, cancel: &Cancel) {
-        let _ = self.resumed(guest, options, route, cancel, &Silent, |journey| {
-            journey.disown();
+    /// Tells a destination that may hold the guest that it runs here. What is left to be told, if it could not be reached.
+    #[must_use]
+    pub fn disown(self, guest: &dyn Departing, options: &Options, route: Route<'_>) -> Option<Self> {
+        let mut told = false;
+        let after = self.resumed(guest, options, route, &Cancel::new(), &Silent, |journey| {
+            told = journey.disown();
             Ok(())
         });
+        after.parted.filter(|_| !told)
     }
 
     fn resumed(

@@ -152,23 +152,14 @@ impl<'a> Journey<'a> {
         Ok(missing)
     }
 
-    /// The guest runs here, but the destination may hold it: tells it to let go. Whoever holds it does not run it, so
-    /// nothing depends on this but memory over there; it is tried for the time for recovery.
-    pub(super) fn disown(&mut self) {
-        let (since, limit) = (Instant::now(), self.context.options.recovery);
-        let mut rest = FIRST_REST;
-        loop {
-            self.context.alarm.renew();
-            self.calls += 1;
-            let told = self.ask(Knows::Kept).and_then(|control| hear_fate(&control));
-            self.context.alarm.end();
-            let left = limit.saturating_sub(since.elapsed());
-            if told.is_ok() || left.is_zero() {
-                return;
-            }
-            self.context.alarm.rest_before_call(rest.min(left));
-            rest = (rest * 2).min(LONGEST_REST);
-        }
+    /// The guest runs here, but the destination may hold it: tells it to let go. Whether it has heard. Whoever holds it
+    /// does not run it, so nothing depends on this but memory over there.
+    pub(super) fn disown(&mut self) -> bool {
+        self.context.alarm.renew();
+        self.calls += 1;
+        let told = self.ask(Knows::Kept).and_then(|control| hear_fate(&control));
+        self.context.alarm.end();
+        told.is_ok()
     }
 }
 

@@ -7,7 +7,7 @@ use std::mem;
 use std::sync::mpsc::{Receiver as Orders, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::{Ending, Refusal};
 use crate::migration::Resident;
@@ -26,6 +26,10 @@ use super::{Inner, VmHandle};
 
 /// How long an order to the thread that waits for a source may take: starting a guest, at most.
 const OBEYED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Between two tries to tell a destination; twice as long each time, and never longer than the other.
+const FIRST_REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// A guest in doubt.
 #[derive(Clone)]
@@ -161,7 +165,7 @@ pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), R
             let parted = force_here(&guest, &parted)?;
             inner.enter(Stage::Here(Arc::clone(&guest)));
             if let Some(parted) = parted {
-                disown_in_background(inner, guest, parted, *options);
+                tell_kept_in_background(inner, guest, parted, *options);
             }
             Ok(())
         }
@@ -203,21 +207,35 @@ fn order(inner: &Inner, orders: &Sender<Order>, resolution: Resolution) -> Resul
     answered.recv_timeout(OBEYED_WITHIN).map_err(|_| of_state(gone))?.map_err(of_state)
 }
 
-/// Tells a destination that may hold the guest that it runs here.
-pub(super) fn disown(inner: &Inner, guest: &Resident, parted: Parted, options: &Options) {
+/// Tells destinations that may hold the guest that it runs here, as far as they can be reached by `options` now. Whether
+/// all have heard.
+pub(super) fn tell_kept(inner: &Inner, guest: &Resident, options: &Options) -> bool {
+    let untold = mem::take(&mut *lock(&inner.untold));
     // A credential that is gone keeps nobody but the destination, which then has to be told by its operator.
-    if let Ok(dial) = source::dial(options) {
-        let route = Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
-        parted.disown(guest, options, route, &Cancel::new());
+    let Ok(dial) = source::dial(options) else { return true };
+    let route = Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
+    let left: Vec<_> = untold.into_iter().filter_map(|parted| parted.disown(guest, options, route)).collect();
+    let all = left.is_empty();
+    lock(&inner.untold).extend(left);
+    all
+}
+
+/// The same again and again, for the time for recovery.
+pub(super) fn tell_kept_for_a_while(inner: &Inner, guest: &Resident, options: &Options) {
+    let (since, mut rest) = (Instant::now(), FIRST_REST);
+    while !tell_kept(inner, guest, options) && since.elapsed() < options.recovery {
+        thread::sleep(rest.min(options.recovery.saturating_sub(since.elapsed())));
+        rest = (rest * 2).min(LONGEST_REST);
     }
 }
 
-fn disown_in_background(inner: &Arc<Inner>, guest: Arc<Resident>, parted: Parted, options: Options) {
+fn tell_kept_in_background(inner: &Arc<Inner>, guest: Arc<Resident>, parted: Parted, options: Options) {
     let inner = Arc::clone(inner);
-    // Without a thread the destination is not told: its operator can do it.
+    lock(&inner.untold).push(parted);
+    // Without a thread the destination is told by the next attempt, or by its operator.
     let _ = thread::Builder::new().name("migration".into()).spawn(move || {
         sandbox::confine(ThreadKind::Departing);
-        disown(&inner, &guest, parted, &options);
+        tell_kept_for_a_while(&inner, &guest, &options);
     });
 }
 

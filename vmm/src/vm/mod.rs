@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use migrate::client::types::MigrationStatus;
 use migrate::journal::Journals;
 use migrate::progress::Event;
+use migrate::source::Parted;
 use migrate::{Cancel, Receiver};
 use tokio::sync::broadcast;
 
@@ -89,6 +90,8 @@ struct Inner {
     ended: Condvar,
     /// What is promised when a guest moves.
     journals: Journals,
+    /// Attempts whose destination may hold the guest, because it does not know that it runs here.
+    untold: Mutex<Vec<Parted>>,
     /// Boots the guest again.
     reboot: Sender<Arc<Inner>>,
 }
@@ -185,6 +188,7 @@ impl VmHandle {
             life: Mutex::new(life),
             ended: Condvar::new(),
             journals,
+            untold: Mutex::default(),
             reboot: reboot::start().map_err(StartError::Reboot)?,
         };
         Ok(Self { inner: Arc::new(inner) })

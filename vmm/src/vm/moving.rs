@@ -2,7 +2,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Resul
 
 fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: &Cancel) {
     sandbox::confine(ThreadKind::Departing);
+    // It may be the destination of an attempt before, and wait for what became of it.
+    doubt::tell_kept(inner, guest, options);
     let engine = || migrate::migrate(&**guest, options, &inner.journals, cancel, &Recorder(inner));
     let departure = catch_unwind(AssertUnwindSafe(engine))
         .unwrap_or_else(|_| Departure { report: lost(guest, options), parted: None });
@@ -87,7 +89,11 @@ pub(super) fn settle(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Option
     if moved {
         inner.end(Ending::Moved { to: options.to.clone() });
     }
-    to_be_told.into_iter().for_each(|parted| doubt::disown(inner, guest, parted, options));
+    if to_be_told.is_empty() {
+        return;
+    }
+    inner.untold.lock().unwrap_or_else(PoisonError::into_inner).extend(to_be_told);
+    doubt::tell_kept_for_a_while(inner, guest, options);
 }
 
 /// The report of an engine that panicked. How far it came is not known, so the guest must not run here.
