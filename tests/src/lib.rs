@@ -6,7 +6,7 @@
 //!   ├── Migration  one `migrate` process: its events while it lasts, its report and status when it is over
 //!   ├── Journey    one guest on its way through several VMMs, and what it said on all of them
 //!   ├── Network    a namespace with a bridge and taps, for a world whose guests have a network
-//!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent
+//!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent, or worse
 //! ```
 //!
 //! [`saved`] is apart from that: a reader of the saved state, written from its document.
@@ -23,6 +23,7 @@ mod process;
 mod proxy;
 pub mod saved;
 mod transcript;
+mod trouble;
 mod turn;
 mod until;
 mod vm;
@@ -35,8 +36,9 @@ pub use journey::Journey;
 pub use migration::{Ending, Migration};
 pub use network::{Network, Stream};
 pub use process::{Output, Process};
-pub use proxy::{Cut, Proxy};
+pub use proxy::Proxy;
 pub use transcript::{SecondOfWork, Transcript};
+pub use trouble::{Cut, Does, Trouble};
 pub use until::{PATIENCE, until};
 pub use vm::Vm;
 pub use wire::{HEAD, Kind};

@@ -12,9 +12,14 @@ pub enum Kind {
     Welcome = 2,
     Preflight = 3,
     Accept = 4,
+    Populated = 6,
+    Rejoin = 7,
+    Fate = 8,
     Pages = 16,
     Zeros = 17,
     Push = 18,
+    Request = 20,
+    Placed = 21,
     RoundEnd = 32,
     RoundDone = 33,
     Missing = 34,
@@ -31,6 +36,7 @@ pub enum Kind {
     Figures = 49,
     Settled = 50,
     Bye = 51,
+    Alive = 63,
 }
 
 /// The number of a frame's kind, and the length of its payload; `None` when this is no frame.
