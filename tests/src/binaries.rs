@@ -41,11 +41,15 @@ fn build() -> HashMap<String, PathBuf> {
     String::from_utf8_lossy(&built.stdout).lines().filter_map(executable).collect()
 }
 
-/// This test lies in `…/<profile>/deps`.
+/// The folder of the profile with which this program was built: a test lies in `…/<profile>/deps`, a program above that.
+pub(crate) fn built_in() -> PathBuf {
+    let here = std::env::current_exe().expect("the path of this program");
+    let folder = here.parent().expect("a folder");
+    if folder.ends_with("deps") { folder.parent().expect("a folder").to_owned() } else { folder.to_owned() }
+}
+
 fn profile() -> String {
-    let here = std::env::current_exe().expect("the path of this test binary");
-    let folder = here.ancestors().nth(2).and_then(Path::file_name).expect("a folder named after the profile");
-    match folder.to_string_lossy().as_ref() {
+    match built_in().file_name().expect("a folder named after the profile").to_string_lossy().as_ref() {
         "debug" => "dev".to_owned(),
         other => other.to_owned(),
     }

@@ -9,12 +9,13 @@
 //!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent, or worse
 //! ```
 //!
-//! [`saved`] is apart from that: a reader of the saved state, written from its document.
+//! [`faults`] has all of it go wrong, over and over. [`saved`] is apart from that: a reader of the saved state, written from its document.
 //!
 //! Nothing here looks into a process: all is learnt as an operator could learn it. Nothing waits without a deadline, and
 //! what a test leaves behind dies with its `World`. `docs/testing.md` says what is proven where.
 
 mod binaries;
+pub mod faults;
 mod guest;
 mod journey;
 mod migration;

@@ -2,6 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 
+use crate::binaries::built_in;
+
 /// Who may be at work beside this test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Company {
@@ -20,8 +22,7 @@ pub(crate) struct Turn {
 impl Turn {
     /// Waits for a turn. A lock on a file, so that it holds between test binaries and between runs of them.
     pub(crate) fn wait(company: Company) -> Self {
-        let here = std::env::current_exe().expect("the path of this test binary");
-        let path = here.with_file_name("end-to-end-tests.lock");
+        let path = built_in().join("end-to-end-tests.lock");
         let lock =
             OpenOptions::new().create(true).append(true).open(&path).expect("a lock file beside the tests");
         let locked = match company {

@@ -44,6 +44,16 @@ impl Vm {
         &mut self.process
     }
 
+    /// Its process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Whether its process has ended by now.
+    pub fn has_died(&mut self) -> bool {
+        self.process.has_ended().is_some()
+    }
+
     /// What it says of itself.
     ///
     /// # Panics
@@ -60,6 +70,14 @@ impl Vm {
     #[track_caller]
     pub fn api<T>(&self, request: impl AsyncFnOnce(&Client) -> Result<T>) -> T {
         wait(request(&self.client)).unwrap_or_else(|error| panic!("VMM {}: {error}", self.name))
+    }
+
+    /// What it says to a request to its control API.
+    ///
+    /// # Errors
+    /// When it refuses, or does not answer.
+    pub fn try_api<T>(&self, request: impl AsyncFnOnce(&Client) -> Result<T>) -> Result<T> {
+        wait(request(&self.client))
     }
 
     /// Why it refuses a request to its control API, which it must.

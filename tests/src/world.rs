@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use migrate::client::RuntimeDir;
 use tempfile::TempDir;
@@ -16,7 +17,7 @@ pub struct World {
     folder: TempDir,
     started: Cell<u32>,
     network: Option<Network>,
-    _turn: Turn,
+    turn: Arc<Turn>,
 }
 
 impl World {
@@ -43,10 +44,19 @@ impl World {
     }
 
     fn new(company: Company) -> Self {
-        let turn = Turn::wait(company);
+        Self::in_turn(Arc::new(Turn::wait(company)))
+    }
+
+    /// Another world in the same turn, for the same test.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self::in_turn(Arc::clone(&self.turn))
+    }
+
+    fn in_turn(turn: Arc<Turn>) -> Self {
         // A short path: a socket's address has room for 108 bytes.
         let folder = tempfile::Builder::new().prefix("vm").tempdir().expect("a temporary folder");
-        Self { folder, started: Cell::new(0), network: None, _turn: turn }
+        Self { folder, started: Cell::new(0), network: None, turn }
     }
 
     /// A path in the world's folder.
