@@ -51,7 +51,7 @@ impl Lane {
             }
             (1, [_, dead]) => {
                 // One that was killed, or had too little memory to live, is replaced.
-                let lives = !dead && !(fault.sort == Sort::Memory && next.has_died());
+                let lives = !(dead || fault.sort == Sort::Memory && next.has_died());
                 if !lives {
                     self.forget_the_dead_there(&next);
                 }
