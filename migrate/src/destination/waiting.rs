@@ -95,8 +95,7 @@ impl Waiting {
     }
 
     /// How long its source calls again by itself.
-    #[must_use]
-    pub fn recovery(&self) -> Duration {
+    pub(super) fn recovery(&self) -> Duration {
         Duration::from_millis(self.preflight.recovery_ms).min(LONGEST_RECOVERY)
     }
 

@@ -1,6 +1,8 @@
 //! One guest on its way through VMM after VMM, and what must be true of it whenever it has come to rest.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,7 +29,35 @@ pub(super) struct Lane {
     started: u32,
     attempts: u32,
     protected: bool,
+    /// Where the journals are.
+    pub(super) disk: Option<Disk>,
     pub(super) world: World,
+}
+
+/// A file system so small that it can be filled. It goes when this is dropped.
+#[derive(Debug)]
+pub(super) struct Disk(PathBuf);
+
+impl Disk {
+    /// None where this user may not mount one.
+    fn mount(at: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&at).expect("a folder");
+        let options = ["-t", "tmpfs", "-o", "size=512k,mode=0700", "tmpfs"];
+        let mounted = Command::new("mount").args(options).arg(&at).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(at))
+    }
+
+    /// Where what fills it is.
+    pub(super) fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Should it fail, the list of mounts shows what was left.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
 
 impl Lane {
@@ -37,7 +67,8 @@ impl Lane {
             let made = world.ask("migrate", ["tls", "psk", "--out", "key"]);
             assert_eq!(made.code, Some(0), "{}", made.err);
         }
-        Self { here: None, spare: None, told: Vec::new(), started: 0, attempts: 0, protected, world }
+        let disk = Disk::mount(world.path("state"));
+        Self { here: None, spare: None, told: Vec::new(), started: 0, attempts: 0, protected, disk, world }
     }
 
     pub(super) fn is_protected(&self) -> bool {
@@ -47,7 +78,7 @@ impl Lane {
     /// All of it is given up.
     pub(super) fn clear(&mut self) {
         (self.here, self.spare) = (None, None);
-        let _ = fs::remove_dir_all(self.world.path("state"));
+        self.forget("");
     }
 
     /// A guest that works, and a VMM that waits.
@@ -119,6 +150,13 @@ impl Lane {
         assert_eq!(here.info().corruptions, Some(0), "damage, as the VMM sees it");
         self.nothing_is_promised();
         self.here = Some(here);
+    }
+
+    /// Journals of processes that were killed outlive them, as they should.
+    pub(super) fn forget(&self, ending: &str) {
+        let entries = fs::read_dir(self.world.path("state")).into_iter().flatten().flatten();
+        let dead = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(ending));
+        dead.for_each(|entry| drop(fs::remove_file(entry.path())));
     }
 
     /// No journal says that anything is still promised. What is over may be remembered.

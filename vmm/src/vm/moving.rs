@@ -111,6 +111,9 @@ fn lost(guest: &Resident, options: &Options) -> Report {
     }
 }
 
+/// A guest that has arrived, and whose source may not know it, is answered for so long: as its journal remembers it.
+const ANSWERS_FOR: Duration = Duration::from_secs(24 * 3600);
+
 /// Listens until a guest has arrived. Attempts that fail are told and followed by the next.
 pub(super) fn receive_in_background(
     handle: &VmHandle,
@@ -149,11 +152,10 @@ fn take_in(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver, mut arr
         arrival = match (arrival, arrivals.latest()) {
             (Arrival::Arrived { unheard, .. }, Some(guest)) => {
                 inner.enter(Stage::Here(guest));
-                // Whatever the guest does from here on: its source may want to know where it is.
+                // Whatever the guest does from here on: its source may want to know where it is, or its operator may.
                 let mut unheard = unheard;
                 while let Some(waiting) = unheard {
-                    let recovery = waiting.recovery();
-                    unheard = match receiver.await_source(waiting, recovery, &Recorder(inner)) {
+                    unheard = match receiver.await_source(waiting, ANSWERS_FOR, &Recorder(inner)) {
                         Arrival::Arrived { unheard, .. } => unheard,
                         _ => None,
                     };
