@@ -160,6 +160,10 @@ impl Fault {
                 Cut::Before(Kind::Running),
             ]),
             Sort::Sleep => Cut::After(Kind::Ready),
+            // The journals are begun about here; later there is room in them.
+            Sort::Disk if dice.below(2) == 0 => {
+                dice.one_of(&[Cut::Before(Kind::Preflight), Cut::Before(Kind::Accept)])
+            }
             Sort::Repeat | Sort::Damage if !protected => {
                 Cut::Before(message(&mut dice, mode).kind().expect("a message"))
             }
