@@ -197,9 +197,11 @@ impl Journals {
     #[must_use]
     pub(crate) fn of_session(&self, session: Uuid) -> Option<Past> {
         let ours = |record: &Record| record.session == session && record.side == Side::Destination;
-        let (path, record) = self.records().find(|(_, record)| ours(record))?;
+        let (path, _) = self.records().find(|(_, record)| ours(record))?;
         let file = File::open(path).ok()?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+        // Read again: what was read before the lock, its process may have written over and died.
+        let record = newest(&file).filter(|record| ours(record))?;
         Some(match record.promise {
             Promise::Discarded => Past::NeverRan,
             Promise::Arriving if record.boot == boot() && !record.boot.is_empty() => Past::NeverRan,

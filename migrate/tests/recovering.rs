@@ -21,6 +21,9 @@ use sim::attempt::{Attempt, short};
 use sim::link::{Blow, Fuse, Fusing};
 use sim::{At, Habit, Runners, Sim, SimHost, options};
 
+/// A destination that is busy is told again, so often.
+const TRIES: u32 = 5;
+
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
 
@@ -55,8 +58,8 @@ fn attempt_to_the_end(
         let route = Route { dial, deadlines, journals: Journals::nowhere() };
         let Departure { report, parted } = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
         let mut to_be_told = parted.filter(|parted| !parted.is_in_doubt());
-        while let Some(parted) = to_be_told {
-            to_be_told = parted.disown(&*guest, options, route);
+        for _ in 0..TRIES {
+            to_be_told = to_be_told.and_then(|parted| parted.disown(&*guest, options, route));
         }
         over.store(true, Ordering::SeqCst);
         receiver.stop();
@@ -236,8 +239,8 @@ fn a_source_that_kept_its_guest_has_it_let_go_of() {
         let route =
             Route { dial: &place, deadlines: short(Duration::from_secs(2)), journals: Journals::nowhere() };
         let mut to_be_told = Some(parted);
-        while let Some(parted) = to_be_told {
-            to_be_told = parted.disown(&*guest, &options, route);
+        for _ in 0..TRIES {
+            to_be_told = to_be_told.and_then(|parted| parted.disown(&*guest, &options, route));
         }
         let arrival = receiving.join().expect("no panic");
         let Arrival::Failed { reason } = arrival else { panic!("{arrival:?}") };

@@ -97,18 +97,16 @@ fn the_link_breaks_anywhere_before_commit() {
     let world = World::alone();
     let journey = busy_guest(&world);
     let next = world.receive("far");
-    let bytes = [0, 7, 16, 100, 1000, 5000, 1 << 20, 50 << 20].map(Cut::AfterBytes);
+    // Each message in turn is for the simulated migrations; here are those after which another thing happens.
+    let bytes = [0, 16, 5000, 50 << 20].map(Cut::AfterBytes);
     let frames = [
-        Kind::Hello,
-        Kind::Preflight,
-        Kind::Accept,
-        Kind::RoundEnd,
-        Kind::RoundDone,
-        Kind::State,
-        Kind::Ready,
+        Cut::Before(Kind::Preflight),
+        Cut::After(Kind::Accept),
+        Cut::After(Kind::RoundDone),
+        Cut::After(Kind::State),
+        Cut::Before(Kind::Ready),
     ];
-    let frames = frames.into_iter().flat_map(|kind| [Cut::Before(kind), Cut::After(kind)]);
-    for cut in bytes.into_iter().chain(frames.filter(|cut| *cut != Cut::After(Kind::Ready))) {
+    for cut in bytes.into_iter().chain(frames) {
         let proxy = Proxy::new(&next.address(), cut);
         // Refused for as long as the attempt before is being cleared away there.
         let reason = until(&format!("the link to break {cut:?}"), || {

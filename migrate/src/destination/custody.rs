@@ -2,11 +2,13 @@
 //! before it is done.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::failure::Failure;
 use crate::guest::{Arriving, GuestError};
 use crate::handover::{Destination, DestinationAction, DestinationEvent};
-use crate::journal::{Journal, Promise};
+use crate::journal::{Journal, Promise, now};
+use crate::wire::limits::PROMISE;
 
 pub(super) struct Custody {
     guest: Arc<dyn Arriving>,
@@ -14,11 +16,12 @@ pub(super) struct Custody {
     journal: Journal,
     /// It stands still until nothing is missing.
     suspended: bool,
+    promised: Duration,
 }
 
 impl Custody {
     pub(super) fn new(guest: Arc<dyn Arriving>, journal: Journal) -> Self {
-        Self { guest, state: Destination::Arriving, journal, suspended: false }
+        Self { guest, state: Destination::Arriving, journal, suspended: false, promised: Duration::ZERO }
     }
 
     pub(super) fn state(&self) -> Destination {
@@ -50,14 +53,45 @@ impl Custody {
         Ok(())
     }
 
-    /// The record first: a process that dies in between has not run it, and one that comes after knows no better.
+    /// When it was last promised to obey commit.
+    pub(super) fn promise(&mut self) {
+        self.promised = now();
+    }
+
+    /// Whether a commit would come too late.
+    pub(super) fn has_lapsed(&self) -> bool {
+        now().saturating_sub(self.promised) > PROMISE
+    }
+
+    /// The record first: a process that dies in between has not run it, and one that comes after knows no better. It may
+    /// have taken long: the promise is looked at once more, just before the guest runs.
     fn run(&mut self) -> Result<(), Failure> {
         let written = self.journal.write(Promise::Running).map_err(GuestError::from);
+        if self.has_lapsed() {
+            let _ = self.journal.write(Promise::Arriving);
+            self.state = Destination::Held;
+            return Err(Failure::Lapsed { peer: "the source".to_owned(), after: PROMISE });
+        }
         if let Err(error) = written.and_then(|()| self.guest.resume()) {
             self.on(DestinationEvent::NotStarted)?;
             return Err(Failure::guest("start the guest")(error));
         }
         Ok(())
+    }
+
+    /// The operator's word that the source does not run it and never will. Where it cannot be started it stays held.
+    pub(super) fn force(&mut self) -> Result<(), Failure> {
+        if self.state.on(DestinationEvent::Forced).is_none() {
+            return Err(Failure::Bug(format!("Forced in state {:?}", self.state)));
+        }
+        let written = self.journal.write(Promise::Running).map_err(GuestError::from);
+        if let Err(error) = written.and_then(|()| self.guest.resume()) {
+            let _ = self.journal.write(Promise::Arriving);
+            return Err(Failure::guest("start the guest")(error));
+        }
+        self.promise();
+        // It runs already, and is not started twice.
+        self.on(DestinationEvent::Forced)
     }
 
     fn arrive(&mut self) -> Result<(), Failure> {

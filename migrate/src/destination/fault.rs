@@ -139,9 +139,15 @@ impl Placing {
         let won = self.unplaced.claim_run(run);
         let count: u64 = won.iter().map(|run| run.count).sum();
         self.duplicates.fetch_add(run.count - count, Ordering::Relaxed);
-        for run in won {
-            place(run).map_err(Failure::guest("place pages"))?;
-            self.served(run);
+        for (at, run) in won.iter().enumerate() {
+            if let Err(error) = place(*run) {
+                // They are missing still: a source that comes back is to send them again.
+                for run in &won[at..] {
+                    self.unplaced.insert_run(*run);
+                }
+                return Err(Failure::guest("place pages")(error));
+            }
+            self.served(*run);
             self.remaining.fetch_sub(run.count, Ordering::AcqRel);
         }
         self.tell_if_complete(context)

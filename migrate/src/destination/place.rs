@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver as Callers, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Arrival;
 use super::context::Context;
@@ -129,7 +129,7 @@ impl Place<'_> {
             observer: self.observer,
         };
         let report = context.blank_report();
-        let session = Session { context: &context, custody, report, promised: Duration::ZERO, again: false };
+        let session = Session { context: &context, custody, report, again: false };
         let arrival = match session.converse(self.desk, &lines, (hello.session, 0)) {
             End::Over(arrival) => arrival,
             End::Waits(waiting) => {

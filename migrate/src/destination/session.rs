@@ -1,9 +1,10 @@
 //! One arrival: from the first caller to the guest that runs here, or to a machine thrown away.
 
 use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, Scope};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -45,8 +46,6 @@ pub(super) struct Session<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) custody: Custody,
     pub(super) report: ArrivalReport,
-    /// When it was last promised to obey commit.
-    pub(super) promised: Duration,
     /// The source has come back after the link was lost.
     pub(super) again: bool,
 }
@@ -108,7 +107,13 @@ impl<'a> Session<'a> {
                 let _ = context.control.tell(&Message::Alive);
             });
         });
-        let scored = if self.again { self.go_on(scope, lines) } else { self.score(scope, lines) };
+        let again = self.again;
+        let scored = catch_unwind(AssertUnwindSafe(|| {
+            if again { self.go_on(scope, lines) } else { self.score(scope, lines) }
+        }));
+        let died =
+            |_| Err(Failure::Bug("this side's score has died; its message is on standard error".to_owned()));
+        let scored = scored.unwrap_or_else(died);
         let mut result = scored.map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &mut result {
             *failure = context.last_word(failure.clone());
@@ -216,6 +221,8 @@ impl<'a> Session<'a> {
         }
         match self.custody.state() {
             Destination::Arrived => {
+                // Nothing is missing: nobody is to wait for a page that never was there.
+                context.placing.get().into_iter().for_each(|placing| placing.faults.close());
                 self.report.postcopy = context.placing.get().map(|placing| placing.figures());
                 let (guest, report) = (Arc::clone(&context.guest), Box::new(self.report.clone()));
                 let unheard = (!heard).then(|| Box::new(Waiting::new(context, self, named, reason)));

@@ -9,8 +9,7 @@ use super::session::{Cargo, Session};
 use crate::alarm::Woken;
 use crate::channel::line::Line;
 use crate::failure::Failure;
-use crate::handover::DestinationEvent;
-use crate::journal::now;
+use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
 use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
@@ -70,7 +69,7 @@ impl<'a> Session<'a> {
             return Err(cause.unwrap_or_else(|| Failure::Bug("faults were let go for no cause".to_owned())));
         }
         self.custody.on(DestinationEvent::Restored)?;
-        self.promised = now();
+        self.custody.promise();
         context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))
     }
 
@@ -118,7 +117,7 @@ impl<'a> Session<'a> {
             Message::Commit => {}
             other => return Err(control.unexpected(other.kind(), Kind::Commit.word())),
         }
-        if now().saturating_sub(self.promised) > PROMISE {
+        if self.custody.has_lapsed() {
             return Err(Failure::Lapsed { peer: control.peer().to_owned(), after: PROMISE });
         }
         self.context.placing.get().into_iter().for_each(|placing| placing.commit());
@@ -130,7 +129,10 @@ impl<'a> Session<'a> {
         let context = self.context;
         let since = Instant::now();
         if let Err(failure) = self.custody.on(DestinationEvent::Commit) {
-            self.tell_not_running(&failure);
+            // One that came too late leaves it held.
+            if self.custody.state() == Destination::Discarded {
+                self.tell_not_running(&failure);
+            }
             return Err(failure);
         }
         let running = Instant::now();

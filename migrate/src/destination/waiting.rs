@@ -20,7 +20,6 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Arriving;
 use crate::handover::{Destination, DestinationEvent};
-use crate::journal::now;
 use crate::pages::{PageRun, PageSet};
 use crate::progress::Event;
 use crate::wire::limits::LONGEST_RECOVERY;
@@ -134,10 +133,10 @@ impl Waiting {
         if missing > 0 {
             return Err((self, format!("cannot run the guest here: {missing} of its pages never arrived")));
         }
-        let forced = self.custody.on(DestinationEvent::Forced);
-        self.placing.iter().for_each(|placing| placing.faults.close());
+        let forced = self.custody.force();
         match forced.and_then(|()| self.custody.on(DestinationEvent::Complete)) {
             Ok(()) => {
+                self.placing.iter().for_each(|placing| placing.faults.close());
                 self.custody.sync();
                 let (guest, report) = (Arc::clone(&self.guest), Box::new(self.report.clone()));
                 Ok(Arrival::Arrived { guest, report, unheard: Some(self) })
@@ -240,7 +239,9 @@ impl Place<'_> {
             deadlines: self.deadlines,
             observer: self.observer,
         };
-        let session_again = Session { context: &context, custody, report, promised: now(), again: true };
+        let mut custody = custody;
+        custody.promise();
+        let session_again = Session { context: &context, custody, report, again: true };
         session_again.converse(self.desk, &lines, (session, call))
     }
 

@@ -112,6 +112,10 @@ impl<'a> Custody<'a> {
         let forced = self.hold.journal.as_mut().map_or(Ok(()), |journal| journal.force(epoch));
         forced.map_err(|error| Failure::Guest { doing: "write the journal", why: error.to_string() })?;
         self.guest.set_epoch(epoch);
+        // Where it cannot be run nothing is decided: its disks may be in use, by the other side perhaps.
+        self.guest.resume().map_err(Failure::guest("run the guest here"))?;
+        // The record stays; who moves the guest on keeps one of its own.
+        self.hold.journal = None;
         self.on(SourceEvent::Forced).map(drop)
     }
 

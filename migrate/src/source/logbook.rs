@@ -183,6 +183,11 @@ impl<'a> Logbook<'a> {
         self.report.outages.push(Outage { cause, us: 0, calls: 0, over: false });
     }
 
+    /// Whether the link is lost, as far as was told.
+    pub(super) fn is_in_outage(&self) -> bool {
+        self.outage.is_some()
+    }
+
     /// Both sides have found each other again (`over`), or this side has given up.
     pub(super) fn end_outage(&mut self, calls: u32, over: bool) {
         let (Some((since, before)), Some(outage)) = (self.outage.take(), self.report.outages.last_mut())

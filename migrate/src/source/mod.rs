@@ -28,6 +28,7 @@ mod rejoin;
 mod switchover;
 mod time_limit;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, Scope};
 use std::time::Instant;
 
@@ -162,7 +163,7 @@ impl<'a> Journey<'a> {
             pulse::beat(&context.alarm, context.beat(), || context.pulse());
             context.alarm.insist(context.route.deadlines.beat);
         });
-        let result = self.score(scope).map_err(|failure| context.alarm.explain(failure));
+        let result = survived(|| self.score(scope)).map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &result {
             self.custody.fail();
             // From commit on there is nothing to call back.
@@ -223,6 +224,13 @@ impl<'a> Journey<'a> {
         self.custody.keep_journal(route.journals, session, route.dial.to())?;
         Ok(lines)
     }
+}
+
+/// What the score says; should it die of a defect, that. The threads beside it would say that all is well otherwise.
+fn survived(score: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let died =
+        |_| Err(Failure::Bug("this side's score has died; its message is on standard error".to_owned()));
+    catch_unwind(AssertUnwindSafe(score)).unwrap_or_else(died)
 }
 
 /// Microseconds since `then`.

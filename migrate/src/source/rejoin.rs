@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use super::Journey;
 use super::connect::{Lines, greet, open};
 use super::crew::Crew;
 use super::page_server::Unsent;
+use super::{Journey, survived};
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::{Source, SourceEvent};
@@ -28,7 +28,7 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 impl<'a> Journey<'a> {
     /// Calls until what became of the guest is known, or the time for recovery has passed.
     pub(super) fn recover(&mut self, lost: Failure) -> Result<(), Failure> {
-        let (since, limit) = (Instant::now(), self.context.options.recovery);
+        let (mut since, limit) = (Instant::now(), self.context.options.recovery);
         let (mut failure, mut rest) = (lost, FIRST_REST.min(limit));
         self.logbook.begin_outage(&failure, self.calls);
         while self.custody.state().asks() {
@@ -49,6 +49,11 @@ impl<'a> Journey<'a> {
                 Err(Failure::Connect { .. }) => {}
                 Err(other) => failure = other,
             }
+            if !self.logbook.is_in_outage() {
+                // Both sides had found each other: this is another loss, with a time of its own.
+                (since, rest) = (Instant::now(), FIRST_REST.min(limit));
+                self.logbook.begin_outage(&failure, self.calls);
+            }
         }
         self.logbook.end_outage(self.calls, false);
         Err(failure)
@@ -61,7 +66,7 @@ impl<'a> Journey<'a> {
     {
         let context = self.context;
         self.calls += 1;
-        let result = self.go_on(scope).map_err(|failure| context.alarm.explain(failure));
+        let result = survived(|| self.go_on(scope)).map_err(|failure| context.alarm.explain(failure));
         if result.is_err() {
             self.custody.fail();
         }
@@ -159,7 +164,8 @@ impl<'a> Journey<'a> {
         self.calls += 1;
         let told = self.ask(Knows::Kept).and_then(|control| hear_fate(&control));
         self.context.alarm.end();
-        told.is_ok()
+        // Another host, or VMM, knows nothing of it.
+        told.is_ok_and(|told| matches!(told.fate, Fate::NotRunning | Fate::Gone))
     }
 }
 

@@ -2,4 +2,4 @@
 # deadline: 300
 . "$BED/words.sh"
 
-end_to_end doubt commit_is_lost the_answer_to_commit_is_lost
+end_to_end doubt commit_is_lost_and_said_again the_answer_to_commit_is_lost

@@ -4,6 +4,7 @@
 //! the operator's word decides. All of it is the engine's to do ([`migrate::handover`]); this room passes the word on.
 
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver as Orders, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -57,6 +58,8 @@ pub(super) enum Doubt {
 pub(super) struct Order {
     resolution: Resolution,
     answer: Sender<Result<(), String>>,
+    /// The operator was told that it is too late.
+    void: Arc<AtomicBool>,
 }
 
 impl Doubt {
@@ -200,11 +203,18 @@ fn force_here(guest: &Resident, parted: &Mutex<Option<Parted>>) -> Result<Option
 /// Has the thread that waits for the source obey.
 fn order(inner: &Inner, orders: &Sender<Order>, resolution: Resolution) -> Result<(), Refusal> {
     let ((answer, answered), gone) = (channel(), "the guest is being decided about already");
-    orders.send(Order { resolution, answer }).map_err(|_| of_state(gone))?;
+    let void = Arc::new(AtomicBool::new(false));
+    orders.send(Order { resolution, answer, void: Arc::clone(&void) }).map_err(|_| of_state(gone))?;
     if let Some(receiver) = inner.receiver.get().and_then(std::sync::Weak::upgrade) {
         receiver.stop();
     }
-    answered.recv_timeout(OBEYED_WITHIN).map_err(|_| of_state(gone))?.map_err(of_state)
+    answered
+        .recv_timeout(OBEYED_WITHIN)
+        .map_err(|_| {
+            void.store(true, Ordering::SeqCst);
+            of_state(gone)
+        })?
+        .map_err(of_state)
 }
 
 /// Tells destinations that may hold the guest that it runs here, as far as they can be reached by `options` now. Whether
@@ -212,7 +222,10 @@ fn order(inner: &Inner, orders: &Sender<Order>, resolution: Resolution) -> Resul
 pub(super) fn tell_kept(inner: &Inner, guest: &Resident, options: &Options) -> bool {
     let untold = mem::take(&mut *lock(&inner.untold));
     // A credential that is gone keeps nobody but the destination, which then has to be told by its operator.
-    let Ok(dial) = source::dial(options) else { return true };
+    let Ok(dial) = source::dial(options) else {
+        lock(&inner.untold).extend(untold);
+        return true;
+    };
     let route = Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
     let left: Vec<_> = untold.into_iter().filter_map(|parted| parted.disown(guest, options, route)).collect();
     let all = left.is_empty();
@@ -276,7 +289,8 @@ fn obey(
     orders: &Orders<Order>,
 ) -> Result<Box<Waiting>, Option<Arrival>> {
     receiver.go_on();
-    let Ok(Order { resolution, answer }) = orders.try_recv() else { return Ok(waiting) };
+    let valid = |order: &Order| !order.void.load(Ordering::SeqCst);
+    let Some(Order { resolution, answer, .. }) = orders.try_iter().find(valid) else { return Ok(waiting) };
     let told = |result| drop(answer.send(result));
     match resolution {
         Resolution::ForceDestination => match receiver.force(waiting) {

@@ -111,9 +111,6 @@ fn lost(guest: &Resident, options: &Options) -> Report {
     }
 }
 
-/// A guest that has arrived, and whose source may not know it, is answered for so long: as its journal remembers it.
-const ANSWERS_FOR: Duration = Duration::from_secs(24 * 3600);
-
 /// Listens until a guest has arrived. Attempts that fail are told and followed by the next.
 pub(super) fn receive_in_background(
     handle: &VmHandle,
@@ -143,6 +140,8 @@ fn receive(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver) {
         if !take_in(inner, arrivals, receiver, arrival) || inner.ends_within(BETWEEN_ATTEMPTS) {
             return;
         }
+        // An order that came too late may have ended the waiting for another guest.
+        receiver.go_on();
     }
 }
 
@@ -155,7 +154,7 @@ fn take_in(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver, mut arr
                 // Whatever the guest does from here on: its source may want to know where it is, or its operator may.
                 let mut unheard = unheard;
                 while let Some(waiting) = unheard {
-                    unheard = match receiver.await_source(waiting, ANSWERS_FOR, &Recorder(inner)) {
+                    unheard = match receiver.await_source(waiting, Duration::MAX, &Recorder(inner)) {
                         Arrival::Arrived { unheard, .. } => unheard,
                         _ => None,
                     };
