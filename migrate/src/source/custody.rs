@@ -65,7 +65,7 @@ impl<'a> Custody<'a> {
         peer: &str,
     ) -> Result<(), Failure> {
         let Description { uuid, epoch, .. } = self.guest.description();
-        let opened = journals.open(uuid, session, epoch + 1, Promise::Leaving, peer);
+        let opened = journals.open(uuid, session, epoch.saturating_add(1), Promise::Leaving, peer);
         self.hold.remembers = journals.remembers();
         self.hold.journal = Some(opened.map_err(|error| Failure::journal(journals, &error))?);
         Ok(())
@@ -108,7 +108,7 @@ impl<'a> Custody<'a> {
         if let Some(left) = self.hold.committed.and_then(|at| (at + PROMISE + DRIFT).checked_sub(now())) {
             return Err(Failure::Pending { left });
         }
-        let epoch = self.guest.description().epoch + 2;
+        let epoch = self.guest.description().epoch.saturating_add(2);
         let forced = self.hold.journal.as_mut().map_or(Ok(()), |journal| journal.force(epoch));
         forced.map_err(|error| Failure::Guest { doing: "write the journal", why: error.to_string() })?;
         self.guest.set_epoch(epoch);

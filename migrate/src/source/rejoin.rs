@@ -134,7 +134,7 @@ impl<'a> Journey<'a> {
         greet(&control)?;
         control.set_limit(context.route.deadlines.idle)?;
         let (guest, epoch) = (context.description.uuid, context.guest.description().epoch);
-        let epoch = if knows == Knows::Kept { epoch } else { epoch + 1 };
+        let epoch = if knows == Knows::Kept { epoch } else { epoch.saturating_add(1) };
         control.tell(&Message::Rejoin(Rejoin { guest, epoch, knows }))?;
         Ok(control)
     }
