@@ -50,6 +50,8 @@ impl Lane {
             killed.then(|| vm.end()).is_some()
         };
         let dead = [killed(&mut here, Side::Source), killed(&mut next, Side::Destination)];
+        // A VMM that may open nothing more answers nobody, its operator's commands included.
+        let code = if fault.sort == Sort::Files && code > 1 { known_later(&mut here) } else { code };
         let end = match (code, dead) {
             (_, [true, _]) => self.source_is_gone(here, next),
             (3, _) => {
@@ -146,6 +148,7 @@ impl Lane {
                     self.rests(next);
                     return End::Resolved;
                 }
+                self.disk.iter().for_each(Disk::grow);
                 assert_eq!(ask(&["salvage"]), Some(0), "what there is of half a guest can be kept");
                 self.clear();
                 End::Died
@@ -171,7 +174,13 @@ impl Lane {
         });
         match code.code() {
             Some(0) => self.moved(here, next),
-            Some(1) => self.stayed(here, was, Some(next)),
+            Some(1) => {
+                // What the process before it had promised has been answered for.
+                if died {
+                    self.forget(&format!(".{}.destination", next.name()));
+                }
+                self.stayed(here, was, Some(next));
+            }
             _ => {
                 assert!(died, "both are there, and do not know: {}", recovery.err());
                 until("a commit to lapse", || {
@@ -208,6 +217,16 @@ fn watched(mut migration: Migration, watch: &mut Watch) -> (i32, String) {
         _ => ending.words,
     };
     (ending.code, reason)
+}
+
+/// What the command could not say, for it was not answered: as its exit status would have been.
+fn known_later(here: &mut Vm) -> i32 {
+    until("the source to have ended the attempt", || match here.life() {
+        _ if here.has_died() => Some(0),
+        Some(Life::Running) => Some(1),
+        Some(Life::Unknown) => Some(3),
+        _ => None,
+    })
 }
 
 fn send(pid: u32, signal: Signal) {

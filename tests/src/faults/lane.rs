@@ -47,6 +47,18 @@ impl Disk {
         mounted.is_ok_and(|status| status.success()).then_some(Self(at))
     }
 
+    /// Makes room for a guest's memory.
+    pub(super) fn grow(&self) {
+        let grown = Command::new("mount").args(["-o", "remount,size=128m"]).arg(&self.0).status();
+        assert!(grown.is_ok_and(|status| status.success()), "to make room in {}", self.0.display());
+    }
+
+    /// Makes it as small as it was.
+    fn shrink(&self) {
+        // Should it fail, the disk is not full when it should be, and that attempt ends well.
+        let _ = Command::new("mount").args(["-o", "remount,size=512k"]).arg(&self.0).status();
+    }
+
     /// Where what fills it is.
     pub(super) fn ballast(&self) -> PathBuf {
         self.0.join("ballast")
@@ -79,6 +91,7 @@ impl Lane {
     pub(super) fn clear(&mut self) {
         (self.here, self.spare) = (None, None);
         self.forget("");
+        self.disk.iter().for_each(Disk::shrink);
     }
 
     /// A guest that works, and a VMM that waits.
