@@ -183,14 +183,15 @@ impl Journals {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| io::Error::new(ErrorKind::ResourceBusy, "another process keeps this journal"))?;
-        let number = newest(&file).map_or(0, |record| record.number);
+        let before = newest(&file);
+        let number = before.as_ref().map_or(0, |record| record.number);
         let mut journal = Journal { file: Some(file), path, record: Record { number, ..record } };
-        // Both slots: so that no later write needs room on the disk.
-        journal.write(promise)?;
-        journal.write(promise)?;
-        journal.sync()?;
-        File::open(folder)?.sync_all()?;
-        Ok(journal)
+        let begun = journal.begin(promise).and_then(|()| File::open(folder)?.sync_all());
+        if begun.is_err() && before.is_none() {
+            // Nothing was promised: a record of it would keep the guest from being booted here.
+            journal.remove();
+        }
+        begun.map(|()| journal)
     }
 
     /// What is known here of a migration whose guest was to come, from journals that no living process keeps.
@@ -263,6 +264,13 @@ impl Journal {
         let Some(file) = &self.file else { return Ok(()) };
         let at = (self.record.number % 2) * SLOT as u64;
         file.write_all_at(&slot(&self.record), at)
+    }
+
+    /// The first record, on stable storage. In both slots: so that no later write needs room on the disk.
+    fn begin(&mut self, promise: Promise) -> io::Result<()> {
+        self.write(promise)?;
+        self.write(promise)?;
+        self.sync()
     }
 
     /// Puts what was written on stable storage.
