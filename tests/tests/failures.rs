@@ -10,7 +10,7 @@ use std::thread;
 use migrate::client::types::Life;
 use migrate::progress::Event;
 use migrate::report::Phase;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tests::{Cut, Guest, Journey, Kind, Proxy, World, until};
 
 /// Slow enough that pre-copy of the busy guest takes ten seconds.
@@ -215,4 +215,19 @@ fn a_guest_that_writes_faster_than_the_link_stays_and_is_as_fast_as_before() {
     assert!(after * 2 > before, "{before} pages/s before, {after} after: is the dirty log still on?");
     next.wait_until(Life::Waiting);
     survived(journey);
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_console_that_may_not_grow_is_lost_and_the_guest_goes_on() {
+    let world = World::quiet();
+    let journey = Journey::begin(&world, Guest::IDLE);
+    let pid = i32::try_from(journey.here().pid()).ok().and_then(Pid::from_raw);
+    // What the VMM says of it goes to a file as well, which is shorter.
+    let most = journey.here().console().len() as u64 + 300;
+    prlimit(pid, Resource::Fsize, Rlimit { current: Some(most), maximum: None }).expect("a limit");
+    let mut journey = journey;
+    until("the VMM to say so", || journey.here_mut().process().err().contains("console").then_some(()));
+    let here = journey.here();
+    assert_eq!((here.life(), here.info().corruptions), (Some(Life::Running), Some(0)));
 }

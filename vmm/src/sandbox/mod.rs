@@ -67,6 +67,7 @@ static FILTERS: OnceLock<[Filter; ThreadKind::ALL.len()]> = OnceLock::new();
 /// When the kernel refuses. Some of it may be in force then.
 pub fn enter(seccomp: Seccomp, files: Option<&Files>) -> Result<Landlocked, SandboxError> {
     let failed = |what| move |error: rustix::io::Errno| SandboxError::Seccomp { what, error: error.into() };
+    violation::outlive_limits_of_files();
     rustix::thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
     let landlocked = files.map_or(Ok(Landlocked::Not), Files::restrict)?;
     if seccomp == Seccomp::Off {

@@ -40,6 +40,12 @@ pub(super) fn tell() -> io::Result<()> {
     }
 }
 
+/// Makes a file that may not grow (RLIMIT_FSIZE) an error of its write, which by default ends the process.
+pub(super) fn outlive_limits_of_files() {
+    // SAFETY: to ignore a valid signal runs nothing.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 extern "C" fn on_forbidden(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a siginfo_t, which is larger than `Told` and begins with the same fields for SIGSYS.
     let told = unsafe { &*info.cast::<Told>() };
