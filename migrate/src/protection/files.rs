@@ -25,35 +25,51 @@ pub(super) struct Credentials {
     pub(super) key: PrivateKeyDer<'static>,
 }
 
-impl Credentials {
+/// The three files of such a directory as they are, and what each is called in errors.
+pub(super) struct Pems {
+    pub(super) ca: Vec<u8>,
+    pub(super) cert: Vec<u8>,
+    pub(super) key: Vec<u8>,
+    names: [String; 3],
+}
+
+impl Pems {
     pub(super) fn read(dir: &Path) -> Result<Self, ProtectionError> {
         let [ca, cert, key] = [CA, CERTIFICATE, KEY].map(|name| dir.join(name));
-        Self::of(
-            [&content(&ca)?, &content(&cert)?, &secret(&key)?],
-            [ca, cert, key].map(|path| path.display().to_string()),
-        )
+        let (ca_pem, cert_pem, key_pem) = (content(&ca)?, content(&cert)?, secret(&key)?);
+        let names = [ca, cert, key].map(|path| path.display().to_string());
+        Ok(Self { ca: ca_pem, cert: cert_pem, key: key_pem, names })
     }
 
-    /// Of a CA's certificates, a certificate and its key, in PEM; and what each is called in errors.
-    pub(super) fn of(
-        [ca, cert, key]: [&[u8]; 3],
-        [ca_name, cert_name, key_name]: [String; 3],
-    ) -> Result<Self, ProtectionError> {
+    /// Of files that somebody else has read.
+    pub(super) fn given(ca: &str, cert: &str, key: &str) -> Self {
+        let [ca, cert, key] = [ca, cert, key].map(|text| text.as_bytes().to_vec());
+        Self { ca, cert, key, names: [CA, CERTIFICATE, KEY].map(str::to_owned) }
+    }
+}
+
+impl Credentials {
+    pub(super) fn read(dir: &Path) -> Result<Self, ProtectionError> {
+        Self::of(&Pems::read(dir)?)
+    }
+
+    pub(super) fn of(pems: &Pems) -> Result<Self, ProtectionError> {
+        let [ca, cert, key] = &pems.names;
         let mut authorities = RootCertStore::empty();
-        for certificate in parsed(ca, &ca_name)? {
+        for certificate in certificates(&pems.ca, ca)? {
             authorities
                 .add(certificate)
-                .map_err(|error| ProtectionError(format!("{ca_name}: not a CA's certificate: {error}")))?;
+                .map_err(|error| ProtectionError(format!("{ca}: not a CA's certificate: {error}")))?;
         }
-        let chain = parsed(cert, &cert_name)?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| ProtectionError(format!("{key_name} is not a private key in PEM: {error}")))?;
+        let chain = certificates(&pems.cert, cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&pems.key)
+            .map_err(|error| ProtectionError(format!("{key} is not a private key in PEM: {error}")))?;
         Ok(Self { authorities, chain, key })
     }
 }
 
 /// All certificates in PEM: at least one.
-fn parsed(bytes: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, ProtectionError> {
+fn certificates(bytes: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, ProtectionError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
@@ -63,7 +79,7 @@ fn parsed(bytes: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, Prot
 }
 
 /// The content of a file that anyone may read.
-pub(super) fn content(path: &Path) -> Result<Vec<u8>, ProtectionError> {
+fn content(path: &Path) -> Result<Vec<u8>, ProtectionError> {
     read(path, &open(path)?)
 }
 

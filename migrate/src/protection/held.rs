@@ -1,13 +1,12 @@
 //! What the files say, without the files: what the command sends to a VMM, which may be confined and cannot read them.
 
 use std::fmt;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ProtectionError;
-use super::files::{CA, CERTIFICATE, KEY, content, secret};
+use super::files::Pems;
 use super::shared_key::SharedKey;
 
 /// The content of the files that protect a source. Secret: it goes over the control socket, which is its user's alone, and
@@ -32,27 +31,17 @@ pub enum Held {
 }
 
 impl Held {
-    /// Reads a directory given as `--tls`.
-    pub(super) fn certificates(dir: &Path) -> Result<Self, ProtectionError> {
-        let text = |path: &Path, bytes: Vec<u8>| {
-            String::from_utf8(bytes)
-                .map_err(|_| ProtectionError(format!("{} is not PEM: it is no text", path.display())))
+    /// Of the files in a directory given as `--tls`.
+    pub(super) fn certificates(pems: Pems) -> Result<Self, ProtectionError> {
+        let text = |bytes| {
+            String::from_utf8(bytes).map_err(|_| ProtectionError("PEM is text, and this is not".to_owned()))
         };
-        let public = |name: &str| {
-            let path = dir.join(name);
-            text(&path, content(&path)?)
-        };
-        let key = dir.join(KEY);
-        Ok(Self::Certificates {
-            ca: public(CA)?,
-            cert: public(CERTIFICATE)?,
-            key: text(&key, secret(&key)?)?,
-        })
+        Ok(Self::Certificates { ca: text(pems.ca)?, cert: text(pems.cert)?, key: text(pems.key)? })
     }
 
-    /// Reads a file given as `--psk`.
-    pub(super) fn shared_key(file: &Path) -> Result<Self, ProtectionError> {
-        Ok(Self::SharedKey { key: SharedKey::read(file)?.digits() })
+    /// Of the file given as `--psk`.
+    pub(super) fn shared_key(key: &SharedKey) -> Self {
+        Self::SharedKey { key: key.digits() }
     }
 }
 

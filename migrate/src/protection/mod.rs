@@ -21,7 +21,7 @@ use rustls::pki_types::ServerName;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, ServerConfig, version};
 
-use self::files::Credentials;
+use self::files::{Credentials, Pems};
 pub use self::held::Held;
 use self::shared_key::{Part, SharedKey};
 
@@ -96,12 +96,12 @@ impl Protection {
         match self {
             Self::None => Ok(None),
             Self::Certificates { dir, name } => {
-                by_certificates(Credentials::read(dir)?, name.as_deref(), to, dir).map(Some)
+                let credentials = Credentials::read(dir)?;
+                by_certificates(credentials, name.as_deref(), to, dir).map(Some)
             }
             Self::SharedKey { file } => by_shared_key(&SharedKey::read(file)?).map(Some),
             Self::Held { held: Held::Certificates { ca, cert, key }, name } => {
-                let names = [files::CA, files::CERTIFICATE, files::KEY].map(str::to_owned);
-                let credentials = Credentials::of([ca.as_bytes(), cert.as_bytes(), key.as_bytes()], names)?;
+                let credentials = Credentials::of(&Pems::given(ca, cert, key))?;
                 by_certificates(credentials, name.as_deref(), to, Path::new("--tls")).map(Some)
             }
             Self::Held { held: Held::SharedKey { key }, .. } => {
@@ -116,11 +116,18 @@ impl Protection {
     /// # Errors
     /// As for [`identity`](Self::identity).
     pub fn held(&self, to: &str) -> Result<Option<Held>, ProtectionError> {
-        self.identity(to)?;
         match self {
             Self::None => Ok(None),
-            Self::Certificates { dir, .. } => Held::certificates(dir).map(Some),
-            Self::SharedKey { file } => Held::shared_key(file).map(Some),
+            Self::Certificates { dir, name } => {
+                let pems = Pems::read(dir)?;
+                by_certificates(Credentials::of(&pems)?, name.as_deref(), to, dir)?;
+                Held::certificates(pems).map(Some)
+            }
+            Self::SharedKey { file } => {
+                let key = SharedKey::read(file)?;
+                by_shared_key(&key)?;
+                Ok(Some(Held::shared_key(&key)))
+            }
             Self::Held { held, .. } => Ok(Some(held.clone())),
         }
     }
