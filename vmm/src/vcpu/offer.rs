@@ -34,19 +34,13 @@ pub fn offer(kvm: &KvmHost, vcpus: u32) -> Result<Template, KvmError> {
 pub(crate) fn offer_by(kvm: &KvmHost, vcpu: &VcpuFd, vcpus: u32) -> Result<Template, KvmError> {
     let mut listed = supported(kvm)?;
     listed.settle(vcpus);
-    if !takes_feature_msrs(vcpu, &listed)? {
+    // `kvm_pvm` on AMD lists feature MSRs that no vCPU of its takes. What else is refused is refused again below.
+    if give(vcpu, &listed, 0).is_err() {
         listed.feature_msrs.clear();
         Feature::named("arch-capabilities").into_iter().for_each(|feature| listed.put(feature, false));
         listed.settle(vcpus);
     }
     shown_by(vcpu, &listed, vcpus)
-}
-
-/// Whether a vCPU can be given the feature MSRs that KVM lists. `kvm_pvm` on AMD lists what no vCPU of its takes.
-fn takes_feature_msrs(vcpu: &VcpuFd, cpu: &Template) -> Result<bool, KvmError> {
-    vcpu.set_cpuid2(&cpuid_for(&cpu.cpuid, 0)?).map_err(KvmError::refused("give a vCPU this CPUID"))?;
-    let told = cpu.feature_msrs.iter().map(|msr| (msr.index, msr.value));
-    Ok(msrs::write(ioctl::borrow(vcpu), told).is_ok())
 }
 
 /// Of the features that `cpu` does not have, those that a vCPU shows all the same. It has `cpu` from here on.
