@@ -21,7 +21,7 @@ use migrate::pages::PageRun;
 use migrate::source::{self, Parted, Route};
 use migrate::{Arrival, Cancel, Receiver, Waiting};
 
-use super::moving::{Recorder, settle};
+use super::moving::{Recorder, leave_in_background};
 use super::stage::Stage;
 use super::{Inner, VmHandle};
 
@@ -114,7 +114,8 @@ pub(super) fn of_state(refused: impl std::fmt::Display) -> Refusal {
 pub(super) fn recover(handle: &VmHandle, request: &RecoverRequest) -> Result<(), Refusal> {
     let inner = &handle.inner;
     let _one = inner.order();
-    let (guest, parted, options) = match inner.stage() {
+    let stage = inner.stage();
+    let (guest, parted, options) = match &stage {
         Stage::Leaving(_) => {
             let cancel = inner.lock().cancel.clone();
             cancel.into_iter().for_each(|cancel| cancel.call_now(request.to.clone()));
@@ -128,32 +129,27 @@ pub(super) fn recover(handle: &VmHandle, request: &RecoverRequest) -> Result<(),
         }
         _ => return Err(of_state("no guest is in doubt here: there is nothing to recover")),
     };
-    let failed =
-        "the engine cannot go on with this guest: `migrate resolve --force-source` or `--discard` is left";
-    let parted = lock(&parted).take().ok_or_else(|| of_state(failed))?;
-    let mut options = *options;
+    if lock(parted).is_none() {
+        let failed = "the engine cannot go on with this guest: `migrate resolve --force-source` or `--discard` is left";
+        return Err(of_state(failed));
+    }
+    let mut options = Options::clone(options);
     options.to = request.to.clone().unwrap_or(options.to);
     options.recovery = request.recovery_ms.map_or(options.recovery, Duration::from_millis);
     let cancel = Cancel::new();
-    inner.begin_leaving(&guest, &cancel);
-    let (inner, cancel) = (Arc::clone(inner), cancel);
-    let work = move || {
-        sandbox::confine(ThreadKind::Departing);
-        let departure = match source::dial(&options) {
+    let (leaving, held, engine_cancel) = (Arc::clone(guest), Arc::clone(parted), cancel.clone());
+    let (guest, moving) = (Arc::clone(guest), Arc::clone(inner));
+    leave_in_background(inner, stage, guest, options, cancel, move |options| {
+        let parted = lock(&held).take().expect("one order at a time, and it was there");
+        match source::dial(options) {
             Ok(dial) => {
                 let route =
-                    Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
-                parted.recover(&*guest, &options, route, &cancel, &Recorder(&inner))
+                    Route { dial: &*dial, deadlines: Deadlines::default(), journals: &moving.journals };
+                parted.recover(&*leaving, options, route, &engine_cancel, &Recorder(&moving))
             }
             Err(why) => parted.left_as_it_was(why),
-        };
-        settle(&inner, &guest, &options, departure);
-    };
-    thread::Builder::new()
-        .name("migration".into())
-        .spawn(work)
-        .map(drop)
-        .map_err(|error| Refusal::Failed(format!("cannot start a thread for the migration: {error}")))
+        }
+    })
 }
 
 /// The operator's word on a guest in doubt.
@@ -221,6 +217,9 @@ fn order(inner: &Inner, orders: &Sender<Order>, resolution: Resolution) -> Resul
 /// all have heard.
 pub(super) fn tell_kept(inner: &Inner, guest: &Resident, options: &Options) -> bool {
     let untold = mem::take(&mut *lock(&inner.untold));
+    if untold.is_empty() {
+        return true;
+    }
     // A credential that is gone keeps nobody but the destination, which then has to be told by its operator.
     let Ok(dial) = source::dial(options) else {
         lock(&inner.untold).extend(untold);
@@ -237,7 +236,9 @@ pub(super) fn tell_kept(inner: &Inner, guest: &Resident, options: &Options) -> b
 pub(super) fn tell_kept_for_a_while(inner: &Inner, guest: &Resident, options: &Options) {
     let (since, mut rest) = (Instant::now(), FIRST_REST);
     while !tell_kept(inner, guest, options) && since.elapsed() < options.recovery {
-        thread::sleep(rest.min(options.recovery.saturating_sub(since.elapsed())));
+        if inner.ends_within(rest.min(options.recovery.saturating_sub(since.elapsed()))) {
+            return;
+        }
         rest = (rest * 2).min(LONGEST_REST);
     }
 }
@@ -322,15 +323,4 @@ fn obey(
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Inner {
-    /// The guest is leaving again.
-    fn begin_leaving(&self, guest: &Arc<Resident>, cancel: &Cancel) {
-        let mut life = self.lock();
-        life.stage = Stage::Leaving(Arc::clone(guest));
-        life.migration.active = true;
-        life.migration.progress = None;
-        life.cancel = Some(cancel.clone());
-    }
 }

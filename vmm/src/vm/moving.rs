@@ -1,6 +1,7 @@
 //! Migrations in the background: a thread each, which runs the engine and records what it says.
 
 use std::io;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -37,43 +38,53 @@ pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Resul
         return Err(Refusal::Conflict("cannot move the guest: it is paused; `vmm resume` it first".into()));
     }
     let cancel = Cancel::new();
-    {
+    let (moving, leaving, engine_cancel) = (Arc::clone(&inner), Arc::clone(&guest), cancel.clone());
+    leave_in_background(&inner, Stage::Here(Arc::clone(&guest)), guest, options, cancel, move |options| {
+        // It may be the destination of an attempt before, and wait for what became of it.
+        doubt::tell_kept(&moving, &leaving, options);
+        migrate::migrate(&*leaving, options, &moving.journals, &engine_cancel, &Recorder(&moving))
+    })
+}
+
+/// Has a thread run the engine for a guest that leaves. Where none can be started it is in the stage `before`, as it was.
+pub(super) fn leave_in_background(
+    inner: &Arc<Inner>,
+    before: Stage,
+    guest: Arc<Resident>,
+    options: Options,
+    cancel: Cancel,
+    engine: impl FnOnce(&Options) -> Departure + Send + 'static,
+) -> Result<(), Refusal> {
+    let was = {
         let mut life = inner.lock();
         if life.is_rebooting() {
             let why = "cannot move the guest: it has reset and is about to boot again; try again in a moment";
             return Err(Refusal::Conflict(why.into()));
         }
         life.stage = Stage::Leaving(Arc::clone(&guest));
-        life.migration = MigrationStatus { active: true, progress: None, report: None };
-        life.cancel = Some(cancel.clone());
-    }
-    let leaving = Arc::clone(&guest);
-    let started = thread::Builder::new()
-        .name("migration".into())
-        .spawn(move || depart(&inner, &leaving, &options, &cancel))
-        .map(drop);
+        life.cancel = Some(cancel);
+        mem::replace(&mut life.migration, MigrationStatus { active: true, progress: None, report: None })
+    };
+    let leaving = Arc::clone(inner);
+    let work = move || {
+        sandbox::confine(ThreadKind::Departing);
+        let departure = catch_unwind(AssertUnwindSafe(|| engine(&options)))
+            .unwrap_or_else(|_| Departure { report: lost(&guest, &options), parted: None });
+        settle(&leaving, &guest, &options, departure);
+    };
+    let started = thread::Builder::new().name("migration".into()).spawn(work).map(drop);
     started.map_err(|error| {
-        let mut life = handle.inner.lock();
+        let mut life = inner.lock();
         life.cancel = None;
-        life.migration.active = false;
+        life.migration = was;
         drop(life);
-        handle.inner.enter(Stage::Here(guest));
+        inner.enter(before);
         Refusal::Failed(format!("cannot start a thread for the migration: {error}"))
     })
 }
 
-fn depart(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, cancel: &Cancel) {
-    sandbox::confine(ThreadKind::Departing);
-    // It may be the destination of an attempt before, and wait for what became of it.
-    doubt::tell_kept(inner, guest, options);
-    let engine = || migrate::migrate(&**guest, options, &inner.journals, cancel, &Recorder(inner));
-    let departure = catch_unwind(AssertUnwindSafe(engine))
-        .unwrap_or_else(|_| Departure { report: lost(guest, options), parted: None });
-    settle(inner, guest, options, departure);
-}
-
 /// Records how a guest that was to leave has ended here, or stands.
-pub(super) fn settle(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, departure: Departure) {
+fn settle(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, departure: Departure) {
     let Departure { report, parted } = departure;
     let moved = report.outcome == Outcome::Moved;
     let (in_doubt, to_be_told): (Vec<_>, Vec<_>) = parted.into_iter().partition(Parted::is_in_doubt);
