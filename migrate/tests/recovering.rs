@@ -15,7 +15,7 @@ use migrate::journal::Journals;
 use migrate::options::{Mode, Options};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase};
-use migrate::source::{Departure, Route, migrate_over};
+use migrate::source::{Departure, Parted, Route, migrate_over};
 use migrate::{Arrival, Cancel, Receiver};
 use sim::attempt::{Attempt, short};
 use sim::link::{Blow, Fuse, Fusing};
@@ -26,6 +26,13 @@ const TRIES: u32 = 5;
 
 /// More operations than any of these migrations has.
 const MANY: i64 = 2000;
+
+/// A source that has kept its guest says so, again where the destination is busy.
+fn tell_kept(mut parted: Option<Parted>, guest: &Sim, options: &Options, route: Route<'_>) {
+    for _ in 0..TRIES {
+        parted = parted.and_then(|parted| parted.disown(guest, options, route));
+    }
+}
 
 /// Both sides as two VMMs have them: the destination goes on waiting, for its source too when the guest has arrived, and a
 /// source that has kept its guest says so.
@@ -57,10 +64,7 @@ fn attempt_to_the_end(
         let dial: &dyn Dial = if on_source { fused } else { &plain };
         let route = Route { dial, deadlines, journals: Journals::nowhere() };
         let Departure { report, parted } = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
-        let mut to_be_told = parted.filter(|parted| !parted.is_in_doubt());
-        for _ in 0..TRIES {
-            to_be_told = to_be_told.and_then(|parted| parted.disown(&*guest, options, route));
-        }
+        tell_kept(parted.filter(|parted| !parted.is_in_doubt()), &guest, options, route);
         over.store(true, Ordering::SeqCst);
         receiver.stop();
         (report, receiving.join().expect("no panic"))
@@ -238,10 +242,7 @@ fn a_source_that_kept_its_guest_has_it_let_go_of() {
         let options = Options { recovery: Duration::from_secs(20), ..options(Mode::Precopy) };
         let route =
             Route { dial: &place, deadlines: short(Duration::from_secs(2)), journals: Journals::nowhere() };
-        let mut to_be_told = Some(parted);
-        for _ in 0..TRIES {
-            to_be_told = to_be_told.and_then(|parted| parted.disown(&*guest, &options, route));
-        }
+        tell_kept(Some(parted), &guest, &options, route);
         let arrival = receiving.join().expect("no panic");
         let Arrival::Failed { reason } = arrival else { panic!("{arrival:?}") };
         assert!(reason.contains("runs there"), "{reason}");
