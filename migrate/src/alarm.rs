@@ -247,10 +247,12 @@ impl Alarm {
 
     /// Runs what a thread of the migration does. Should it die of a defect, everyone learns so instead of waiting for it.
     pub(crate) fn guard(&self, what: &str, work: impl FnOnce()) {
-        if catch_unwind(AssertUnwindSafe(work)).is_err() {
-            self.trip(Failure::Bug(format!(
-                "the thread that {what} has died; its message is on standard error"
-            )));
+        let done = || {
+            work();
+            Ok(())
+        };
+        if let Err(died) = survived(&format!("the thread that {what}"), done) {
+            self.trip(died);
         }
     }
 
@@ -297,6 +299,12 @@ impl Alarm {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What `work` says; should it die of a defect, that `who` has.
+pub(crate) fn survived(who: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let died = |_| Err(Failure::Bug(format!("{who} has died; its message is on standard error")));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(died)
 }
 
 #[cfg(test)]

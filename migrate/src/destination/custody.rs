@@ -33,9 +33,13 @@ impl Custody {
         let Some((state, action)) = self.state.on(event) else {
             return Err(Failure::Bug(format!("{event:?} in state {:?}", self.state)));
         };
+        if action == DestinationAction::RunHere
+            && let Err(failure) = self.start(event)
+        {
+            return self.not_started(event, state, failure);
+        }
         self.state = state;
         match action {
-            DestinationAction::RunHere => self.run()?,
             DestinationAction::ThrowAway | DestinationAction::SendNotRunning => {
                 self.guest.discard();
                 // A source that asks later hears the same of a record that was lost, from this process.
@@ -45,7 +49,10 @@ impl Custody {
                 self.guest.suspend();
                 self.suspended = true;
             }
-            DestinationAction::RunOn | DestinationAction::None | DestinationAction::SendReady => {}
+            DestinationAction::RunHere
+            | DestinationAction::RunOn
+            | DestinationAction::None
+            | DestinationAction::SendReady => {}
         }
         if state == Destination::Arrived && event == DestinationEvent::Complete {
             self.arrive()?;
@@ -58,40 +65,31 @@ impl Custody {
         self.promised = now();
     }
 
-    /// Whether a commit would come too late.
-    pub(super) fn has_lapsed(&self) -> bool {
-        now().saturating_sub(self.promised) > PROMISE
-    }
-
-    /// The record first: a process that dies in between has not run it, and one that comes after knows no better. It may
-    /// have taken long: the promise is looked at once more, just before the guest runs.
-    fn run(&mut self) -> Result<(), Failure> {
+    /// The record first: a process that dies in between has not run it, and one that comes after knows no better. Writing may
+    /// take long: whether the commit comes too late is looked at after it, just before the guest runs.
+    fn start(&mut self, event: DestinationEvent) -> Result<(), Failure> {
         let written = self.journal.write(Promise::Running).map_err(GuestError::from);
-        if self.has_lapsed() {
-            let _ = self.journal.write(Promise::Arriving);
-            self.state = Destination::Held;
+        if event == DestinationEvent::Commit && now().saturating_sub(self.promised) > PROMISE {
             return Err(Failure::Lapsed { peer: "the source".to_owned(), after: PROMISE });
         }
-        if let Err(error) = written.and_then(|()| self.guest.resume()) {
-            self.on(DestinationEvent::NotStarted)?;
-            return Err(Failure::guest("start the guest")(error));
-        }
-        Ok(())
+        written.and_then(|()| self.guest.resume()).map_err(Failure::guest("start the guest"))
     }
 
-    /// The operator's word that the source does not run it and never will. Where it cannot be started it stays held.
-    pub(super) fn force(&mut self) -> Result<(), Failure> {
-        if self.state.on(DestinationEvent::Forced).is_none() {
-            return Err(Failure::Bug(format!("Forced in state {:?}", self.state)));
-        }
-        let written = self.journal.write(Promise::Running).map_err(GuestError::from);
-        if let Err(error) = written.and_then(|()| self.guest.resume()) {
+    /// It did not run. After a commit that came in time nobody waits for it any more; otherwise it is held as before.
+    fn not_started(
+        &mut self,
+        event: DestinationEvent,
+        state: Destination,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        if event == DestinationEvent::Commit && !matches!(failure, Failure::Lapsed { .. }) {
+            self.state = state;
+            self.on(DestinationEvent::NotStarted)?;
+        } else {
+            // A record that stays `running` says no more than that nobody can know.
             let _ = self.journal.write(Promise::Arriving);
-            return Err(Failure::guest("start the guest")(error));
         }
-        self.promise();
-        // It runs already, and is not started twice.
-        self.on(DestinationEvent::Forced)
+        Err(failure)
     }
 
     fn arrive(&mut self) -> Result<(), Failure> {

@@ -44,8 +44,6 @@ enum Fate {
     Open,
     /// The state is in place, and ready was said: it waits for commit, through losses of the link too.
     Ready,
-    /// Commit has come: no missing page may ever read as zero.
-    Committed,
     /// The guest runs, since then.
     Running(Instant),
     /// The arrival has failed; who hung in a fault was let go, so the guest must not run here.
@@ -173,11 +171,6 @@ impl Placing {
             *fate = Fate::Ready;
         }
         *fate == Fate::Ready
-    }
-
-    /// Commit has come.
-    pub(super) fn commit(&self) {
-        *self.fate() = Fate::Committed;
     }
 
     /// Pages that are missing still.

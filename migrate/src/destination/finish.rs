@@ -22,7 +22,7 @@ impl Session<'_> {
         let context = self.context;
         if context.placing.get().is_some() {
             context.enter(Phase::Postcopy);
-            if context.preflight.verify && !self.again {
+            if context.preflight.verify && !self.is_again() {
                 self.verify_running()?;
             }
         } else if self.custody.state() != Destination::Arrived {
@@ -37,7 +37,7 @@ impl Session<'_> {
                 Err(context.control.unexpected(Kind::Finish, "missing pages"))
             }
             Some(_) if self.custody.state() != Destination::Arrived => {
-                if self.again && context.preflight.verify {
+                if self.is_again() && context.preflight.verify {
                     // Nothing is compared after a lost link.
                     context.guest.stop_dirty_log();
                 }

@@ -129,8 +129,8 @@ impl Place<'_> {
             observer: self.observer,
         };
         let report = context.blank_report();
-        let session = Session { context: &context, custody, report, again: false };
-        let arrival = match session.converse(self.desk, &lines, (hello.session, 0)) {
+        let session = Session { context: &context, custody, report, session: hello.session, call: 0 };
+        let arrival = match session.converse(self.desk, &lines) {
             End::Over(arrival) => arrival,
             End::Waits(waiting) => {
                 self.observer.tell(Event::Lost { cause: waiting.reason().to_owned() });

@@ -159,13 +159,13 @@ impl<'a> Desk<'a> {
                 self.memory.tell(&line, &hello)?;
                 return Err(Failure::Closed { peer: line.peer().to_owned() });
             }
-            Ok(Verdict::Welcome) if hello.role == Role::Control && hello.call == 0 => {
-                let welcome = Welcome { version: VERSIONS.1.min(hello.versions.max) };
-                // A source that is gone before its welcome must not keep the place from the next one.
-                line.tell(&Message::Welcome(welcome)).inspect_err(|_| self.lock().session = None)?;
-            }
             Ok(Verdict::Welcome) if hello.role == Role::Control => {
-                line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))?;
+                welcome(&line, &hello).inspect_err(|_| {
+                    // A source that is gone before its welcome must not keep the place from the next one.
+                    if hello.call == 0 {
+                        self.lock().session = None;
+                    }
+                })?;
             }
             Ok(Verdict::Welcome) => {}
             Err(reason) => {
@@ -284,7 +284,7 @@ impl Memory {
 
     /// Says what became of the guest of `session`, which is not here now.
     fn tell(&self, line: &Line, hello: &Hello) -> Result<(), Failure> {
-        line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))?;
+        welcome(line, hello)?;
         match line.hear()? {
             Message::Rejoin(_) => {}
             other => return Err(line.unexpected(other.kind(), Kind::Rejoin.word())),
@@ -311,6 +311,11 @@ fn hello(line: &Line) -> Result<Hello, Failure> {
         Message::Hello(hello) => Ok(hello),
         other => Err(line.unexpected(other.kind(), Kind::Hello.word())),
     }
+}
+
+/// Answers a hello whose versions are known here.
+fn welcome(line: &Line, hello: &Hello) -> Result<(), Failure> {
+    line.tell(&Message::Welcome(Welcome { version: VERSIONS.1.min(hello.versions.max) }))
 }
 
 fn refuse(line: &Line, reason: &str) -> Result<(), Failure> {

@@ -1,7 +1,6 @@
 //! One arrival: from the first caller to the guest that runs here, or to a machine thrown away.
 
 use std::net::Shutdown;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, Scope};
 use std::time::Instant;
@@ -14,6 +13,7 @@ use super::landing::{Scratch, run_ahead};
 use super::reception::Desk;
 use super::waiting::Waiting;
 use super::{Arrival, ArrivalReport};
+use crate::alarm::survived;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::HeardClock;
@@ -46,8 +46,10 @@ pub(super) struct Session<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) custody: Custody,
     pub(super) report: ArrivalReport,
-    /// The source has come back after the link was lost.
-    pub(super) again: bool,
+    /// Names it.
+    pub(super) session: Uuid,
+    /// How often its source has called again.
+    pub(super) call: u32,
 }
 
 /// What has to be in place before the guest can run.
@@ -61,11 +63,16 @@ pub(super) struct Cargo {
 }
 
 impl<'a> Session<'a> {
-    /// One conversation, from here to its end. `named`: the session, and how often its source has called again.
-    pub(super) fn converse(mut self, desk: &Desk, lines: &Lines, named: (Uuid, u32)) -> End {
+    /// One conversation, from here to its end.
+    pub(super) fn converse(mut self, desk: &Desk, lines: &Lines) -> End {
         desk.converse(&self.context.alarm);
         let result = thread::scope(|scope| self.run(scope, lines));
-        self.close(result, named)
+        self.close(result)
+    }
+
+    /// The source has come back after the link was lost.
+    pub(super) fn is_again(&self) -> bool {
+        self.call > 0
     }
 
     /// The score between its frames: threads before, and the guest set right before they are joined.
@@ -107,13 +114,10 @@ impl<'a> Session<'a> {
                 let _ = context.control.tell(&Message::Alive);
             });
         });
-        let again = self.again;
-        let scored = catch_unwind(AssertUnwindSafe(|| {
-            if again { self.go_on(scope, lines) } else { self.score(scope, lines) }
-        }));
-        let died =
-            |_| Err(Failure::Bug("this side's score has died; its message is on standard error".to_owned()));
-        let scored = scored.unwrap_or_else(died);
+        // Should it die, the threads beside it would go on saying that all is well.
+        let scored = survived("the score of this side", || {
+            if self.is_again() { self.go_on(scope, lines) } else { self.score(scope, lines) }
+        });
         let mut result = scored.map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &mut result {
             *failure = context.last_word(failure.clone());
@@ -209,7 +213,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn close(mut self, result: Result<(), Failure>, named: (Uuid, u32)) -> End {
+    fn close(mut self, result: Result<(), Failure>) -> End {
         let context = self.context;
         let (heard, reason) =
             (result.is_ok(), result.err().map_or_else(String::new, |failure| failure.to_string()));
@@ -225,11 +229,11 @@ impl<'a> Session<'a> {
                 context.placing.get().into_iter().for_each(|placing| placing.faults.close());
                 self.report.postcopy = context.placing.get().map(|placing| placing.figures());
                 let (guest, report) = (Arc::clone(&context.guest), Box::new(self.report.clone()));
-                let unheard = (!heard).then(|| Box::new(Waiting::new(context, self, named, reason)));
+                let unheard = (!heard).then(|| Box::new(Waiting::new(self, reason)));
                 End::Over(Arrival::Arrived { guest, report, unheard })
             }
             Destination::Held | Destination::Bereft | Destination::Orphaned => {
-                End::Waits(Box::new(Waiting::new(context, self, named, reason)))
+                End::Waits(Box::new(Waiting::new(self, reason)))
             }
             _ => End::Over(Arrival::Failed { reason }),
         }

@@ -15,7 +15,6 @@ use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
 use crate::report::{Phase, Switchover};
 use crate::verify::{compare, judge};
-use crate::wire::limits::PROMISE;
 use crate::wire::message::{Ready, Reason, tame};
 use crate::wire::{Kind, Message};
 
@@ -114,14 +113,9 @@ impl<'a> Session<'a> {
     pub(super) fn wait_commit(&mut self) -> Result<(), Failure> {
         let control = &self.context.control;
         match control.hear()? {
-            Message::Commit => {}
-            other => return Err(control.unexpected(other.kind(), Kind::Commit.word())),
+            Message::Commit => Ok(()),
+            other => Err(control.unexpected(other.kind(), Kind::Commit.word())),
         }
-        if self.custody.has_lapsed() {
-            return Err(Failure::Lapsed { peer: control.peer().to_owned(), after: PROMISE });
-        }
-        self.context.placing.get().into_iter().for_each(|placing| placing.commit());
-        Ok(())
     }
 
     /// Runs the guest, and says so.

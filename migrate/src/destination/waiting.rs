@@ -42,13 +42,8 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new(
-        context: &Context<'_>,
-        session: Session<'_>,
-        named: (Uuid, u32),
-        reason: String,
-    ) -> Self {
-        let Session { custody, report, .. } = session;
+    pub(super) fn new(session: Session<'_>, reason: String) -> Self {
+        let Session { context, custody, report, session, call } = session;
         Self {
             guest: Arc::clone(&context.guest),
             custody,
@@ -57,8 +52,8 @@ impl Waiting {
             map: context.map.clone(),
             landing: Arc::clone(&context.landing),
             placing: context.placing.get().cloned(),
-            session: named.0,
-            call: named.1,
+            session,
+            call,
             reason,
         }
     }
@@ -133,7 +128,7 @@ impl Waiting {
         if missing > 0 {
             return Err((self, format!("cannot run the guest here: {missing} of its pages never arrived")));
         }
-        let forced = self.custody.force();
+        let forced = self.custody.on(DestinationEvent::Forced);
         match forced.and_then(|()| self.custody.on(DestinationEvent::Complete)) {
             Ok(()) => {
                 self.placing.iter().for_each(|placing| placing.faults.close());
@@ -226,6 +221,7 @@ impl Place<'_> {
             }
         };
         self.observer.tell(Event::Found { us, calls });
+        waiting.custody.promise();
         let Waiting { guest, custody, report, preflight, map, landing, placing, session, .. } = *waiting;
         let context = Context {
             ram: guest.ram(),
@@ -239,10 +235,7 @@ impl Place<'_> {
             deadlines: self.deadlines,
             observer: self.observer,
         };
-        let mut custody = custody;
-        custody.promise();
-        let session_again = Session { context: &context, custody, report, again: true };
-        session_again.converse(self.desk, &lines, (session, call))
+        Session { context: &context, custody, report, session, call }.converse(self.desk, &lines)
     }
 
     /// Says what became of the guest, and what is missing; then come the connections for it. None: it runs on the source.

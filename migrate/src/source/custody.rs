@@ -41,6 +41,11 @@ impl Hold {
     pub(super) fn state(&self) -> Source {
         self.state
     }
+
+    /// Whether only the destination or an operator can say more.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        matches!(self.state, Source::Unknown | Source::Stranded)
+    }
 }
 
 impl<'a> Custody<'a> {
@@ -141,7 +146,7 @@ impl<'a> Custody<'a> {
 
     /// Whether only the destination or an operator can say more.
     pub(super) fn is_in_doubt(&self) -> bool {
-        matches!(self.hold.state, Source::Unknown | Source::Stranded)
+        self.hold.is_in_doubt()
     }
 
     /// How it ended, or stands.

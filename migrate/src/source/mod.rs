@@ -28,7 +28,6 @@ mod rejoin;
 mod switchover;
 mod time_limit;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, Scope};
 use std::time::Instant;
 
@@ -40,7 +39,7 @@ use self::crew::Crew;
 use self::custody::Custody;
 use self::logbook::Logbook;
 pub use self::parted::Parted;
-use crate::alarm::Cancel;
+use crate::alarm::{Cancel, survived};
 use crate::channel::tcp::TcpDial;
 use crate::channel::tls::TlsDial;
 use crate::channel::{Deadlines, Dial};
@@ -52,6 +51,9 @@ use crate::options::{Mode, Options};
 use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
+
+/// Who dies where the score does: the threads beside it would go on saying that all is well.
+const SCORE: &str = "the score of this side";
 
 /// How the destination is reached, and how long each wait may be.
 #[derive(Clone, Copy)]
@@ -163,7 +165,7 @@ impl<'a> Journey<'a> {
             pulse::beat(&context.alarm, context.beat(), || context.pulse());
             context.alarm.insist(context.route.deadlines.beat);
         });
-        let result = survived(|| self.score(scope)).map_err(|failure| context.alarm.explain(failure));
+        let result = survived(SCORE, || self.score(scope)).map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &result {
             self.custody.fail();
             // From commit on there is nothing to call back.
@@ -224,13 +226,6 @@ impl<'a> Journey<'a> {
         self.custody.keep_journal(route.journals, session, route.dial.to())?;
         Ok(lines)
     }
-}
-
-/// What the score says; should it die of a defect, that. The threads beside it would say that all is well otherwise.
-fn survived(score: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let died =
-        |_| Err(Failure::Bug("this side's score has died; its message is on standard error".to_owned()));
-    catch_unwind(AssertUnwindSafe(score)).unwrap_or_else(died)
 }
 
 /// Microseconds since `then`.

@@ -40,7 +40,7 @@ impl Parted {
     /// [told](Self::disown).
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        matches!(self.hold.state(), Source::Unknown | Source::Stranded)
+        self.hold.is_in_doubt()
     }
 
     /// Whether the guest has run on the destination, so that what is left here is what it was when it left.

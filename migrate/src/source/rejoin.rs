@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use super::connect::{Lines, greet, open};
 use super::crew::Crew;
 use super::page_server::Unsent;
-use super::{Journey, survived};
+use super::{Journey, SCORE};
+use crate::alarm::survived;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::{Source, SourceEvent};
@@ -66,7 +67,7 @@ impl<'a> Journey<'a> {
     {
         let context = self.context;
         self.calls += 1;
-        let result = survived(|| self.go_on(scope)).map_err(|failure| context.alarm.explain(failure));
+        let result = survived(SCORE, || self.go_on(scope)).map_err(|failure| context.alarm.explain(failure));
         if result.is_err() {
             self.custody.fail();
         }
