@@ -150,8 +150,9 @@ impl Alarm {
     pub(crate) fn recall(&self, cause: Failure) -> Result<(), TooLate> {
         let mut state = self.lock();
         match &state.sealed {
-            _ if state.over => Err(TooLate::Over),
+            // Over or not: another conversation may follow.
             Some(to) => Err(TooLate::HandedOver { to: to.clone() }),
+            None if state.over => Err(TooLate::Over),
             None => {
                 self.ring(&mut state, cause);
                 Ok(())
@@ -319,6 +320,11 @@ mod tests {
         assert!(
             refused.contains("handed to there:7000; `migrate status`")
                 && refused.contains("`migrate resolve`")
+        );
+        cancel.alarm().end();
+        assert_eq!(
+            cancel.cancel("between two calls"),
+            Err(TooLate::HandedOver { to: "there:7000".to_owned() })
         );
         cancel.alarm().trip(Failure::Bug("first".to_owned()));
         cancel.alarm().trip(Failure::Bug("second".to_owned()));

@@ -117,6 +117,17 @@ fn a_link_lost_for_a_second_in_postcopy_is_got_over_by_itself() {
     migration.wait_for("post-copy", following);
     proxy.cut();
     migration.wait_for("the loss", |event| matches!(event, Event::Lost { .. }));
+    let name = journey.here().name();
+    let told = [
+        ("migrate", vec!["status", "--vm", name], "the link was lost: "),
+        ("migrate", vec!["cancel", "--vm", name], "has been handed to "),
+        ("migrate", vec!["resolve", "--discard", "--vm", name], "the migration is not over"),
+        ("vmm", vec!["stop", name], "unless it has been handed over"),
+    ];
+    for (program, words, says) in told {
+        let answer = world.ask(program, words);
+        assert!(format!("{}{}", answer.out, answer.err).contains(says), "{answer:?}");
+    }
     proxy.heal();
     let report = migration.end().moved();
     assert!(report.outages.len() == 1 && report.outages[0].over, "{:?}", report.outages);

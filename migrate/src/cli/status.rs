@@ -85,6 +85,7 @@ pub(super) async fn tell(
 ) -> anyhow::Result<Status> {
     match status {
         _ if common.json => println!("{}", serde_json::to_string(status)?),
+        MigrationStatus { active: true, lost: Some(cause), .. } => println!("{}", words::lost(cause)),
         MigrationStatus { active: true, progress: Some(progress), .. } => {
             println!("{}", words::progress(progress))
         }

@@ -194,12 +194,15 @@ pub(crate) fn destination(to: &str) -> Result<String, OptionsError> {
 
 /// `GET /migration`: the one that is leaving from here, or the last one that was to. Of a guest that arrives the
 /// source knows more: here there is only its progress.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationStatus {
     /// Whether a guest is leaving from here.
     pub active: bool,
     /// Where it is, or where a guest that arrives is.
     pub progress: Option<Progress>,
+    /// What was seen of the link when it was lost, while the destination is called again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
     /// The report of the last one that was to leave from here: only the source writes one.
     pub report: Option<Report>,
 }

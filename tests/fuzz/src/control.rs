@@ -186,7 +186,7 @@ impl Vm for Pretender {
     }
 
     fn migration(&self) -> MigrationStatus {
-        MigrationStatus { active: false, progress: None, report: None }
+        MigrationStatus::default()
     }
 
     fn cancel_migration(&self) -> Result<(), Refusal> {
@@ -247,6 +247,6 @@ fn report() -> String {
     report.switchover = Some(Switchover { pause_us: 180, downtime_us: 11_900, ..Switchover::default() });
     report.postcopy = Some(Postcopy { missing_pages: 512, faults: 7, ..Postcopy::default() });
     report.guest_measured = Some(GuestMeasured { downtime_us: 900.5, ..GuestMeasured::default() });
-    let status = MigrationStatus { active: true, progress: None, report: Some(report) };
+    let status = MigrationStatus { active: true, report: Some(report), ..MigrationStatus::default() };
     serde_json::to_string(&status).expect("a report can be written")
 }

@@ -156,8 +156,15 @@ pub(super) fn recover(handle: &VmHandle, request: &RecoverRequest) -> Result<(),
 pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), Refusal> {
     let inner = &handle.inner;
     let _one = inner.order();
-    let Stage::InDoubt(doubt) = inner.stage() else {
-        return Err(of_state("the guest is not in doubt: there is nothing to resolve"));
+    let doubt = match inner.stage() {
+        Stage::InDoubt(doubt) => doubt,
+        Stage::Leaving(_) => {
+            return Err(of_state(
+                "the migration is not over: the guest can be decided about when that has ended in doubt; `migrate status` \
+                 says where it is",
+            ));
+        }
+        _ => return Err(of_state("the guest is not in doubt: there is nothing to resolve")),
     };
     match (doubt, resolution) {
         (Doubt::Left { guest, parted, options, .. }, Resolution::ForceSource) => {

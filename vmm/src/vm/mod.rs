@@ -171,7 +171,7 @@ impl VmHandle {
     ) -> Result<Self, StartError> {
         let life = LifeOf {
             stage: Stage::Waiting,
-            migration: MigrationStatus { active: false, progress: None, report: None },
+            migration: MigrationStatus::default(),
             cancel: None,
             stopped_itself: None,
             reboots: 0,

@@ -63,7 +63,7 @@ pub(super) fn leave_in_background(
         }
         life.stage = Stage::Leaving(Arc::clone(&guest));
         life.cancel = Some(cancel);
-        mem::replace(&mut life.migration, MigrationStatus { active: true, progress: None, report: None })
+        mem::replace(&mut life.migration, MigrationStatus { active: true, ..MigrationStatus::default() })
     };
     let leaving = Arc::clone(inner);
     let work = move || {
@@ -200,8 +200,14 @@ impl Observer for Recorder<'_> {
             // The end is told after it has been recorded: see `conclude`.
             Event::Ended { .. } => return,
             Event::TurnedAway { peer, reason } => eprintln!("vmm: {peer} was turned away: {reason}"),
-            Event::Lost { cause } => eprintln!("vmm: the link was lost: {cause}"),
-            Event::Found { us, .. } => eprintln!("vmm: the link is back after {} ms", us / 1000),
+            Event::Lost { cause } => {
+                self.0.lock().migration.lost = Some(cause.clone());
+                eprintln!("vmm: the link was lost: {cause}");
+            }
+            Event::Found { us, .. } => {
+                self.0.lock().migration.lost = None;
+                eprintln!("vmm: the link is back after {} ms", us / 1000);
+            }
             _ => {}
         }
         // Nobody may be listening.
@@ -215,7 +221,7 @@ impl Inner {
         let mut life = self.lock();
         life.stage = stage;
         life.cancel = None;
-        life.migration = MigrationStatus { active: false, progress: None, report: Some(report.clone()) };
+        life.migration = MigrationStatus { report: Some(report.clone()), ..MigrationStatus::default() };
         drop(life);
         let _ = self.events.send(Event::Ended { report: Box::new(report) });
         self.follow_own_end(&mut self.lock());

@@ -55,7 +55,9 @@ impl Stage {
             Self::Here(guest) => return Ok(guest),
             Self::Waiting => "there is no guest yet",
             Self::Arriving(_) => "the guest is still arriving",
-            Self::Leaving(_) => "the guest is being moved away; `migrate cancel` keeps it here",
+            Self::Leaving(_) => {
+                "the guest is being moved away; `migrate cancel` keeps it here unless it has been handed over"
+            }
             Self::InDoubt(_) => {
                 "the guest is in doubt: another host may run it; see `migrate recover` and `migrate resolve`"
             }

@@ -156,12 +156,18 @@ pub fn event(event: &Event) -> String {
         Event::Round { round: figures, decision } => round(figures, decision),
         Event::Switched { switchover } => switched(switchover),
         Event::TurnedAway { peer, reason } => format!("{peer} was turned away: {reason}"),
-        Event::Lost { cause } => format!("the link was lost: {cause}; calling again"),
+        Event::Lost { cause } => lost(cause),
         Event::Found { us, calls } => {
             format!("found again after {} ({calls} calls)", micros(*us as f64))
         }
         Event::Ended { report } => report::headline(report),
     }
+}
+
+/// The destination is called again.
+#[must_use]
+pub fn lost(cause: &str) -> String {
+    format!("the link was lost: {cause}; calling again")
 }
 
 fn began(phase: Phase) -> &'static str {

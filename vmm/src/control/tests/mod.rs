@@ -113,7 +113,7 @@ impl Vm for Pretender {
     }
 
     fn migration(&self) -> MigrationStatus {
-        MigrationStatus { active: self.life == Life::Running, progress: None, report: None }
+        MigrationStatus { active: self.life == Life::Running, ..MigrationStatus::default() }
     }
 
     fn cancel_migration(&self) -> Result<(), Refusal> {
