@@ -72,8 +72,12 @@ impl Cancel {
 
     /// Calls the destination now, perhaps at another address, instead of after the present rest. Only while the link is lost.
     pub fn call_now(&self, to: Option<String>) {
-        self.alarm.lock().call = Some(to);
-        self.alarm.changed.notify_all();
+        self.alarm.order(Order::Call(to));
+    }
+
+    /// Does not wait any longer for what became of the guest: the migration ends in doubt. Only while the link is lost.
+    pub fn give_up(&self) {
+        self.alarm.order(Order::GiveUp);
     }
 
     pub(crate) fn alarm(&self) -> Arc<Alarm> {
@@ -95,8 +99,26 @@ struct State {
     over: bool,
     word: Word,
     links: Vec<(Arc<dyn Link>, Shutdown)>,
-    /// The operator wants the other side to be called now; perhaps elsewhere.
-    call: Option<Option<String>>,
+    /// What the operator wants while the link is lost.
+    order: Option<Order>,
+}
+
+/// What the operator may want while the link is lost.
+#[derive(Debug)]
+enum Order {
+    /// To have the other side called now; perhaps elsewhere.
+    Call(Option<String>),
+    /// To decide about the guest.
+    GiveUp,
+}
+
+/// How a rest before a call has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Rested {
+    /// It is time to call, perhaps at another address.
+    Call(Option<String>),
+    /// The operator does not want to wait any longer.
+    GiveUp,
 }
 
 /// The operator's word to go on.
@@ -232,18 +254,24 @@ impl Alarm {
         state.links.clear();
     }
 
-    /// Rests before another call, unless the operator wants one now; where to, if that is to be elsewhere.
-    pub(crate) fn rest_before_call(&self, limit: Duration) -> Option<String> {
-        let mut state = self.lock();
-        let deadline = Instant::now() + limit;
-        while state.call.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    /// Rests before another call, unless the operator wants something else.
+    pub(crate) fn rest_before_call(&self, limit: Duration) -> Rested {
+        let rested = self.changed.wait_timeout_while(self.lock(), limit, |state| state.order.is_none());
+        match rested.unwrap_or_else(PoisonError::into_inner).0.order.take() {
+            Some(Order::GiveUp) => Rested::GiveUp,
+            Some(Order::Call(to)) => Rested::Call(to),
+            None => Rested::Call(None),
         }
-        state.call.take().flatten()
+    }
+
+    /// An order of the outage before does not hold for this one.
+    pub(crate) fn forget_order(&self) {
+        self.lock().order = None;
+    }
+
+    fn order(&self, order: Order) {
+        self.lock().order = Some(order);
+        self.changed.notify_all();
     }
 
     /// Runs what a thread of the migration does. Should it die of a defect, everyone learns so instead of waiting for it.

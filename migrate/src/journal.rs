@@ -23,6 +23,8 @@ use crate::wire::message::tame;
 const SLOT: usize = 1024;
 /// Records of what is over are kept for so long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Records that nobody will write on any more, of processes that were killed: a source may still ask after its guest.
+const ABANDONED_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Where the kernel says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -232,12 +234,17 @@ impl Journals {
 
     /// Forgets what has been over for long: whoever could still ask has given up.
     fn prune(&self) {
-        let over = |promise| matches!(promise, Promise::Discarded | Promise::Arrived);
-        for (path, _) in self.records().filter(|(_, record)| over(record.promise)) {
+        for (path, record) in self.records() {
+            let forgotten_after = match record.promise {
+                Promise::Discarded | Promise::Arrived => FORGOTTEN_AFTER,
+                // Of a process that died before its guest ran.
+                Promise::Arriving => ABANDONED_AFTER,
+                _ => continue,
+            };
             let old = |file: &File| {
                 let age = file.metadata().and_then(|file| file.modified()).ok()?.elapsed().ok()?;
                 rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).ok()?;
-                (age >= FORGOTTEN_AFTER).then_some(())
+                (age >= forgotten_after).then_some(())
             };
             if File::open(&path).is_ok_and(|file| old(&file).is_some()) {
                 // It only takes room.

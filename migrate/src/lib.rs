@@ -37,6 +37,7 @@ pub mod protection;
 mod pulse;
 pub mod report;
 pub mod source;
+mod threads;
 mod verify;
 pub mod wire;
 

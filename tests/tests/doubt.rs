@@ -121,7 +121,7 @@ fn a_link_lost_for_a_second_in_postcopy_is_got_over_by_itself() {
     let told = [
         ("migrate", vec!["status", "--vm", name], "the link was lost: "),
         ("migrate", vec!["cancel", "--vm", name], "has been handed to "),
-        ("migrate", vec!["resolve", "--discard", "--vm", name], "the migration is not over"),
+        ("migrate", vec!["resolve", "--force-destination", "--vm", name], "was to leave from here"),
         ("vmm", vec!["stop", name], "unless it has been handed over"),
     ];
     for (program, words, says) in told {
@@ -133,6 +133,27 @@ fn a_link_lost_for_a_second_in_postcopy_is_got_over_by_itself() {
     assert!(report.outages.len() == 1 && report.outages[0].over, "{:?}", report.outages);
     assert_eq!(report.residual_bytes, 0);
     journey.arrive(next);
+}
+
+#[test]
+#[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
+fn an_operator_need_not_wait_until_the_time_for_recovery_is_over() {
+    let world = World::alone();
+    let journey = busy_guest(&world);
+    let mut next = world.receive("gone");
+    let words = format!("{SLOW} --recovery-timeout 1h");
+    let mut migration = world.migrate(journey.here(), &next.address(), &words);
+    migration.wait_for("post-copy", following);
+    let resolve = |name: &str, word| world.ask("migrate", ["resolve", word, "--vm", name]);
+    let early = resolve("gone", "--discard");
+    assert_eq!(early.code, Some(1), "{}", early.err);
+    assert!(early.err.contains("the migration is not over"), "{}", early.err);
+    next.process().kill();
+    migration.wait_for("the loss", |event| matches!(event, Event::Lost { .. }));
+    let here = journey.here();
+    until("the commit to lapse", || (resolve(here.name(), "--force-source").code == Some(0)).then_some(()));
+    let _ = migration.end().unknown();
+    here.wait_until(Life::Running);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::guest::{Arriving, Description, Host};
 use crate::journal::{Journals, Promise};
 use crate::progress::{Event, Observer};
 use crate::report::Phase;
+use crate::threads::start;
 use crate::wire::limits::STREAMS;
 use crate::wire::message::{Accept, Refuse, tame};
 use crate::wire::{Kind, Message, Preflight, RamMap, Role};
@@ -41,7 +42,7 @@ pub(super) fn attended(
     thread::scope(|scope| {
         let accepting = {
             let desk = Arc::clone(desk);
-            scope.spawn(move || {
+            start(scope, move || {
                 let ends = || over.load(Ordering::SeqCst) || stopped.load(Ordering::SeqCst);
                 let accepted = Arc::clone(&desk).accept(scope, listen, &sender, ends);
                 // Without a listener no guest can come, but one that is here already goes on.
@@ -54,16 +55,22 @@ pub(super) fn attended(
         let arrival = work(&callers);
         over.store(true, Ordering::SeqCst);
         // The listener first: whoever it has not accepted by then waits in its queue for the next time.
-        if !accepting.is_finished() {
-            listen.wake();
-        }
-        let accepted = accepting.join();
-        desk.close();
-        match accepted {
-            Ok(Err(error)) if matches!(arrival, Arrival::Failed { .. }) => {
-                Arrival::Failed { reason: format!("cannot accept connections: {error}") }
+        let accepted = accepting.map(|accepting| {
+            if !accepting.is_finished() {
+                listen.wake();
             }
-            _ => arrival,
+            accepting.join()
+        });
+        desk.close();
+        let why = match accepted {
+            Err(failure) => failure.to_string(),
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(_) => return arrival,
+        };
+        // Whoever is here already waits on, and asks again.
+        match arrival {
+            Arrival::Failed { .. } => Arrival::Failed { reason: format!("cannot accept connections: {why}") },
+            arrival => arrival,
         }
     })
 }
@@ -109,13 +116,14 @@ impl Place<'_> {
             }
         };
         let accepted = control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }));
-        let lines = match accepted.and_then(|()| self.welcome(&control, &preflight, preflight.packets)) {
-            Ok(lines) => lines,
-            Err(failure) => {
-                custody.fail(&failure);
-                return failed(failure);
-            }
-        };
+        let lines =
+            match accepted.and_then(|()| self.welcome(&control, &preflight, hello.call, preflight.packets)) {
+                Ok(lines) => lines,
+                Err(failure) => {
+                    custody.fail(&failure);
+                    return failed(failure);
+                }
+            };
         let context = Context {
             ram: guest.ram(),
             landing: Arc::new(Landing::new(map.limit(), preflight.streams)),
@@ -144,11 +152,12 @@ impl Place<'_> {
         arrival
     }
 
-    /// Waits for the connections that carry pages; and packets, where there are to be any.
+    /// Waits for the connections of this call that carry pages; and packets, where there are to be any.
     pub(super) fn welcome(
         &self,
         control: &Line,
         preflight: &Preflight,
+        call: u32,
         packets: bool,
     ) -> Result<Lines, Failure> {
         let mut wanted: HashSet<_> = (0..preflight.streams).map(|index| (Role::Data, index)).collect();
@@ -165,6 +174,10 @@ impl Place<'_> {
                 || Failure::Silent { peer: control.peer().to_owned(), after: self.deadlines.connect };
             let left = deadline.saturating_duration_since(Instant::now());
             let Caller { hello, line } = self.callers.recv_timeout(left).map_err(|_| silent())?;
+            if hello.call < call {
+                // Of a conversation that broke before it needed it.
+                continue;
+            }
             if !wanted.remove(&(hello.role, hello.index)) {
                 return Err(line.unexpected(Kind::Hello, "connections as the pre-flight says"));
             }

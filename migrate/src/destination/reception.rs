@@ -20,6 +20,7 @@ use crate::channel::{Link, Listen};
 use crate::failure::Failure;
 use crate::journal::{Journals, Past};
 use crate::progress::{Event, Observer};
+use crate::threads::start;
 use crate::wire::limits::VERSIONS;
 use crate::wire::message::{Refuse, Welcome};
 use crate::wire::rejoin::{Fate, Told};
@@ -108,19 +109,24 @@ impl<'a> Desk<'a> {
                 link.shut(Shutdown::Both);
                 continue;
             };
-            let (desk, callers) = (Arc::clone(&self), callers.clone());
-            scope.spawn(move || {
-                let heard = desk.hear(&link);
+            let (desk, callers, caller) = (Arc::clone(&self), callers.clone(), Arc::clone(&link));
+            let heard = start(scope, move || {
+                let heard = desk.hear(&caller);
                 desk.lock().hearing.remove(&ticket);
                 match heard {
                     // A session that is over does not want callers any more.
                     Ok(caller) => drop(callers.send(caller)),
                     Err(failure) => {
-                        link.shut(Shutdown::Both);
-                        desk.tell(&link, &failure);
+                        caller.shut(Shutdown::Both);
+                        desk.tell(&caller, &failure);
                     }
                 }
             });
+            if heard.is_err() {
+                // The host has no thread for it now; it may call again.
+                self.lock().hearing.remove(&ticket);
+                link.shut(Shutdown::Both);
+            }
         }
         Ok(())
     }

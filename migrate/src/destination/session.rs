@@ -22,6 +22,7 @@ use crate::pages::PageSet;
 use crate::priority::{core_beyond, give_way};
 use crate::pulse;
 use crate::report::Phase;
+use crate::threads::start;
 use crate::wire::message::tame;
 use crate::wire::{Kind, Message, Role};
 
@@ -85,37 +86,9 @@ impl<'a> Session<'a> {
         for line in lines.data.iter().chain(&lines.urgent).chain(&lines.packets) {
             context.alarm.watch(line.link(), Shutdown::Both);
         }
-        for line in lines.data.clone() {
-            scope.spawn(move || {
-                give_way();
-                context.alarm.guard("receives pages", || context.receive_stream(&line, Role::Data));
-            });
-        }
-        if let Some(line) = lines.urgent.clone() {
-            scope.spawn(move || {
-                context
-                    .alarm
-                    .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));
-            });
-        }
-        if let Some(line) = lines.packets.clone() {
-            scope.spawn(move || context.receive_packets(&line));
-        }
-        // Without a core of its own it would only take turns with the streams, which can prepare memory themselves.
-        if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {
-            scope.spawn(move || {
-                give_way();
-                run_ahead(context);
-            });
-        }
-        scope.spawn(move || {
-            pulse::beat(&context.alarm, context.deadlines.beat, || {
-                // Who hears the control connection learns of its end.
-                let _ = context.control.tell(&Message::Alive);
-            });
-        });
         // Should it die, the threads beside it would go on saying that all is well.
         let scored = survived("the score of this side", || {
+            self.staff(scope, lines)?;
             if self.is_again() { self.go_on(scope, lines) } else { self.score(scope, lines) }
         });
         let mut result = scored.map_err(|failure| context.alarm.explain(failure));
@@ -128,6 +101,44 @@ impl<'a> Session<'a> {
         }
         context.alarm.end();
         result
+    }
+
+    /// The threads beside the score.
+    fn staff<'scope>(&self, scope: &'scope Scope<'scope, 'a>, lines: &Lines) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let context = self.context;
+        for line in lines.data.clone() {
+            start(scope, move || {
+                give_way();
+                context.alarm.guard("receives pages", || context.receive_stream(&line, Role::Data));
+            })?;
+        }
+        if let Some(line) = lines.urgent.clone() {
+            start(scope, move || {
+                context
+                    .alarm
+                    .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));
+            })?;
+        }
+        if let Some(line) = lines.packets.clone() {
+            start(scope, move || context.receive_packets(&line))?;
+        }
+        // Without a core of its own it would only take turns with the streams, which can prepare memory themselves.
+        if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {
+            start(scope, move || {
+                give_way();
+                run_ahead(context);
+            })?;
+        }
+        start(scope, move || {
+            pulse::beat(&context.alarm, context.deadlines.beat, || {
+                // Who hears the control connection learns of its end.
+                let _ = context.control.tell(&Message::Alive);
+            });
+        })
+        .map(drop)
     }
 
     fn score<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>, lines: &Lines) -> Result<(), Failure>

@@ -14,6 +14,7 @@ use crate::pages::PageSet;
 use crate::priority::LEFT_ALONE;
 use crate::progress::Event;
 use crate::report::{Phase, Switchover};
+use crate::threads::start;
 use crate::verify::{compare, judge};
 use crate::wire::message::{Ready, Reason, tame};
 use crate::wire::{Kind, Message};
@@ -38,9 +39,9 @@ impl<'a> Session<'a> {
         let faults = context.guest.catch_faults(missing).map_err(Failure::guest("catch page faults"))?;
         let placing = context.placing.get_or_init(|| Arc::new(Placing::new(faults, missing)));
         if let Some(urgent) = urgent.cloned() {
-            scope.spawn(move || {
+            start(scope, move || {
                 context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
-            });
+            })?;
         }
         Ok(())
     }

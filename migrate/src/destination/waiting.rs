@@ -22,6 +22,7 @@ use crate::guest::Arriving;
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::{PageRun, PageSet};
 use crate::progress::Event;
+use crate::threads::start;
 use crate::wire::limits::LONGEST_RECOVERY;
 use crate::wire::rejoin::{Fate, Knows, Rejoin, Told};
 use crate::wire::runs::bitmap_frames;
@@ -176,7 +177,8 @@ impl Place<'_> {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             if let Some(placing) = waiting.placing.as_ref().filter(|placing| placing.remaining() > 0) {
-                scope.spawn(|| placing.watch_alone(&over));
+                // Without it who touches a hole waits for the source, too.
+                let _ = start(scope, || placing.watch_alone(&over));
             }
             let deadline = Instant::now().checked_add(limit);
             let caller = loop {
@@ -278,7 +280,7 @@ impl Place<'_> {
         if missing.is_empty() {
             return Ok(Some(Lines::default()));
         }
-        self.welcome(control, &waiting.preflight, false).map(Some)
+        self.welcome(control, &waiting.preflight, waiting.call, false).map(Some)
     }
 }
 
@@ -295,9 +297,9 @@ impl<'a> Session<'a> {
         let context = self.context;
         if let (Some(placing), Some(urgent)) = (context.placing.get(), lines.urgent.clone()) {
             placing.request_again(&urgent)?;
-            scope.spawn(move || {
+            start(scope, move || {
                 context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
-            });
+            })?;
         }
         match self.custody.state() {
             Destination::Held => {

@@ -27,7 +27,6 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Context<'a> {
     pub(super) guest: &'a dyn Departing,
     pub(super) description: Description,
-    pub(super) ram: Arc<dyn Ram>,
     pub(super) options: &'a Options,
     pub(super) route: Route<'a>,
     pub(super) alarm: Arc<Alarm>,
@@ -42,6 +41,9 @@ pub(super) struct Context<'a> {
     pub(super) unsent: OnceLock<Arc<Unsent>>,
     /// Set when the guest runs on the destination.
     pub(super) departed: OnceLock<Instant>,
+    /// Asked for when pages are moved: who only tells a destination that its guest was kept needs none, and that guest may
+    /// have ended.
+    ram: OnceLock<Arc<dyn Ram>>,
     time: Mutex<TimeLimit>,
     /// The round that the crew sends while the guest runs.
     round: Mutex<Option<Arc<Round>>>,
@@ -79,7 +81,7 @@ impl<'a> Context<'a> {
         Self {
             guest,
             description: guest.description(),
-            ram: guest.ram(),
+            ram: OnceLock::new(),
             options,
             route,
             alarm,
@@ -96,6 +98,11 @@ impl<'a> Context<'a> {
             pause: Mutex::new(None),
             logging: AtomicBool::new(false),
         }
+    }
+
+    /// The guest's memory.
+    pub(super) fn ram(&self) -> &dyn Ram {
+        &**self.ram.get_or_init(|| self.guest.ram())
     }
 
     /// Data connections.

@@ -96,7 +96,7 @@ impl<'a> Courier<'a> {
 
     /// Sends the pages of `run`, now or with a later one.
     pub(super) fn add(&mut self, run: PageRun) -> Result<(), Failure> {
-        self.context.ram.split_zeros(run, &mut self.zeros, &mut self.found);
+        self.context.ram().split_zeros(run, &mut self.zeros, &mut self.found);
         if self.zeros.len() >= self.manner.kinds().1.runs() {
             self.send_zeros()?;
         }
@@ -145,7 +145,7 @@ impl<'a> Courier<'a> {
         put_runs(&self.data, &mut self.head);
         let bytes = self.head.len() + content as usize;
         self.pay(bytes)?;
-        let sent = self.link.send_pages(&self.head, &*self.context.ram, &self.data);
+        let sent = self.link.send_pages(&self.head, self.context.ram(), &self.data);
         sent.map_err(self.broken())?;
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);

@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::options::Mode;
 use crate::pages::{PageRun, PageSet};
 use crate::priority::give_way;
+use crate::threads::start;
 use crate::wire::Message;
 
 /// Pages of a window: 2 MiB of guest, one word boundary to another.
@@ -100,27 +101,27 @@ impl Crew {
         scope: &'scope Scope<'scope, 'a>,
         context: &'a Context<'a>,
         lines: &Lines,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
         if let Some(urgent) = lines.urgent.clone() {
-            scope.spawn(move || {
+            start(scope, move || {
                 context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
-            });
+            })?;
         }
         let ahead = page_server::frames_ahead(lines.round_trip);
         let tasks = lines.data.iter().map(|line| {
             let (sender, tasks) = channel();
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
-            scope.spawn(move || {
+            start(scope, move || {
                 give_way();
                 context.alarm.guard("sends pages", || {
                     if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
                         context.alarm.trip(failure);
                     }
                 });
-            });
-            sender
+            })?;
+            Ok(sender)
         });
-        Self { tasks: tasks.collect() }
+        Ok(Self { tasks: tasks.collect::<Result<_, _>>()? })
     }
 
     /// Sends a round on all data connections.

@@ -38,6 +38,15 @@ pub(super) struct Hold {
 }
 
 impl Hold {
+    /// Of a guest about which nothing is known, but that it was to go to `peer`.
+    pub(super) fn astray(guest: &Description, journals: &Journals, peer: &str) -> Self {
+        // The record of the engine that died says no more than this one, and without one the epoch keeps its word all the same.
+        let journal = journals
+            .open(guest.uuid, Uuid::nil(), guest.epoch.saturating_add(1), Promise::Committed, peer)
+            .ok();
+        Self { state: Source::Unknown, journal, committed: Some(now()), paused: true, ..Self::default() }
+    }
+
     pub(super) fn state(&self) -> Source {
         self.state
     }

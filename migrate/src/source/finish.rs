@@ -40,7 +40,7 @@ impl Journey<'_> {
         let control = &lines.control;
         if self.postcopy() && self.context.options.verify && self.calls == 0 {
             let since = std::time::Instant::now();
-            send_hashes(&self.map()?, &*self.context.ram, control)?;
+            send_hashes(&self.map()?, self.context.ram(), control)?;
             match control.hear()? {
                 Message::Verified(verification) => self.logbook.report.verification = Some(verification),
                 other => return Err(control.unexpected(other.kind(), Kind::Verified.word())),

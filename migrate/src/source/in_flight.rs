@@ -17,6 +17,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::options::InFlightPolicy;
 use crate::report::InFlight;
+use crate::threads::start;
 use crate::wire::Message;
 
 /// When nothing has come for so long, the network knows where the guest is. Longer than the time between the first two
@@ -36,12 +37,12 @@ impl<'a> Journey<'a> {
         &self,
         scope: &'scope Scope<'scope, 'a>,
         lines: &Lines,
-    ) -> Forwarding<'scope>
+    ) -> Result<Forwarding<'scope>, Failure>
     where
         'a: 'scope,
     {
-        let (context, line) = (self.context, lines.packets.clone()?);
-        Some(scope.spawn(move || {
+        let (context, Some(line)) = (self.context, lines.packets.clone()) else { return Ok(None) };
+        let forwarding = start(scope, move || {
             let longest = context.options.timeout.saturating_add(LONGEST);
             match context.alarm.wait_until(longest, || context.departed.get().is_some()) {
                 Woken::Done => {
@@ -49,7 +50,8 @@ impl<'a> Journey<'a> {
                 }
                 Woken::TimeUp | Woken::Stopped => InFlight::default(),
             }
-        }))
+        });
+        forwarding.map(Some)
     }
 
     /// The guest runs there. Wakes nobody where there is nothing to forward.

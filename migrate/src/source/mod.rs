@@ -38,7 +38,7 @@ use self::context::Context;
 use self::crew::Crew;
 use self::custody::Custody;
 use self::logbook::Logbook;
-pub use self::parted::Parted;
+pub use self::parted::{Disowned, Parted};
 use crate::alarm::{Cancel, survived};
 use crate::channel::tcp::TcpDial;
 use crate::channel::tls::TlsDial;
@@ -51,6 +51,7 @@ use crate::options::{Mode, Options};
 use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
+use crate::threads::start;
 
 /// Who dies where the score does: the threads beside it would go on saying that all is well.
 const SCORE: &str = "the score of this side";
@@ -161,11 +162,14 @@ impl<'a> Journey<'a> {
         'a: 'scope,
     {
         let context = self.context;
-        scope.spawn(move || {
-            pulse::beat(&context.alarm, context.beat(), || context.pulse());
-            context.alarm.insist(context.route.deadlines.beat);
+        let result = survived(SCORE, || {
+            start(scope, move || {
+                pulse::beat(&context.alarm, context.beat(), || context.pulse());
+                context.alarm.insist(context.route.deadlines.beat);
+            })?;
+            self.score(scope)
         });
-        let result = survived(SCORE, || self.score(scope)).map_err(|failure| context.alarm.explain(failure));
+        let result = result.map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &result {
             self.custody.fail();
             // From commit on there is nothing to call back.
@@ -183,13 +187,13 @@ impl<'a> Journey<'a> {
     {
         self.logbook.enter(Phase::Connect);
         let lines = self.connect()?;
-        let crew = Crew::assemble(scope, self.context, &lines);
+        let crew = Crew::assemble(scope, self.context, &lines)?;
         let left = match self.context.options.mode {
             Mode::Precopy | Mode::Hybrid => self.copy_while_it_runs(&lines, &crew)?,
             Mode::Postcopy => self.survey_all(&lines)?,
             Mode::Stopcopy => self.nothing_yet(&lines)?,
         };
-        let forwarding = self.stand_by(scope, &lines);
+        let forwarding = self.stand_by(scope, &lines)?;
         self.switch_over(&lines, &crew, left)?;
         self.serve_pages(&lines)?;
         self.custody.on(SourceEvent::Complete)?;

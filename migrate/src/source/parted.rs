@@ -10,9 +10,22 @@ use crate::alarm::Cancel;
 use crate::failure::Failure;
 use crate::guest::Departing;
 use crate::handover::{Source, SourceEvent};
+use crate::journal::Journals;
 use crate::options::Options;
 use crate::progress::{Observer, Silent};
 use crate::report::Report;
+use crate::wire::rejoin::{Fate, Told};
+
+/// What came of telling a destination that the guest it may hold runs on its source.
+#[derive(Debug)]
+pub enum Disowned {
+    /// It has let go of it, or does not have it.
+    Heard,
+    /// It could not be reached, or does not know: it is to be told again.
+    Unreached(Box<Parted>),
+    /// It runs the guest as well: an operator's word was not true.
+    RunsThere,
+}
 
 /// What is needed to go on with it.
 #[derive(Debug)]
@@ -34,6 +47,14 @@ impl Parted {
         failure: Option<Failure>,
     ) -> Self {
         Self { hold: custody.into_hold(), session: context.session, calls, report, failure }
+    }
+
+    /// Of a guest whose engine has died of a defect, nobody knows how far it had come: for all that is known here commit was
+    /// sent just now. `report` is what is said of it.
+    #[must_use]
+    pub fn astray(guest: &dyn Departing, journals: &Journals, report: Report) -> Self {
+        let hold = Hold::astray(&guest.description(), journals, &report.destination);
+        Self { hold, session: Uuid::nil(), calls: 0, report, failure: None }
     }
 
     /// Whether the guest is paused because nobody here can know. Otherwise it runs here, and only the destination is to be
@@ -91,15 +112,19 @@ impl Parted {
         self.with_custody(guest, |custody| custody.on(SourceEvent::Disowned).map(drop))
     }
 
-    /// Tells a destination that may hold the guest that it runs here. What is left to be told, if it could not be reached.
+    /// Tells a destination that may hold the guest that it runs here.
     #[must_use]
-    pub fn disown(self, guest: &dyn Departing, options: &Options, route: Route<'_>) -> Option<Self> {
-        let mut told = false;
+    pub fn disown(self, guest: &dyn Departing, options: &Options, route: Route<'_>) -> Disowned {
+        let mut told = None;
         let after = self.resumed(guest, options, route, &Cancel::new(), &Silent, |journey| {
             told = journey.disown();
             Ok(())
         });
-        after.parted.filter(|_| !told)
+        match (told, after.parted) {
+            (Some(Told { fate: Fate::Running | Fate::Arrived, .. }), _) => Disowned::RunsThere,
+            (None, Some(parted)) => Disowned::Unreached(Box::new(parted)),
+            _ => Disowned::Heard,
+        }
     }
 
     fn resumed(

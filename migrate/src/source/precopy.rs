@@ -204,7 +204,7 @@ impl Journey<'_> {
 
     /// All that is populated.
     pub(super) fn everything(&self) -> Result<PageSet, Failure> {
-        self.context.ram.populated().map_err(Failure::guest("find populated pages"))
+        self.context.ram().populated().map_err(Failure::guest("find populated pages"))
     }
 
     /// Notes the round of stop-and-copy.

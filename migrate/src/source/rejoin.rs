@@ -11,13 +11,14 @@ use super::connect::{Lines, greet, open};
 use super::crew::Crew;
 use super::page_server::Unsent;
 use super::{Journey, SCORE};
-use crate::alarm::survived;
+use crate::alarm::{Rested, survived};
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::{Source, SourceEvent};
 use crate::pages::PageSet;
 use crate::pulse;
 use crate::report::Phase;
+use crate::threads::start;
 use crate::wire::rejoin::{Fate, Knows, Rejoin, Told};
 use crate::wire::{Kind, Message, Role};
 
@@ -34,12 +35,17 @@ impl<'a> Journey<'a> {
         self.logbook.begin_outage(&failure, self.calls);
         while self.custody.state().asks() {
             let left = limit.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                self.custody.on(SourceEvent::GiveUp)?;
-                break;
-            }
-            if let Some(to) = self.context.alarm.rest_before_call(rest.min(left)) {
-                self.context.redirect(&to);
+            let rested = if left.is_zero() {
+                Rested::GiveUp
+            } else {
+                self.context.alarm.rest_before_call(rest.min(left))
+            };
+            match rested {
+                Rested::Call(elsewhere) => elsewhere.iter().for_each(|to| self.context.redirect(to)),
+                Rested::GiveUp => {
+                    self.custody.on(SourceEvent::GiveUp)?;
+                    break;
+                }
             }
             rest = (rest * 2).min(LONGEST_REST);
             self.context.alarm.renew();
@@ -53,6 +59,7 @@ impl<'a> Journey<'a> {
             if !self.logbook.is_in_outage() {
                 // Both sides had found each other: this is another loss, with a time of its own.
                 (since, rest) = (Instant::now(), FIRST_REST.min(limit));
+                self.context.alarm.forget_order();
                 self.logbook.begin_outage(&failure, self.calls);
             }
         }
@@ -83,7 +90,7 @@ impl<'a> Journey<'a> {
         let knows = if self.custody.state() == Source::Asking { Knows::Committed } else { Knows::Left };
         let mut lines = Lines::only(self.ask(knows)?);
         context.set_control(&lines.control);
-        scope.spawn(move || pulse::beat(&context.alarm, context.beat(), || context.pulse()));
+        start(scope, move || pulse::beat(&context.alarm, context.beat(), || context.pulse()))?;
         let control = lines.control.clone();
         let told = hear_fate(&control)?;
         let peer = || control.peer().to_owned();
@@ -108,7 +115,7 @@ impl<'a> Journey<'a> {
         if self.postcopy() {
             context.unsent.get_or_init(|| Arc::new(Unsent::new(&missing))).refill(&missing);
         }
-        let crew = Crew::assemble(scope, context, &lines);
+        let crew = Crew::assemble(scope, context, &lines)?;
         if told.fate == Fate::Held {
             self.custody.on(SourceEvent::Held)?;
             self.await_verdict(&control)?;
@@ -158,15 +165,15 @@ impl<'a> Journey<'a> {
         Ok(missing)
     }
 
-    /// The guest runs here, but the destination may hold it: tells it to let go. Whether it has heard. Whoever holds it
-    /// does not run it, so nothing depends on this but memory over there.
-    pub(super) fn disown(&mut self) -> bool {
+    /// The guest runs here, but the destination may hold it: tells it to let go. What it says, if it could be reached. Whoever
+    /// holds it does not run it, so nothing depends on this but memory over there.
+    pub(super) fn disown(&mut self) -> Option<Told> {
         self.context.alarm.renew();
         self.calls += 1;
         let told = self.ask(Knows::Kept).and_then(|control| hear_fate(&control));
         self.context.alarm.end();
         // Another host, or VMM, knows nothing of it.
-        told.is_ok_and(|told| matches!(told.fate, Fate::NotRunning | Fate::Gone))
+        told.ok().filter(|told| told.fate != Fate::Unknown)
     }
 }
 

@@ -157,7 +157,7 @@ impl Journey<'_> {
         }
         control.tell(&Message::State { after_round, blob: state })?;
         if self.context.options.verify {
-            send_hashes(&self.map()?, &*self.context.ram, control)?;
+            send_hashes(&self.map()?, self.context.ram(), control)?;
         }
         Ok(())
     }

@@ -18,12 +18,12 @@ use migrate::client::types::{RecoverRequest, Resolution};
 use migrate::guest::GuestError;
 use migrate::options::Options;
 use migrate::pages::PageRun;
-use migrate::source::{self, Parted, Route};
+use migrate::source::{self, Disowned, Parted, Route};
 use migrate::{Arrival, Cancel, Receiver, Waiting};
 
-use super::moving::{Recorder, leave_in_background};
+use super::moving::{BETWEEN_ATTEMPTS, Recorder, leave_in_background};
 use super::stage::Stage;
-use super::{Inner, VmHandle};
+use super::{Inner, LifeOf, VmHandle};
 
 /// How long an order to the thread that waits for a source may take: starting a guest, at most.
 const OBEYED_WITHIN: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ pub(super) enum Doubt {
     /// It was to leave.
     Left {
         guest: Arc<Resident>,
-        /// With what the engine goes on; none where the engine itself failed, or the guest could not be run on.
+        /// With what the engine goes on; none where it was kept, but could not be run on.
         parted: Arc<Mutex<Option<Parted>>>,
         options: Box<Options>,
         reason: String,
@@ -156,25 +156,26 @@ pub(super) fn recover(handle: &VmHandle, request: &RecoverRequest) -> Result<(),
 pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), Refusal> {
     let inner = &handle.inner;
     let _one = inner.order();
-    let doubt = match inner.stage() {
-        Stage::InDoubt(doubt) => doubt,
-        Stage::Leaving(_) => {
+    let stage = inner.stage();
+    match (&stage, resolution) {
+        (Stage::Leaving(_) | Stage::InDoubt(Doubt::Left { .. }), Resolution::ForceDestination) => {
             return Err(of_state(
-                "the migration is not over: the guest can be decided about when that has ended in doubt; `migrate status` \
-                 says where it is",
+                "the guest was to leave from here: --force-source runs it here, --discard lets go of it",
             ));
         }
+        (Stage::Arriving(_) | Stage::InDoubt(Doubt::Came { .. }), Resolution::ForceSource) => {
+            return Err(of_state(
+                "the guest was to come here: --force-destination runs it here, --discard lets go of it",
+            ));
+        }
+        _ => {}
+    }
+    let doubt = match stage {
+        Stage::InDoubt(doubt) => doubt,
+        Stage::Leaving(_) | Stage::Arriving(_) => doubt_that_nobody_waits_out(inner)?,
         _ => return Err(of_state("the guest is not in doubt: there is nothing to resolve")),
     };
     match (doubt, resolution) {
-        (Doubt::Left { guest, parted, options, .. }, Resolution::ForceSource) => {
-            let parted = force_here(&guest, &parted)?;
-            inner.enter(Stage::Here(Arc::clone(&guest)));
-            if let Some(parted) = parted {
-                tell_kept_in_background(inner, guest, parted, *options);
-            }
-            Ok(())
-        }
         (Doubt::Left { guest, parted, .. }, Resolution::Discard) => {
             if let Some(mut parted) = lock(&parted).take() {
                 parted.let_go(&*guest).map_err(of_state)?;
@@ -183,13 +184,39 @@ pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), R
             inner.end(Ending::Stopped);
             Ok(())
         }
-        (Doubt::Left { .. }, Resolution::ForceDestination) => Err(of_state(
-            "the guest was to leave from here: --force-source runs it here, --discard lets go of it",
-        )),
-        (Doubt::Came { .. }, Resolution::ForceSource) => Err(of_state(
-            "the guest was to come here: --force-destination runs it here, --discard lets go of it",
-        )),
+        (Doubt::Left { guest, parted, options, .. }, _) => {
+            let parted = force_here(&guest, &parted)?;
+            inner.enter(Stage::Here(Arc::clone(&guest)));
+            if let Some(parted) = parted {
+                tell_kept_in_background(inner, guest, parted, *options);
+            }
+            Ok(())
+        }
         (Doubt::Came { orders, .. }, resolution) => order(inner, &orders, resolution),
+    }
+}
+
+/// The doubt of a guest whose other side is waited for just now: the operator decides, so the waiting ends.
+fn doubt_that_nobody_waits_out(inner: &Inner) -> Result<Doubt, Refusal> {
+    let goes_on = "the migration is not over: the guest can be decided about while the link is lost, or when it has ended in \
+                   doubt; `migrate status` says where it is";
+    let receiver = inner.receiver.get().and_then(std::sync::Weak::upgrade);
+    let waits = |life: &LifeOf| {
+        life.migration.lost.is_some() && matches!(life.stage, Stage::Leaving(_) | Stage::Arriving(_))
+    };
+    let life = inner.lock();
+    if waits(&life) {
+        life.cancel.iter().for_each(Cancel::give_up);
+        receiver.iter().for_each(|receiver| receiver.stop());
+    }
+    let waited = inner.ended.wait_timeout_while(life, OBEYED_WITHIN, |life| waits(life));
+    let stage = waited.unwrap_or_else(PoisonError::into_inner).0.stage.clone();
+    match stage {
+        Stage::InDoubt(doubt) => Ok(doubt),
+        _ => {
+            receiver.iter().for_each(|receiver| receiver.go_on());
+            Err(of_state(goes_on))
+        }
     }
 }
 
@@ -233,7 +260,18 @@ pub(super) fn tell_kept(inner: &Inner, guest: &Resident, options: &Options) -> b
         return true;
     };
     let route = Route { dial: &*dial, deadlines: Deadlines::default(), journals: &inner.journals };
-    let left: Vec<_> = untold.into_iter().filter_map(|parted| parted.disown(guest, options, route)).collect();
+    let mut left = Vec::new();
+    for parted in untold {
+        match parted.disown(guest, options, route) {
+            Disowned::Heard => {}
+            Disowned::Unreached(parted) => left.push(*parted),
+            Disowned::RunsThere => eprintln!(
+                "vmm: THE GUEST RUNS TWICE: here, where it was forced to, and on {}, which was said not to run it; \
+                 `vmm stop` ends one of them",
+                options.to
+            ),
+        }
+    }
     let all = left.is_empty();
     lock(&inner.untold).extend(left);
     all
@@ -281,6 +319,8 @@ pub(super) fn wait_for_source(
         }
         waiting = match receiver.await_source(waiting, Duration::MAX, &Recorder(inner)) {
             Arrival::Waits(waiting) => match obey(inner, receiver, waiting, &orders) {
+                // A host that cannot listen now is not asked without pause.
+                Ok(_) if inner.ends_within(BETWEEN_ATTEMPTS) => return None,
                 Ok(waiting) => waiting,
                 Err(decided) => return decided,
             },

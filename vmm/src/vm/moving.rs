@@ -27,7 +27,7 @@ use super::{Inner, VmHandle};
 
 /// Between two attempts to receive a guest: a host that cannot accept connections now is not asked without pause.
 /// Callers wait in the listener's queue meanwhile.
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+pub(super) const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 
 /// Starts to move the guest away.
 pub(super) fn depart_in_background(handle: &VmHandle, options: Options) -> Result<(), Refusal> {
@@ -69,7 +69,7 @@ pub(super) fn leave_in_background(
     let work = move || {
         sandbox::confine(ThreadKind::Departing);
         let departure = catch_unwind(AssertUnwindSafe(|| engine(&options)))
-            .unwrap_or_else(|_| Departure { report: lost(&guest, &options), parted: None });
+            .unwrap_or_else(|_| astray(&leaving, &guest, &options));
         settle(&leaving, &guest, &options, departure);
     };
     let started = thread::Builder::new().name("migration".into()).spawn(work).map(drop);
@@ -107,19 +107,20 @@ fn settle(inner: &Arc<Inner>, guest: &Arc<Resident>, options: &Options, departur
     doubt::tell_kept_for_a_while(inner, guest, options);
 }
 
-/// The report of an engine that panicked. How far it came is not known, so the guest must not run here.
-fn lost(guest: &Resident, options: &Options) -> Report {
+/// The end of an engine that panicked. How far it came is not known, so the guest must not run here.
+fn astray(inner: &Inner, guest: &Resident, options: &Options) -> Departure {
     let mut reason = "the migration engine failed; its message is on the VMM's standard error".to_owned();
     if let Err(error) = guest.pause() {
         reason += &format!("; {error}");
     }
-    Report {
+    let report = Report {
         outcome: Outcome::Unknown,
         unverified: options.verify.then(|| reason.clone()),
         reason: Some(reason),
         residual_bytes: guest.memory(),
         ..Report::blank(&guest.identity().name, &options.to, options.mode, options.streams)
-    }
+    };
+    Departure { parted: Some(Parted::astray(guest, &inner.journals, report.clone())), report }
 }
 
 /// Listens until a guest has arrived. Attempts that fail are told and followed by the next.
@@ -161,7 +162,12 @@ fn take_in(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver, mut arr
     loop {
         arrival = match (arrival, arrivals.latest()) {
             (Arrival::Arrived { unheard, .. }, Some(guest)) => {
-                inner.enter(Stage::Here(guest));
+                let runs = guest.is_running();
+                if inner.enter(Stage::Here(guest)) && !runs {
+                    eprintln!(
+                        "vmm: all of the guest is here, but it could not be run on: `vmm resume` runs it"
+                    );
+                }
                 // Whatever the guest does from here on: its source may want to know where it is, or its operator may.
                 let mut unheard = unheard;
                 while let Some(waiting) = unheard {
@@ -206,6 +212,7 @@ impl Observer for Recorder<'_> {
             }
             Event::Found { us, .. } => {
                 self.0.lock().migration.lost = None;
+                self.0.ended.notify_all();
                 eprintln!("vmm: the link is back after {} ms", us / 1000);
             }
             _ => {}

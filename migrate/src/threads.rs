@@ -1,0 +1,18 @@
+//! Where threads of a migration are started: a host that has none left ends an attempt, and is no defect.
+
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+
+use crate::failure::Failure;
+use crate::guest::GuestError;
+
+/// Starts a thread of `scope`.
+///
+/// # Errors
+/// When the host refuses it: it has no memory for one, or no more are allowed.
+pub(crate) fn start<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Failure> {
+    let refused = |error: std::io::Error| Failure::guest("start a thread")(GuestError(error.to_string()));
+    Builder::new().spawn_scoped(scope, work).map_err(refused)
+}
