@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -135,6 +136,7 @@ impl Journals {
     /// # Errors
     /// When that is refused.
     pub fn prepare(&self) -> io::Result<()> {
+        let _ = boot();
         self.folder.iter().try_for_each(|folder| DirBuilder::new().recursive(true).mode(0o700).create(folder))
     }
 
@@ -188,10 +190,16 @@ impl Journals {
         let before = newest(&file);
         let number = before.as_ref().map_or(0, |record| record.number);
         let mut journal = Journal { file: Some(file), path, record: Record { number, ..record } };
-        let begun = journal.begin(promise).and_then(|()| File::open(folder)?.sync_all());
-        if begun.is_err() && before.is_none() {
+        let begun = journal.begin(promise).and_then(|()| match before {
+            None => File::open(folder)?.sync_all(),
+            Some(_) => Ok(()),
+        });
+        if begun.is_err() {
             // Nothing was promised: a record of it would keep the guest from being booted here.
-            journal.remove();
+            match before {
+                None => journal.remove(),
+                Some(before) => journal.restore(before),
+            }
         }
         begun.map(|()| journal)
     }
@@ -280,6 +288,13 @@ impl Journal {
         self.sync()
     }
 
+    /// What was on record before is again. Without room for that, it is lost with what could not be begun.
+    fn restore(&mut self, before: Record) {
+        let promise = before.promise;
+        self.record = Record { number: self.record.number, ..before };
+        let _ = self.write(promise);
+    }
+
     /// Puts what was written on stable storage.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.as_ref().map_or(Ok(()), File::sync_data)
@@ -329,9 +344,11 @@ pub(crate) fn now() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-/// The boot of this host; empty where the kernel does not say.
+/// The boot of this host; empty where the kernel does not say. Read once: it is wanted when there may be no descriptor for it.
 fn boot() -> String {
-    fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default()
+    static BOOT: LazyLock<String> =
+        LazyLock::new(|| fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default());
+    BOOT.clone()
 }
 
 /// A record as it is written: its hash, and a line that a person can read.

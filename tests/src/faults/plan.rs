@@ -208,6 +208,8 @@ impl Fault {
 
     fn stage(&self) -> Stage {
         match self.place {
+            // It was said before its process died: it arrives all the same.
+            Cut::Before(Kind::Ready) if self.sort == Sort::Kill => Stage::Either,
             Cut::Before(kind) if EARLY.contains(&kind) => Stage::Early,
             Cut::After(kind) if EARLY.contains(&kind) && kind != Kind::Ready => Stage::Early,
             Cut::Before(kind) | Cut::After(kind) if LATE.contains(&kind) => Stage::Late,
