@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
 /// How long a guest that has just begun to run there is left alone: nobody is told anything, since whoever hears of an
 /// event may take a core for a millisecond; and what nobody asks for is not pushed yet, so that its page requests have the
 /// network and the cores to themselves. Measured in docs/decisions/the-core-is-offered.md.
@@ -47,9 +49,10 @@ const LONG: i64 = 2_000_000;
 
 /// When a thread that moves bulk data offers its core.
 ///
-/// On Linux a thread that yields to one that is busy is away for a tick or longer. That is meant where there is another
-/// core to go on at. Where vCPUs occupy all of them it gained the guest nothing and cost five sixths of the throughput,
-/// so there the scheduler decides; and where something else does, a thread that was away too long offers no more.
+/// On Linux a thread that yields to one that is busy is away for a tick or longer. Where there is another core it goes on at
+/// that one, and does not come back to this: the busy one is a vCPU, perhaps, which then has it for itself. Where vCPUs
+/// occupy all of them it gained the guest nothing and cost five sixths of the throughput, so there the scheduler decides;
+/// and where something else does, a thread that was away too long offers no more.
 #[derive(Debug)]
 pub(crate) struct Turns {
     /// Whether there are more cores than the guest has vCPUs.
@@ -58,12 +61,27 @@ pub(crate) struct Turns {
     saved: i64,
     /// When it came back last.
     back: Instant,
+    cores: Cores,
+    /// Where it is let be it is to stay.
+    is_to_stay: bool,
 }
 
 impl Turns {
     /// For a guest with so many vCPUs.
     pub(crate) fn beside(vcpus: u32) -> Self {
-        Self { to_spare: core_beyond(vcpus), saved: MOST_SAVED, back: Instant::now() }
+        Self {
+            to_spare: core_beyond(vcpus),
+            saved: MOST_SAVED,
+            back: Instant::now(),
+            cores: Cores::default(),
+            is_to_stay: false,
+        }
+    }
+
+    /// On a host without a core for each busy thread of a migration with so many data connections, the calling thread stays on the
+    /// core where it is let be: moved about by the scheduler, it would be on a vCPU's by turns.
+    pub(crate) fn stay(&mut self, vcpus: u32, streams: u32) {
+        self.is_to_stay = self.to_spare && !core_beyond(vcpus.saturating_add(2 * streams));
     }
 
     /// A portion has been moved: whoever waits for this core has it now.
@@ -75,9 +93,22 @@ impl Turns {
         self.worked(now - self.back);
         self.back = now;
         if self.saved > 0 {
-            thread::yield_now();
-            self.back = Instant::now();
-            self.was_away(self.back - now);
+            self.step_aside();
+        }
+    }
+
+    /// Whoever waits for this core has it now, and if that is for long this thread goes on at another.
+    pub(crate) fn step_aside(&mut self) {
+        if !self.to_spare {
+            return;
+        }
+        let (core, since) = (sched_getcpu(), Instant::now());
+        thread::yield_now();
+        self.back = Instant::now();
+        if self.was_away(self.back - since) {
+            self.cores.leave(core);
+        } else if std::mem::take(&mut self.is_to_stay) {
+            self.cores.stay(core);
         }
     }
 
@@ -85,11 +116,65 @@ impl Turns {
         self.saved = MOST_SAVED.min(self.saved.saturating_add(ns(time).saturating_mul(AWAY_PER_WORK)));
     }
 
-    fn was_away(&mut self, time: Duration) {
-        if ns(time) >= LONG {
+    /// Whether somebody busy had the core.
+    fn was_away(&mut self, time: Duration) -> bool {
+        let long = ns(time) >= LONG;
+        if long {
             self.saved -= ns(time);
         }
+        long
     }
+}
+
+/// The cores of a thread that steps aside.
+#[derive(Debug, Default)]
+struct Cores {
+    /// Where it may run, once it was asked.
+    all: Option<CpuSet>,
+    /// Where it has met somebody busy.
+    left: CpuSet,
+}
+
+impl Cores {
+    /// The calling thread stays on `core`.
+    fn stay(&mut self, core: usize) {
+        self.all();
+        let mut only = CpuSet::new();
+        only.set(core);
+        let _ = sched_setaffinity(None, &only);
+    }
+
+    fn all(&mut self) -> CpuSet {
+        *self.all.get_or_insert_with(|| sched_getaffinity(None).unwrap_or_default())
+    }
+
+    /// The calling thread leaves `core` to whoever is busy there. Where it may not, or there is no other, it stays.
+    fn leave(&mut self, core: usize) {
+        let all = self.all();
+        let rest = self.without(&all, core);
+        if rest.count() > 0 {
+            let _ = sched_setaffinity(None, &rest);
+        }
+    }
+
+    /// Cores left of `all`. Who has met somebody busy everywhere goes where that was longest ago.
+    fn without(&mut self, all: &CpuSet, core: usize) -> CpuSet {
+        self.left.set(core);
+        let rest = difference(all, &self.left);
+        if rest.count() > 0 {
+            return rest;
+        }
+        self.left = CpuSet::new();
+        self.left.set(core);
+        difference(all, &self.left)
+    }
+}
+
+/// Cores of `all` that are not in `some`.
+fn difference(all: &CpuSet, some: &CpuSet) -> CpuSet {
+    let mut rest = *all;
+    (0..CpuSet::MAX_CPU).filter(|core| some.is_set(*core)).for_each(|core| rest.unset(core));
+    rest
 }
 
 fn ns(time: Duration) -> i64 {
@@ -112,5 +197,21 @@ mod tests {
         assert_eq!(turns.saved, 0);
         turns.worked(Duration::from_secs(5));
         assert_eq!(turns.saved, MOST_SAVED, "a long wait on a socket saves up no more than this");
+    }
+
+    #[test]
+    fn who_steps_aside_goes_where_nobody_was_met() {
+        let (mut cores, mut all) = (Cores::default(), CpuSet::new());
+        (2..5).for_each(|core| all.set(core));
+        let mut leave = |core| {
+            let rest = cores.without(&all, core);
+            (0..8).filter(|core| rest.is_set(*core)).collect::<Vec<_>>()
+        };
+        assert_eq!(leave(3), [2, 4]);
+        assert_eq!(leave(2), [4]);
+        assert_eq!(leave(4), [2, 3], "all were busy: the others may not be any more");
+        let mut one = CpuSet::new();
+        one.set(7);
+        assert_eq!(Cores::default().without(&one, 7).count(), 0, "there is no other");
     }
 }

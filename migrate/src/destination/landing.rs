@@ -189,13 +189,11 @@ impl Context<'_> {
 
     /// A stream's life: frame after frame, until the connection ends.
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
-        let (mut scratch, mut turns) = (Scratch::default(), Turns::beside(self.preflight.description.vcpus));
+        let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
+        let (mut scratch, mut turns) = (Scratch::default(), Turns::beside(vcpus));
+        turns.stay(vcpus, streams);
         loop {
-            let received = self.receive_frame(line, role, &mut scratch);
-            if role == Role::Data {
-                turns.offer_core();
-            }
-            match received {
+            match self.receive_frame(line, role, &mut scratch, &mut turns) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
                 Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}
                 Ok(()) => return,
@@ -210,8 +208,18 @@ impl Context<'_> {
         }
     }
 
-    fn receive_frame(&self, line: &Line, role: Role, scratch: &mut Scratch) -> Result<(), Failure> {
+    fn receive_frame(
+        &self,
+        line: &Line,
+        role: Role,
+        scratch: &mut Scratch,
+        turns: &mut Turns,
+    ) -> Result<(), Failure> {
         let head = line.hear_head()?;
+        if role == Role::Data {
+            // It may have been woken on a vCPU's core.
+            turns.offer_core();
+        }
         self.stage().admit(head.kind, role).map_err(|expected| line.unexpected(head.kind, expected))?;
         match head.kind {
             Kind::RoundEnd => self.take_round_end(&head, line, 1),

@@ -79,6 +79,16 @@ impl<'a> Courier<'a> {
         }
     }
 
+    /// The calling thread sends on a data connection, and nothing else.
+    pub(super) fn is_of_crew(&mut self) {
+        self.turns.stay(self.context.description.vcpus, self.context.streams());
+    }
+
+    /// The calling thread was woken, on a vCPU's core perhaps.
+    pub(super) fn step_aside(&mut self) {
+        self.turns.step_aside();
+    }
+
     /// From here on pages go in this manner.
     pub(super) fn change(&mut self, manner: Manner) {
         self.manner = manner;

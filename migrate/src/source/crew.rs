@@ -159,9 +159,15 @@ fn work(
     back: &Line,
     ahead: u64,
 ) -> Result<(), Failure> {
+    courier.is_of_crew();
     while let Ok(task) = tasks.recv() {
         match task {
-            Task::Round(round) => round.send(context, &mut courier)?,
+            Task::Round(round) => {
+                if !round.last {
+                    courier.step_aside();
+                }
+                round.send(context, &mut courier)?;
+            }
             Task::First(unsent, first) => {
                 courier.change(Manner::PlaceAtOnce);
                 unsent.send_wanted(&first.wanted, &mut courier, back)?;

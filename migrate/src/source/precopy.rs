@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Mode, OnTimeout};
 use crate::pages::{PAGE_SIZE, PageRun, PageSet};
+use crate::priority::Turns;
 use crate::report::{self, Phase};
 use crate::wire::limits::BITMAP_WORDS;
 use crate::wire::runs::bitmap_frames;
@@ -135,6 +136,8 @@ impl Journey<'_> {
     /// now would only cost the guest a fault each. A page first touched in between is in the second answer.
     fn survey(&self) -> Result<PageSet, Failure> {
         let context = self.context;
+        // This takes milliseconds in the kernel, which takes the core from nobody else meanwhile.
+        Turns::beside(context.description.vcpus).step_aside();
         context.start_log()?;
         let mut untouched = PageSet::of_runs(context.description.gfn_limit(), &context.description.ram);
         untouched.subtract(&self.everything()?);
