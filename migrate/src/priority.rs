@@ -78,6 +78,13 @@ impl Turns {
         }
     }
 
+    /// For the thread of a score, which stays as [`stay`](Self::stay) has it.
+    pub(crate) fn of_score(vcpus: u32, streams: u32) -> Self {
+        let mut turns = Self::beside(vcpus);
+        turns.stay(vcpus, streams);
+        turns
+    }
+
     /// On a host without a core for each busy thread of a migration with so many data connections, the calling thread stays on the
     /// core where it is let be: moved about by the scheduler, it would be on a vCPU's by turns.
     pub(crate) fn stay(&mut self, vcpus: u32, streams: u32) {
@@ -126,7 +133,7 @@ impl Turns {
     }
 }
 
-/// The cores of a thread that steps aside.
+/// The cores of a thread that steps aside. It has all of them back when this is dropped.
 #[derive(Debug, Default)]
 struct Cores {
     /// Where it may run, once it was asked.
@@ -167,6 +174,15 @@ impl Cores {
         self.left = CpuSet::new();
         self.left.set(core);
         difference(all, &self.left)
+    }
+}
+
+impl Drop for Cores {
+    fn drop(&mut self) {
+        if let Some(all) = &self.all {
+            // Who may not has not changed them either.
+            let _ = sched_setaffinity(None, all);
+        }
     }
 }
 

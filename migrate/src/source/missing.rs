@@ -61,7 +61,7 @@ impl FirstPages {
 
 impl Journey<'_> {
     /// Tells what will be missing, until little is untold.
-    pub(super) fn miss_ahead(&self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
+    pub(super) fn miss_ahead(&mut self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
         for time in 0..TIMES {
             self.join_dense(&mut left.pages);
             let untold = untold(&left.pages, &left.told);
@@ -75,6 +75,7 @@ impl Journey<'_> {
             }
             lines.control.tell(&Message::RoundEnd { round: left.round, last: false })?;
             await_round(lines, left.round)?;
+            self.turns.step_aside();
             left.round += 1;
             if self.mode() == Mode::Postcopy {
                 // Not for their content, which is sent later: so that the last harvest shows what is written just now.

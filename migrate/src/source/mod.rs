@@ -48,6 +48,7 @@ use crate::guest::Departing;
 use crate::handover::SourceEvent;
 use crate::journal::Journals;
 use crate::options::{Mode, Options};
+use crate::priority::Turns;
 use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
@@ -134,6 +135,7 @@ pub fn migrate_over(
         lines: None,
         may_switch: !options.pause_before_switchover,
         calls: 0,
+        turns: Turns::of_score(context.description.vcpus, context.streams()),
     };
     let mut result = thread::scope(|scope| journey.run(scope));
     if let (Err(lost), true) = (&result, journey.custody.state().asks()) {
@@ -153,6 +155,8 @@ struct Journey<'a> {
     may_switch: bool,
     /// How often the destination was called again.
     calls: u32,
+    /// Of the calling thread.
+    turns: Turns,
 }
 
 impl<'a> Journey<'a> {

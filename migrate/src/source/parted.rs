@@ -12,6 +12,7 @@ use crate::guest::Departing;
 use crate::handover::{Source, SourceEvent};
 use crate::journal::Journals;
 use crate::options::Options;
+use crate::priority::Turns;
 use crate::progress::{Observer, Silent};
 use crate::report::Report;
 use crate::wire::rejoin::{Fate, Told};
@@ -146,6 +147,7 @@ impl Parted {
             lines: None,
             calls: self.calls,
             may_switch: true,
+            turns: Turns::of_score(context.description.vcpus, context.streams()),
         };
         let result = work(&mut journey);
         journey.close(result)

@@ -17,7 +17,6 @@ use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Mode, OnTimeout};
 use crate::pages::{PAGE_SIZE, PageRun, PageSet};
-use crate::priority::Turns;
 use crate::report::{self, Phase};
 use crate::wire::limits::BITMAP_WORDS;
 use crate::wire::runs::bitmap_frames;
@@ -116,7 +115,8 @@ impl Journey<'_> {
     /// Post-copy at once: all of RAM follows later.
     pub(super) fn survey_all(&mut self, lines: &Lines) -> Result<Left, Failure> {
         let round = self.wait_until_told(lines)?;
-        Ok(Left { round, ..self.left(self.survey()?) })
+        let pages = self.survey()?;
+        Ok(Left { round, ..self.left(pages) })
     }
 
     /// Stop-and-copy: what is populated is asked in the pause.
@@ -134,10 +134,10 @@ impl Journey<'_> {
     ///
     /// Populated pages stay in the log as it begins, with every page in it, until they are read; watching them
     /// now would only cost the guest a fault each. A page first touched in between is in the second answer.
-    fn survey(&self) -> Result<PageSet, Failure> {
+    fn survey(&mut self) -> Result<PageSet, Failure> {
         let context = self.context;
-        // This takes milliseconds in the kernel, which takes the core from nobody else meanwhile.
-        Turns::beside(context.description.vcpus).step_aside();
+        // Each of these may take milliseconds in the kernel, which lets nobody else on the core meanwhile.
+        self.turns.step_aside();
         context.start_log()?;
         let mut untouched = PageSet::of_runs(context.description.gfn_limit(), &context.description.ram);
         untouched.subtract(&self.everything()?);
