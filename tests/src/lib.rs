@@ -9,7 +9,7 @@
 //!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent, or worse
 //! ```
 //!
-//! [`faults`] has all of it go wrong, over and over. [`saved`] is apart from that: a reader of the saved state, written from its document.
+//! [`faults`] has all of it go wrong, over and over. [`peers`] measures it beside QEMU. [`saved`] is apart from that: a reader of the saved state, written from its document.
 //!
 //! Nothing here looks into a process: all is learnt as an operator could learn it. Nothing waits without a deadline, and
 //! what a test leaves behind dies with its `World`. `docs/testing.md` says what is proven where.
@@ -20,6 +20,7 @@ mod guest;
 mod journey;
 mod migration;
 mod network;
+pub mod peers;
 mod process;
 mod proxy;
 pub mod saved;

@@ -11,6 +11,8 @@ pub struct SecondOfWork {
     pub t: f64,
     /// Units of work per second.
     pub work_per_s: u64,
+    /// Longest gap between two readings of the TSC since the report before, µs.
+    pub gap_us: u64,
     /// Pages it has checked since it started.
     pub verified: u64,
     /// Violations found since it started.
@@ -74,10 +76,11 @@ impl SecondOfWork {
     /// `[000012] t=3.0s work=10000/s gap=35us tick-gap=10.1ms verified=9800 corrupt=0`
     fn parse(line: &str) -> Option<Self> {
         let words: Vec<_> = line.split_once("] ")?.1.split(' ').collect();
-        let [t, work, _gap, _tick_gap, verified, corrupt] = words.try_into().ok()?;
+        let [t, work, gap, _tick_gap, verified, corrupt] = words.try_into().ok()?;
         Some(Self {
             t: t.strip_prefix("t=")?.strip_suffix('s')?.parse().ok()?,
             work_per_s: work.strip_prefix("work=")?.strip_suffix("/s")?.parse().ok()?,
+            gap_us: gap.strip_prefix("gap=")?.strip_suffix("us")?.parse().ok()?,
             verified: verified.strip_prefix("verified=")?.parse().ok()?,
             corruptions: corrupt.strip_prefix("corrupt=")?.parse().ok()?,
         })
@@ -98,7 +101,7 @@ mod tests {
     fn a_line_may_be_cut_by_a_move() {
         let told = Transcript::of(["[000001] hello\r\n[0000", &SECOND[5..], "[000003] and so o"]);
         assert_eq!(told.check(), Ok(()));
-        let second = SecondOfWork { t: 3.0, work_per_s: 10_000, verified: 9800, corruptions: 0 };
+        let second = SecondOfWork { t: 3.0, work_per_s: 10_000, gap_us: 35, verified: 9800, corruptions: 0 };
         assert_eq!(told.work(), [second]);
         assert_eq!(told.lines().count(), 2);
     }

@@ -22,7 +22,7 @@ use migrate::options::{DEFAULT_TIMEOUT, Mode};
 use migrate::report::Outcome;
 
 use self::grid::{Cell, Fill, Grid};
-use self::raw::RawTcp;
+pub use self::raw::RawTcp;
 use self::record::{Record, Run};
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::guest::{Content, GuestPlan, Load};

@@ -34,29 +34,36 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The figures. Throughputs in bytes per second.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct RawTcp {
+pub struct RawTcp {
     /// Connections.
-    pub(super) streams: u32,
+    pub streams: u32,
     /// Bytes sent for each figure.
-    pub(super) bytes: u64,
+    pub bytes: u64,
     /// Into memory never touched.
-    pub(super) cold_bytes_per_s: Spread,
+    pub cold_bytes_per_s: Spread,
     /// Into memory touched before.
-    pub(super) warm_bytes_per_s: Spread,
+    pub warm_bytes_per_s: Spread,
     /// One byte there and back, µs, median.
-    pub(super) round_trip_us: f64,
+    pub round_trip_us: f64,
 }
 
 impl RawTcp {
     /// Measures with as many bytes as the guest's memory has.
-    pub(super) async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
+    ///
+    /// # Errors
+    /// When the host has no memory for it, or loopback fails.
+    ///
+    /// # Panics
+    /// When the measuring thread does.
+    pub async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
         let bytes = (guest.fill_mib << 20).clamp(LEAST_BYTES, MOST_BYTES);
         let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes));
         measuring.await.expect("measuring does not panic")
     }
 
     /// For people.
-    pub(super) fn line(&self) -> String {
+    #[must_use]
+    pub fn line(&self) -> String {
         let gb = |spread: Spread| spread.median / 1e9;
         let (cold, warm) = (gb(self.cold_bytes_per_s), gb(self.warm_bytes_per_s));
         let connections = if self.streams == 1 { "connection" } else { "connections" };

@@ -9,6 +9,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+/// How the names of the vCPU threads of a `vmm` begin.
+pub const VCPU_THREADS: &str = "vcpu";
+
 /// CPU time of a process since its start, in seconds. Its grain is a clock tick, as a rule 10 ms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct CpuTime {
@@ -19,18 +22,18 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// Of process `pid`, now.
+    /// Of process `pid`, now. The names of its vCPU threads begin with `vcpus`.
     ///
     /// # Errors
     /// When there is no such process.
-    pub fn of(pid: u32) -> io::Result<Self> {
+    pub fn of(pid: u32, vcpus: &str) -> io::Result<Self> {
         let process = Path::new("/proc").join(pid.to_string());
         let all = Stat::read(&process.join("stat"))?.seconds;
         // Of a process that has exited, threads cannot be asked any more.
         let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
         let threads = threads.filter_map(|thread| Stat::read(&thread.path().join("stat")).ok());
         let vcpus =
-            threads.filter(|thread| thread.name.starts_with("vcpu")).map(|thread| thread.seconds).sum();
+            threads.filter(|thread| thread.name.starts_with(vcpus)).map(|thread| thread.seconds).sum();
         Ok(Self { all, vcpus })
     }
 }
@@ -85,7 +88,7 @@ mod tests {
     #[test]
     fn this_process_has_used_something() {
         let pid = std::process::id();
-        assert!(CpuTime::of(pid).unwrap().all >= 0.0);
+        assert!(CpuTime::of(pid, VCPU_THREADS).unwrap().all >= 0.0);
         assert!(peak_rss(pid).unwrap() > 1 << 20);
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::LabError;
 use super::host::Host;
-use super::usage::{CpuTime, peak_rss};
+use super::usage::{CpuTime, VCPU_THREADS, peak_rss};
 
 /// What a move cost the hosts, from the request until the end. CPU times in seconds, memory in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -58,8 +58,9 @@ impl Watch {
     /// # Errors
     /// When one of both does not answer.
     pub async fn begin(source: &Host, destination: &Host) -> Result<Self, LabError> {
-        let meter =
-            |host: &Host| Meter::start(host.pid()).map_err(LabError::host("read the CPU time of a VMM"));
+        let meter = |host: &Host| {
+            Meter::start(host.pid(), VCPU_THREADS).map_err(LabError::host("read the CPU time of a VMM"))
+        };
         let client = source.client().clone();
         let events = client.events().await?;
         Ok(Self { client, events, source: meter(source)?, destination: meter(destination)? })
@@ -104,27 +105,35 @@ impl Watch {
 
 /// Reads one process again and again; what it does not show any more keeps its last value.
 #[derive(Debug)]
-struct Meter {
+pub struct Meter {
     pid: u32,
+    vcpus: &'static str,
     start: CpuTime,
     last: CpuTime,
     peak_rss: Option<u64>,
 }
 
 impl Meter {
-    fn start(pid: u32) -> io::Result<Self> {
-        let start = CpuTime::of(pid)?;
-        Ok(Self { pid, start, last: start, peak_rss: None })
+    /// Begins with a process whose vCPU threads' names begin with `vcpus`.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn start(pid: u32, vcpus: &'static str) -> io::Result<Self> {
+        let start = CpuTime::of(pid, vcpus)?;
+        Ok(Self { pid, vcpus, start, last: start, peak_rss: None })
     }
 
-    fn read(&mut self) {
-        if let Ok(now) = CpuTime::of(self.pid) {
+    /// Reads it.
+    pub fn read(&mut self) {
+        if let Ok(now) = CpuTime::of(self.pid, self.vcpus) {
             self.last = CpuTime { all: now.all, vcpus: self.last.vcpus.max(now.vcpus) };
         }
         self.peak_rss = peak_rss(self.pid).max(self.peak_rss);
     }
 
-    fn used(&self) -> Share {
+    /// What was used from the beginning until it was read last.
+    #[must_use]
+    pub fn used(&self) -> Share {
         let cpu = CpuTime { all: self.last.all - self.start.all, vcpus: self.last.vcpus - self.start.vcpus };
         Share { cpu, peak_rss: self.peak_rss }
     }
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_keeps_its_last_value() {
-        let mut meter = Meter::start(std::process::id()).unwrap();
+        let mut meter = Meter::start(std::process::id(), VCPU_THREADS).unwrap();
         meter.read();
         let alive = meter.used();
         assert!(alive.peak_rss.is_some() && alive.cpu.all >= 0.0);

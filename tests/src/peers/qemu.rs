@@ -1,0 +1,214 @@
+//! QEMU's side: two processes with the demo guest's image, driven as its own tools would.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::json;
+use vmm::lab::guest::{GuestPlan, Load};
+
+use super::error::{PeersError, within};
+use super::qmp::Qmp;
+use super::ruler::Consoles;
+use super::tied::tied;
+use super::ways::{QemuWay, Start};
+use super::{LIMIT, Told};
+use crate::{Process, World};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+/// How the names of its vCPU threads begin, with `debug-threads=on`.
+pub(super) const VCPU_THREADS: &str = "CPU ";
+/// Bytes a second: no limit in practice. (0 is none as well, but not in all versions.)
+const UNLIMITED: u64 = 1 << 40;
+/// What is tried, the leanest first. QEMU takes the bits of IA32_ARCH_CAPABILITIES for settable; not every KVM does.
+const MACHINES: [&str; 3] = ["microvm", "q35", "pc"];
+const CPUS: [&str; 2] = ["host", "host,-arch-capabilities"];
+const BOOT: Duration = Duration::from_secs(10);
+/// Between two looks at a guest that boots.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A QEMU that boots the guest here.
+#[derive(Debug, Clone, Serialize)]
+pub struct Qemu {
+    /// What it says of itself.
+    pub version: String,
+    /// `-machine`.
+    pub machine: &'static str,
+    /// `-cpu`.
+    pub cpu: &'static str,
+}
+
+/// Two QEMUs, one with a guest, the other waiting for it.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) source: Process,
+    pub(super) destination: Process,
+    controls: [PathBuf; 2],
+}
+
+impl Qemu {
+    /// Looks for a machine and a CPU with which it boots the demo guest.
+    ///
+    /// # Errors
+    /// When there is none, or no QEMU.
+    pub async fn find(world: &World) -> Result<Self, PeersError> {
+        let missing = |error| PeersError::Unfit(format!("{PROGRAM} does not start: {error}"));
+        let output = Command::new(PROGRAM).arg("--version").output().map_err(missing)?;
+        let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+        let mut said = String::new();
+        for machine in MACHINES {
+            for cpu in CPUS {
+                let qemu = Self { version: version.clone(), machine, cpu };
+                match qemu.boots(&world.beside()).await? {
+                    None => return Ok(qemu),
+                    Some(why) => said = why,
+                }
+            }
+        }
+        Err(PeersError::Unfit(format!("{version} cannot boot the demo guest on this host: {said}")))
+    }
+
+    /// Nothing when it boots the guest, else why not.
+    async fn boots(&self, world: &World) -> Result<Option<String>, PeersError> {
+        let guest = GuestPlan { load: Load::Idle, fill_mib: 0, ..super::cells::few()[0].guest };
+        let mut process = self.start(world, "source", &guest, &[])?;
+        let consoles = Consoles(consoles(world));
+        let start = Instant::now();
+        while consoles.transcript().work().is_empty() {
+            let ended = process.has_ended().is_some();
+            if ended || start.elapsed() > BOOT {
+                let err = process.err();
+                let said =
+                    err.lines().rfind(|line| !line.starts_with("warning")).unwrap_or("the guest is silent");
+                return Ok(Some(said.to_owned()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(None)
+    }
+
+    pub(super) fn pair(&self, world: &World, guest: &GuestPlan) -> Result<Pair, PeersError> {
+        Ok(Pair {
+            source: self.start(world, "source", guest, &[])?,
+            destination: self.start(world, "destination", guest, &["-incoming", "defer"])?,
+            controls: ["source", "destination"].map(|name| control(world, name)),
+        })
+    }
+
+    fn start(
+        &self,
+        world: &World,
+        name: &str,
+        guest: &GuestPlan,
+        more: &[&str],
+    ) -> Result<Process, PeersError> {
+        let kernel = world.path("kernel");
+        fs::write(&kernel, ::guest::IMAGE).map_err(PeersError::host("write the guest's image"))?;
+        let (memory, cpus) = ((guest.memory.bytes() >> 20).to_string(), guest.cpus.get().to_string());
+        let file = |kind: &str, path: &Path, rest: &str| format!("{kind}:{}{rest}", path.display());
+        let mut command = Command::new(PROGRAM);
+        command.args([
+            "-accel",
+            "kvm",
+            "-machine",
+            self.machine,
+            "-cpu",
+            self.cpu,
+            "-m",
+            &memory,
+            "-smp",
+            &cpus,
+        ]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        command.args(["-name", &format!("{name},debug-threads=on"), "-kernel"]).arg(&kernel);
+        command.args(["-append", &guest.command_line()]);
+        command.args(["-serial", &file("file", &world.path(&format!("{name}.console")), "")]);
+        command.args(["-qmp", &file("unix", &control(world, name), ",server=on,wait=off")]);
+        command.args(more).current_dir(world.folder());
+        Ok(world.start(tied(&command), name))
+    }
+}
+
+impl Pair {
+    /// Tells both how the guest is to be moved, and where the destination waits for it.
+    pub(super) async fn prepare(&self, way: &QemuWay) -> Result<Ready, PeersError> {
+        let mut source = Qmp::connect(&self.controls[0]).await?;
+        let mut destination = Qmp::connect(&self.controls[1]).await?;
+        for side in [&mut source, &mut destination] {
+            let multifd = way.multifd_channels.map(|_| "multifd");
+            let postcopy = way.postcopy.map(|_| "postcopy-ram");
+            let names = way.capabilities.iter().copied().chain(["events"]).chain(multifd).chain(postcopy);
+            let on: Vec<_> = names.map(|name| json!({ "capability": name, "state": true })).collect();
+            side.execute("migrate-set-capabilities", json!({ "capabilities": on })).await?;
+            let mut parameters = json!({ "max-bandwidth": UNLIMITED, "downtime-limit": way.downtime_limit });
+            if let Some(channels) = way.multifd_channels {
+                parameters["multifd-channels"] = json!(channels);
+            }
+            side.execute("migrate-set-parameters", parameters).await?;
+        }
+        destination.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" })).await?;
+        let said = destination.execute("query-migrate", json!({})).await?;
+        let port = said["socket-address"][0]["port"].as_str().map(str::to_owned);
+        let port = port.ok_or_else(|| PeersError::Failed(format!("QEMU listens nowhere: {said}")))?;
+        Ok(Ready { source, destination, uri: format!("tcp:127.0.0.1:{port}") })
+    }
+}
+
+/// Two QEMUs that need only be told to begin.
+#[derive(Debug)]
+pub(super) struct Ready {
+    source: Qmp,
+    destination: Qmp,
+    uri: String,
+}
+
+impl Ready {
+    /// Moves the guest. It is over when both say so.
+    pub(super) async fn migrate(mut self, way: &QemuWay) -> Result<Told, PeersError> {
+        let start = Instant::now();
+        within(LIMIT, "the migration ends", self.go(way)).await??;
+        let wall = start.elapsed();
+        let said = self.source.execute("query-migrate", json!({})).await?;
+        let figure = |value: &serde_json::Value| {
+            value.as_u64().ok_or_else(|| PeersError::Failed(format!("QEMU has no figures: {said}")))
+        };
+        let (total, bytes) = (figure(&said["total-time"])?, figure(&said["ram"]["transferred"])?);
+        Ok(Told { wall, total_ms: total as f64, wire_bytes: bytes })
+    }
+
+    async fn go(&mut self, way: &QemuWay) -> Result<(), PeersError> {
+        self.source.execute("migrate", json!({ "uri": self.uri })).await?;
+        if way.postcopy == Some(Start::AfterOnePass) {
+            // The first pass begins with the first harvest of the dirty log and ends with the second.
+            while self.source.event("MIGRATION_PASS").await?["data"]["pass"].as_u64() < Some(2) {}
+        }
+        if way.postcopy.is_some() {
+            self.source.execute("migrate-start-postcopy", json!({})).await?;
+        }
+        completed(&mut self.source, "source").await?;
+        completed(&mut self.destination, "destination").await
+    }
+}
+
+async fn completed(side: &mut Qmp, whose: &str) -> Result<(), PeersError> {
+    loop {
+        let said = side.event("MIGRATION").await?;
+        match said["data"]["status"].as_str().unwrap_or_default() {
+            "completed" => return Ok(()),
+            bad @ ("failed" | "cancelled" | "postcopy-paused") => {
+                return Err(PeersError::Failed(format!("QEMU's {whose} says: {bad}")));
+            }
+            _ => {}
+        }
+    }
+}
+
+pub(super) fn consoles(world: &World) -> [PathBuf; 2] {
+    ["source", "destination"].map(|name| world.path(&format!("{name}.console")))
+}
+
+fn control(world: &World, name: &str) -> PathBuf {
+    world.path(&format!("{name}.qmp"))
+}

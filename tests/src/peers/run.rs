@@ -1,0 +1,126 @@
+//! One run: two fresh processes, a guest that boots, works and is watched, one move, and whether the guest is whole.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use vmm::lab::usage::VCPU_THREADS;
+
+use super::cells::Cell;
+use super::error::PeersError;
+use super::qemu::Qemu;
+use super::ruler::{self, BEFORE, Consoles, GuestFigures};
+use super::usage::{Cost, Meters, resident_guest};
+use super::ways::{How, Way};
+use super::{Told, ours, qemu};
+use crate::{Process, World};
+
+/// Boot and fill: a fixed part, and what a slow host needs for each MiB.
+const BOOT: Duration = Duration::from_secs(30);
+const FILL_PER_MIB: Duration = Duration::from_millis(50);
+/// The guest reports every second, unless it stands still.
+const REPORTS: Duration = Duration::from_secs(20);
+
+/// All figures of a run that was good.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Figures {
+    /// What the guest measured.
+    #[serde(flatten)]
+    pub guest: GuestFigures,
+    /// From the command until both sides had ended the migration, by this program's clock; ms.
+    pub total_ms: f64,
+    /// What the VMM says of it itself, ms.
+    pub reported_total_ms: f64,
+    /// Bytes sent, as the VMM says.
+    pub wire_bytes: u64,
+    /// What it cost the host.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+/// Boots the guest, moves it in this way, and measures.
+pub(super) async fn run(world: &World, cell: &Cell, way: &Way, qemu: &Qemu) -> Result<Figures, PeersError> {
+    match &way.how {
+        How::Vmm { mode, streams } => {
+            let pair = ours::Pair::start(world, &cell.guest);
+            let (source, destination) = (&pair.source, &pair.destination);
+            let moved = async {
+                let mut watch =
+                    Watch::begin(ours::consoles(world), cell, [source, destination], VCPU_THREADS).await?;
+                let told = pair.migrate(world, (*mode, *streams), &mut watch.meters).await?;
+                watch.end(told).await
+            };
+            moved.await.map_err(|error| with_last_words(error, [source, destination]))
+        }
+        How::Qemu(way) => {
+            let pair = qemu.pair(world, &cell.guest)?;
+            let (source, destination) = (&pair.source, &pair.destination);
+            let moved = async {
+                let ready = pair.prepare(way).await?;
+                let consoles = qemu::consoles(world);
+                let watch = Watch::begin(consoles, cell, [source, destination], qemu::VCPU_THREADS).await?;
+                let told = ready.migrate(way).await?;
+                watch.end(told).await
+            };
+            moved.await.map_err(|error| with_last_words(error, [source, destination]))
+        }
+    }
+}
+
+/// A guest and two processes under watch.
+struct Watch {
+    consoles: Consoles,
+    meters: Meters,
+    destination: u32,
+    /// Reports made before the move began.
+    start: usize,
+}
+
+impl Watch {
+    /// Waits until the guest has worked long enough to know its pace. A report has just been made then.
+    async fn begin(
+        consoles: [std::path::PathBuf; 2],
+        cell: &Cell,
+        [source, destination]: [&Process; 2],
+        vcpus: &'static str,
+    ) -> Result<Self, PeersError> {
+        let consoles = Consoles(consoles);
+        let fill = FILL_PER_MIB * u32::try_from(cell.guest.fill_mib).unwrap_or(u32::MAX);
+        consoles.hear(1, BOOT + fill, "the guest fills its memory and begins to work").await?;
+        let guest = resident_guest(source.id());
+        let start = 1 + BEFORE;
+        consoles.hear(start, REPORTS, "the guest reports from its work").await?;
+        let meters = Meters::start([source.id(), destination.id()], vcpus, guest)?;
+        Ok(Self { consoles, meters, destination: destination.id(), start })
+    }
+
+    /// The move is over: the figures, if the guest is whole.
+    async fn end(mut self, told: Told) -> Result<Figures, PeersError> {
+        self.meters.read();
+        let end = self.consoles.measured();
+        self.consoles.hear(end + 2, REPORTS, "the guest reports from where it has moved to").await?;
+        // Only now: to walk through a guest's memory takes the host a while.
+        let cost = self.meters.cost(self.destination);
+        let transcript = self.consoles.transcript();
+        transcript.check().map_err(PeersError::Failed)?;
+        let guest = ruler::measure(&transcript.work(), self.start, end)
+            .ok_or_else(|| PeersError::Failed("the guest's reports do not cover the move".to_owned()))?;
+        Ok(Figures {
+            guest,
+            total_ms: told.wall.as_secs_f64() * 1e3,
+            reported_total_ms: told.total_ms,
+            wire_bytes: told.wire_bytes,
+            cost,
+        })
+    }
+}
+
+/// What both processes said last on standard error, if anything.
+fn with_last_words(error: PeersError, processes: [&Process; 2]) -> PeersError {
+    if error.is_final() {
+        return error;
+    }
+    let last = |process: &Process| process.err().lines().last().map(str::to_owned);
+    let words: Vec<_> = processes.into_iter().filter_map(last).collect();
+    let said = if words.is_empty() { String::new() } else { format!(" ({})", words.join("; ")) };
+    PeersError::Failed(format!("{error}{said}"))
+}

@@ -1,0 +1,148 @@
+//! The ways to move a guest: those of our VMM, and QEMU's at its best.
+//!
+//! QEMU's bandwidth is unlimited in all of them: its default of 128 MiB/s is meant for shared networks.
+
+use migrate::options::Mode;
+use serde::Serialize;
+
+/// Pre-copy's limit of downtime where none is under test, ms: the default of both.
+const USUAL_DOWNTIME_MS: u64 = 300;
+/// With this QEMU never ends pre-copy of its own accord: it goes on until it is told to switch to post-copy.
+const NEVER_MS: u64 = 0;
+
+/// One way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Way {
+    /// What the table calls it.
+    pub name: &'static str,
+    /// Whose it is, and how.
+    #[serde(flatten)]
+    pub how: How,
+}
+
+/// Whose, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "vmm", rename_all = "lowercase")]
+pub enum How {
+    /// `vmm` and `migrate`.
+    Vmm {
+        /// `--mode`.
+        mode: Mode,
+        /// `--streams`; its default when absent.
+        streams: Option<u32>,
+    },
+    /// QEMU.
+    Qemu(QemuWay),
+}
+
+/// What QEMU is told, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QemuWay {
+    /// `downtime-limit`, ms.
+    pub downtime_limit: u64,
+    /// `multifd`, with so many `multifd-channels`.
+    pub multifd_channels: Option<u32>,
+    /// `postcopy-ram`, and when it is begun.
+    pub postcopy: Option<Start>,
+    /// Further capabilities.
+    pub capabilities: &'static [&'static str],
+}
+
+/// When post-copy begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// As soon as can be.
+    AtOnce,
+    /// When all memory was sent once.
+    AfterOnePass,
+}
+
+impl Way {
+    /// Whether it is our VMM's.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(self.how, How::Vmm { .. })
+    }
+
+    fn vmm(name: &'static str, mode: Mode, streams: Option<u32>) -> Self {
+        Self { name, how: How::Vmm { mode, streams } }
+    }
+
+    fn precopy(
+        name: &'static str,
+        downtime_limit: u64,
+        channels: Option<u32>,
+        more: &'static [&str],
+    ) -> Self {
+        let way = QemuWay { downtime_limit, multifd_channels: channels, postcopy: None, capabilities: more };
+        Self { name, how: How::Qemu(way) }
+    }
+
+    fn postcopy(name: &'static str, start: Start, more: &'static [&str]) -> Self {
+        let downtime_limit = if start == Start::AtOnce { USUAL_DOWNTIME_MS } else { NEVER_MS };
+        let way =
+            QemuWay { downtime_limit, multifd_channels: None, postcopy: Some(start), capabilities: more };
+        Self { name, how: How::Qemu(way) }
+    }
+}
+
+/// All of them, those of both in turn.
+#[must_use]
+pub fn all() -> Vec<Way> {
+    let ours = [
+        Way::vmm("vmm pre-copy", Mode::Precopy, None),
+        Way::vmm("vmm hybrid", Mode::Hybrid, None),
+        Way::vmm("vmm post-copy", Mode::Postcopy, None),
+        Way::vmm("vmm pre-copy 4 streams", Mode::Precopy, Some(4)),
+    ];
+    const PREEMPT: &[&str] = &["postcopy-preempt"];
+    let qemu = [
+        Way::precopy("QEMU pre-copy 300 ms", USUAL_DOWNTIME_MS, None, &[]),
+        Way::precopy("QEMU pre-copy 10 ms", 10, None, &[]),
+        Way::precopy("QEMU multifd 2", USUAL_DOWNTIME_MS, Some(2), &[]),
+        Way::precopy("QEMU multifd 4", USUAL_DOWNTIME_MS, Some(4), &[]),
+        Way::precopy("QEMU auto-converge", USUAL_DOWNTIME_MS, None, &["auto-converge"]),
+        Way::postcopy("QEMU post-copy at once", Start::AtOnce, &[]),
+        Way::postcopy("QEMU post-copy at once + preempt", Start::AtOnce, PREEMPT),
+        Way::postcopy("QEMU post-copy after a pass + preempt", Start::AfterOnePass, PREEMPT),
+    ];
+    in_turn(ours.into(), qemu.into())
+}
+
+/// The ways of a short look.
+#[must_use]
+pub fn few() -> Vec<Way> {
+    const FEW: [&str; 5] = [
+        "vmm pre-copy",
+        "vmm post-copy",
+        "QEMU pre-copy 300 ms",
+        "QEMU multifd 4",
+        "QEMU post-copy at once + preempt",
+    ];
+    all().into_iter().filter(|way| FEW.contains(&way.name)).collect()
+}
+
+/// Both lists in one, spread evenly: what is compared is measured at about the same time.
+fn in_turn(ours: Vec<Way>, theirs: Vec<Way>) -> Vec<Way> {
+    let placed = |list: Vec<Way>| {
+        let length = list.len() as f64;
+        list.into_iter().enumerate().map(move |(at, way)| ((at as f64 + 0.5) / length, way))
+    };
+    let mut all: Vec<_> = placed(ours).chain(placed(theirs)).collect();
+    all.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    all.into_iter().map(|(_, way)| way).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_of_both_take_turns() {
+        let whose: Vec<_> = all().iter().map(Way::is_ours).collect();
+        assert!(whose.windows(3).all(|three| three.contains(&true) && three.contains(&false)), "{whose:?}");
+        assert_eq!((whose.len(), few().len()), (12, 5));
+    }
+}
