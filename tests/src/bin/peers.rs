@@ -75,7 +75,6 @@ fn measure(order: &Order) -> Result<bool, PeersError> {
     std::fs::create_dir_all(&order.out).map_err(host("make the folder for results"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let mut record = Record::here();
-    record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
     // What fails is told by the inner result, an interruption by the outer.
     let measuring = async { Ok(peers::measure(order, &mut record).await) };
     let measured = runtime.map_err(host("start"))?.block_on(unless_interrupted(measuring));

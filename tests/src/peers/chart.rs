@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::record::{GAP, Record, WayRecord};
 use super::words::short;
 
-const LABELS: f64 = 250.0;
+const LABELS: f64 = 270.0;
 const BARS: f64 = 480.0;
 const VALUES: f64 = 150.0;
 const ROW: f64 = 18.0;
@@ -26,7 +26,7 @@ pub(super) fn svg(record: &Record) -> String {
         let head = format!("{}: {}", cell.name, cell.guest.describe());
         let _ = writeln!(body, r#"<text class="name" x="10" y="{:.0}">{}</text>"#, y + 19.0, escape(&head));
         y += HEAD;
-        for way in &cell.ways {
+        for way in cell.shown() {
             body += &bar(way, &scale, y);
             y += ROW;
         }

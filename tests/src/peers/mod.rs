@@ -63,6 +63,7 @@ struct Told {
     /// From the command until both sides had ended it.
     wall: Duration,
     total_ms: f64,
+    downtime_ms: Option<f64>,
     wire_bytes: u64,
 }
 
@@ -75,6 +76,7 @@ pub async fn measure(order: &Order, record: &mut Record) -> Result<(), PeersErro
     let world = World::alone();
     let qemu = Qemu::find(&world).await?;
     eprintln!("{}, -machine {} -cpu {}", qemu.version, qemu.machine, qemu.cpu);
+    record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
     record.qemu = Some(qemu.clone());
     for cell in &order.cells {
         eprintln!("{}: {}", cell.name, cell.guest.describe());

@@ -77,7 +77,9 @@ impl Pair {
         if !problems.is_empty() {
             return Err(PeersError::Failed(problems.join("; ")));
         }
-        Ok(Told { wall, total_ms: report.total_us as f64 / 1e3, wire_bytes: report.traffic.bytes })
+        let downtime_ms = report.switchover.map(|switchover| switchover.downtime_us as f64 / 1e3);
+        let (total_ms, wire_bytes) = (report.total_us as f64 / 1e3, report.traffic.bytes);
+        Ok(Told { wall, total_ms, downtime_ms, wire_bytes })
     }
 }
 

@@ -17,7 +17,7 @@ use super::ways::{QemuWay, Start};
 use super::{LIMIT, Told};
 use crate::{Process, World};
 
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// How the names of its vCPU threads begin, with `debug-threads=on`.
 pub(super) const VCPU_THREADS: &str = "CPU ";
 /// Bytes a second: no limit in practice. (0 is none as well, but not in all versions.)
@@ -175,7 +175,8 @@ impl Ready {
             value.as_u64().ok_or_else(|| PeersError::Failed(format!("QEMU has no figures: {said}")))
         };
         let (total, bytes) = (figure(&said["total-time"])?, figure(&said["ram"]["transferred"])?);
-        Ok(Told { wall, total_ms: total as f64, wire_bytes: bytes })
+        let downtime_ms = said["downtime"].as_f64();
+        Ok(Told { wall, total_ms: total as f64, downtime_ms, wire_bytes: bytes })
     }
 
     async fn go(&mut self, way: &QemuWay) -> Result<(), PeersError> {

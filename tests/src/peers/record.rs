@@ -155,6 +155,12 @@ impl CellRecord {
         line
     }
 
+    /// The ways as they are shown: ours, then the peers'. They were measured in turn.
+    pub(super) fn shown(&self) -> impl Iterator<Item = &WayRecord> {
+        let whose = |ours: bool| self.ways.iter().filter(move |way| way.way.is_ours() == ours);
+        whose(true).chain(whose(false))
+    }
+
     /// The best of the peers' medians of a figure, with whose it is.
     pub(super) fn best_peer(&self, figure: Figure) -> Option<(f64, &'static str)> {
         let peers = self.ways.iter().filter(|way| !way.way.is_ours());
@@ -231,7 +237,14 @@ pub(super) mod tests {
             source_rss_beyond_guest: Some(9_000_000),
             destination_rss_beyond_guest: None,
         };
-        Figures { guest, total_ms: 500.0, reported_total_ms: 490.0, wire_bytes: 1 << 30, cost }
+        Figures {
+            guest,
+            total_ms: 500.0,
+            reported_total_ms: 490.0,
+            reported_downtime_ms: None,
+            wire_bytes: 1 << 30,
+            cost,
+        }
     }
 
     /// A cell where ours had gaps of 2 and 4 ms, QEMU's first of 30, and all else of QEMU failed.

@@ -30,6 +30,8 @@ pub struct Figures {
     pub total_ms: f64,
     /// What the VMM says of it itself, ms.
     pub reported_total_ms: f64,
+    /// The pause as the VMM's own hosts saw it, ms. No part in any comparison: the guest's gap is.
+    pub reported_downtime_ms: Option<f64>,
     /// Bytes sent, as the VMM says.
     pub wire_bytes: u64,
     /// What it cost the host.
@@ -108,18 +110,20 @@ impl Watch {
             guest,
             total_ms: told.wall.as_secs_f64() * 1e3,
             reported_total_ms: told.total_ms,
+            reported_downtime_ms: told.downtime_ms,
             wire_bytes: told.wire_bytes,
             cost,
         })
     }
 }
 
-/// What both processes said last on standard error, if anything.
+/// With what both processes complained of last, if they did.
 fn with_last_words(error: PeersError, processes: [&Process; 2]) -> PeersError {
     if error.is_final() {
         return error;
     }
-    let last = |process: &Process| process.err().lines().last().map(str::to_owned);
+    let complains = |line: &&str| line.starts_with("vmm: ") || line.starts_with(qemu::PROGRAM);
+    let last = |process: &Process| process.err().lines().rfind(complains).map(str::to_owned);
     let words: Vec<_> = processes.into_iter().filter_map(last).collect();
     let said = if words.is_empty() { String::new() } else { format!(" ({})", words.join("; ")) };
     PeersError::Failed(format!("{error}{said}"))
