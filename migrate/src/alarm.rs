@@ -80,6 +80,11 @@ impl Cancel {
         self.alarm.order(Order::GiveUp);
     }
 
+    /// Takes [`give_up`](Self::give_up) back.
+    pub fn do_not_give_up(&self) {
+        self.alarm.forget_order();
+    }
+
     pub(crate) fn alarm(&self) -> Arc<Alarm> {
         Arc::clone(&self.alarm)
     }

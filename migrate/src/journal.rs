@@ -292,7 +292,7 @@ impl Journal {
     fn restore(&mut self, before: Record) {
         let promise = before.promise;
         self.record = Record { number: self.record.number, ..before };
-        let _ = self.write(promise);
+        let _ = self.write(promise).and_then(|()| self.sync());
     }
 
     /// Puts what was written on stable storage.

@@ -145,10 +145,11 @@ struct Cores {
 impl Cores {
     /// The calling thread stays on `core`.
     fn stay(&mut self, core: usize) {
-        self.all();
-        let mut only = CpuSet::new();
-        only.set(core);
-        let _ = sched_setaffinity(None, &only);
+        if is_in(&self.all(), core) {
+            let mut only = CpuSet::new();
+            only.set(core);
+            let _ = sched_setaffinity(None, &only);
+        }
     }
 
     fn all(&mut self) -> CpuSet {
@@ -158,7 +159,7 @@ impl Cores {
     /// The calling thread leaves `core` to whoever is busy there. Where it may not, or there is no other, it stays.
     fn leave(&mut self, core: usize) {
         let all = self.all();
-        let rest = self.without(&all, core);
+        let rest = if is_in(&all, core) { self.without(&all, core) } else { CpuSet::new() };
         if rest.count() > 0 {
             let _ = sched_setaffinity(None, &rest);
         }
@@ -184,6 +185,11 @@ impl Drop for Cores {
             let _ = sched_setaffinity(None, all);
         }
     }
+}
+
+/// Whether `core` is in `all`. A set names so many cores and no more; of a host with more it is empty.
+fn is_in(all: &CpuSet, core: usize) -> bool {
+    core < CpuSet::MAX_CPU && all.is_set(core)
 }
 
 /// Cores of `all` that are not in `some`.

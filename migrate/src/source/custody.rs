@@ -44,7 +44,15 @@ impl Hold {
         let journal = journals
             .open(guest.uuid, Uuid::nil(), guest.epoch.saturating_add(1), Promise::Committed, peer)
             .ok();
-        Self { state: Source::Unknown, journal, committed: Some(now()), paused: true, ..Self::default() }
+        let remembers = journals.remembers();
+        Self {
+            state: Source::Unknown,
+            journal,
+            committed: Some(now()),
+            paused: true,
+            remembers,
+            ..Self::default()
+        }
     }
 
     pub(super) fn state(&self) -> Source {

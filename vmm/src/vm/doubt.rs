@@ -155,7 +155,7 @@ pub(super) fn recover(handle: &VmHandle, request: &RecoverRequest) -> Result<(),
 /// The operator's word on a guest in doubt.
 pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), Refusal> {
     let inner = &handle.inner;
-    let _one = inner.order();
+    let one = inner.order();
     let stage = inner.stage();
     match (&stage, resolution) {
         (Stage::Leaving(_) | Stage::InDoubt(Doubt::Left { .. }), Resolution::ForceDestination) => {
@@ -168,8 +168,15 @@ pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), R
                 "the guest was to come here: --force-destination runs it here, --discard lets go of it",
             ));
         }
+        // What the engine says of this would end the waiting first.
+        (Stage::Arriving(guest), Resolution::ForceDestination) if guest.is_running() => {
+            return Err(of_state(
+                "the guest runs here already, as far as its memory has come; the rest is on its source alone",
+            ));
+        }
         _ => {}
     }
+    let was_called = matches!(stage, Stage::Leaving(_));
     let doubt = match stage {
         Stage::InDoubt(doubt) => doubt,
         Stage::Leaving(_) | Stage::Arriving(_) => doubt_that_nobody_waits_out(inner)?,
@@ -185,7 +192,17 @@ pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), R
             Ok(())
         }
         (Doubt::Left { guest, parted, options, .. }, _) => {
-            let parted = force_here(&guest, &parted)?;
+            let parted = match force_here(&guest, &parted) {
+                Ok(parted) => parted,
+                Err(refused) => {
+                    drop(one);
+                    if was_called {
+                        // What is refused changes nothing: the destination is called again, as it was.
+                        let _ = recover(handle, &RecoverRequest::default());
+                    }
+                    return Err(refused);
+                }
+            };
             inner.enter(Stage::Here(Arc::clone(&guest)));
             if let Some(parted) = parted {
                 tell_kept_in_background(inner, guest, parted, *options);
@@ -200,13 +217,15 @@ pub(super) fn resolve(handle: &VmHandle, resolution: Resolution) -> Result<(), R
 fn doubt_that_nobody_waits_out(inner: &Inner) -> Result<Doubt, Refusal> {
     let goes_on = "the migration is not over: the guest can be decided about while the link is lost, or when it has ended in \
                    doubt; `migrate status` says where it is";
-    let receiver = inner.receiver.get().and_then(std::sync::Weak::upgrade);
     let waits = |life: &LifeOf| {
         life.migration.lost.is_some() && matches!(life.stage, Stage::Leaving(_) | Stage::Arriving(_))
     };
     let life = inner.lock();
+    let arrives = matches!(life.stage, Stage::Arriving(_));
+    let receiver = inner.receiver.get().and_then(std::sync::Weak::upgrade).filter(|_| arrives);
+    let cancel = life.cancel.clone();
     if waits(&life) {
-        life.cancel.iter().for_each(Cancel::give_up);
+        cancel.iter().for_each(Cancel::give_up);
         receiver.iter().for_each(|receiver| receiver.stop());
     }
     let waited = inner.ended.wait_timeout_while(life, OBEYED_WITHIN, |life| waits(life));
@@ -214,6 +233,7 @@ fn doubt_that_nobody_waits_out(inner: &Inner) -> Result<Doubt, Refusal> {
     match stage {
         Stage::InDoubt(doubt) => Ok(doubt),
         _ => {
+            cancel.iter().for_each(Cancel::do_not_give_up);
             receiver.iter().for_each(|receiver| receiver.go_on());
             Err(of_state(goes_on))
         }

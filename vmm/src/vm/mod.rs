@@ -235,6 +235,10 @@ impl Inner {
         if life.ending.is_some() {
             return false;
         }
+        if !matches!(stage, Stage::InDoubt(_)) {
+            // It was another guest's link, or nobody waits for its other end any more.
+            life.migration.lost = None;
+        }
         let before = std::mem::replace(&mut life.stage, stage);
         self.follow_own_end(&mut life);
         drop(life);

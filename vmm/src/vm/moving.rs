@@ -163,10 +163,14 @@ fn take_in(inner: &Arc<Inner>, arrivals: &Arrivals, receiver: &Receiver, mut arr
         arrival = match (arrival, arrivals.latest()) {
             (Arrival::Arrived { unheard, .. }, Some(guest)) => {
                 let runs = guest.is_running();
-                if inner.enter(Stage::Here(guest)) && !runs {
-                    eprintln!(
-                        "vmm: all of the guest is here, but it could not be run on: `vmm resume` runs it"
-                    );
+                if inner.enter(Stage::Here(guest)) {
+                    // The order that ended the waiting has been obeyed.
+                    receiver.go_on();
+                    if !runs {
+                        eprintln!(
+                            "vmm: all of the guest is here, but it could not be run on: `vmm resume` runs it"
+                        );
+                    }
                 }
                 // Whatever the guest does from here on: its source may want to know where it is, or its operator may.
                 let mut unheard = unheard;
