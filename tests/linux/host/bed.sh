@@ -33,7 +33,7 @@ CHURN_ROUNDS=5000
 # than all scenarios do.
 PROGRAMS=$CACHE/cargo/x86_64-unknown-linux-gnu/release
 # The demo guest's end-to-end tests that run in the bed as well: their programs go to tests/ in it.
-TESTS=(commands disks failures moves)
+TESTS=(disks failures moves)
 build_programs() {
   local built=$CACHE/built.json name path
   (cd "$ROOT" && unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS &&
