@@ -78,17 +78,13 @@ impl Turns {
         }
     }
 
-    /// For the thread of a score, which stays as [`stay`](Self::stay) has it.
-    pub(crate) fn of_score(vcpus: u32, streams: u32) -> Self {
+    /// For a thread that bulk data, or the guest, depends on. On a host without a core for each busy thread of a migration with so
+    /// many data connections it stays on the core where it is let be: moved about by the scheduler, it would be on a vCPU's by
+    /// turns.
+    pub(crate) fn staying(vcpus: u32, streams: u32) -> Self {
         let mut turns = Self::beside(vcpus);
-        turns.stay(vcpus, streams);
+        turns.is_to_stay = turns.to_spare && !core_beyond(vcpus.saturating_add(2 * streams));
         turns
-    }
-
-    /// On a host without a core for each busy thread of a migration with so many data connections, the calling thread stays on the
-    /// core where it is let be: moved about by the scheduler, it would be on a vCPU's by turns.
-    pub(crate) fn stay(&mut self, vcpus: u32, streams: u32) {
-        self.is_to_stay = self.to_spare && !core_beyond(vcpus.saturating_add(2 * streams));
     }
 
     /// A portion has been moved: whoever waits for this core has it now.

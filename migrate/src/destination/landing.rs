@@ -190,8 +190,7 @@ impl Context<'_> {
     /// A stream's life: frame after frame, until the connection ends.
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
-        let (mut scratch, mut turns) = (Scratch::default(), Turns::beside(vcpus));
-        turns.stay(vcpus, streams);
+        let (mut scratch, mut turns) = (Scratch::default(), Turns::staying(vcpus, streams));
         loop {
             match self.receive_frame(line, role, &mut scratch, &mut turns) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.

@@ -81,7 +81,7 @@ impl<'a> Courier<'a> {
 
     /// The calling thread sends on a data connection, and nothing else.
     pub(super) fn is_of_crew(&mut self) {
-        self.turns.stay(self.context.description.vcpus, self.context.streams());
+        self.turns = Turns::staying(self.context.description.vcpus, self.context.streams());
     }
 
     /// The calling thread was woken, on a vCPU's core perhaps.

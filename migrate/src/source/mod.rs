@@ -135,7 +135,7 @@ pub fn migrate_over(
         lines: None,
         may_switch: !options.pause_before_switchover,
         calls: 0,
-        turns: Turns::of_score(context.description.vcpus, context.streams()),
+        turns: Turns::staying(context.description.vcpus, context.streams()),
     };
     let mut result = thread::scope(|scope| journey.run(scope));
     if let (Err(lost), true) = (&result, journey.custody.state().asks()) {

@@ -147,7 +147,7 @@ impl Parted {
             lines: None,
             calls: self.calls,
             may_switch: true,
-            turns: Turns::of_score(context.description.vcpus, context.streams()),
+            turns: Turns::staying(context.description.vcpus, context.streams()),
         };
         let result = work(&mut journey);
         journey.close(result)
