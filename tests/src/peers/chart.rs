@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::record::{GAP, Record, WayRecord};
-use super::words::short;
+use vmm::lab::table::short;
 
 const LABELS: f64 = 270.0;
 const BARS: f64 = 480.0;

@@ -39,6 +39,9 @@ use self::record::{Record, Run};
 use self::ways::Way;
 use crate::World;
 
+/// The names of both sides' processes, and of their files.
+const SOURCE: &str = "source";
+const DESTINATION: &str = "destination";
 /// A migration that has not ended by then has failed: ours is told so, QEMU's is given up.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// Numbers of connections for which plain TCP is measured: those of the ways.
@@ -123,9 +126,7 @@ fn check_kvm() -> Result<(), PeersError> {
 
 /// Why this host has no room for two such guests, if it has not.
 fn too_large(cell: &Cell) -> Option<String> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? >> 10;
+    let available = vmm::migration::memory_available()? >> 20;
     let filled = cell.guest.fill_mib.max(cell.guest.working_set_mib);
     let needed = 2 * filled + 1024;
     (needed > available).then(|| format!("needs {needed} MiB of memory, {available} are free"))

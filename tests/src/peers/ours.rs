@@ -1,6 +1,5 @@
 //! Our side: `vmm run`, `vmm receive`, and the `migrate` command.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -13,13 +12,12 @@ use vmm::lab::guest::GuestPlan;
 use vmm::lab::verdict;
 
 use super::error::{PeersError, within};
+use super::ruler::console;
 use super::tied::tied;
 use super::usage::Meters;
-use super::{LIMIT, Told};
+use super::{DESTINATION, LIMIT, SOURCE, Told};
 use crate::{Process, World};
 
-const SOURCE: &str = "source";
-const DESTINATION: &str = "destination";
 const START: Duration = Duration::from_secs(20);
 /// Between two looks for an answer.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -102,13 +100,9 @@ async fn follow(
     Ok(report)
 }
 
-pub(super) fn consoles(world: &World) -> [PathBuf; 2] {
-    [SOURCE, DESTINATION].map(|name| world.path(&format!("{name}.console")))
-}
-
 fn start(world: &World, name: &str, words: &[&str]) -> Process {
     let mut command = world.command("vmm", words.iter().copied());
-    command.args(["--name", name, "--console"]).arg(world.path(&format!("{name}.console")));
+    command.args(["--name", name, "--console"]).arg(console(world, name));
     world.start(tied(&command), name)
 }
 

@@ -11,10 +11,10 @@ use vmm::lab::guest::{GuestPlan, Load};
 
 use super::error::{PeersError, within};
 use super::qmp::Qmp;
-use super::ruler::Consoles;
+use super::ruler::{Consoles, console};
 use super::tied::tied;
 use super::ways::{QemuWay, Start};
-use super::{LIMIT, Told};
+use super::{DESTINATION, LIMIT, SOURCE, Told};
 use crate::{Process, World};
 
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -73,8 +73,8 @@ impl Qemu {
     /// Nothing when it boots the guest, else why not.
     async fn boots(&self, world: &World) -> Result<Option<String>, PeersError> {
         let guest = GuestPlan { load: Load::Idle, fill_mib: 0, ..super::cells::few()[0].guest };
-        let mut process = self.start(world, "source", &guest, &[])?;
-        let consoles = Consoles(consoles(world));
+        let mut process = self.start(world, SOURCE, &guest, &[])?;
+        let consoles = Consoles::of(world);
         let start = Instant::now();
         while consoles.transcript().work().is_empty() {
             let ended = process.has_ended().is_some();
@@ -91,9 +91,9 @@ impl Qemu {
 
     pub(super) fn pair(&self, world: &World, guest: &GuestPlan) -> Result<Pair, PeersError> {
         Ok(Pair {
-            source: self.start(world, "source", guest, &[])?,
-            destination: self.start(world, "destination", guest, &["-incoming", "defer"])?,
-            controls: ["source", "destination"].map(|name| control(world, name)),
+            source: self.start(world, SOURCE, guest, &[])?,
+            destination: self.start(world, DESTINATION, guest, &["-incoming", "defer"])?,
+            controls: [SOURCE, DESTINATION].map(|name| control(world, name)),
         })
     }
 
@@ -124,7 +124,7 @@ impl Qemu {
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.args(["-name", &format!("{name},debug-threads=on"), "-kernel"]).arg(&kernel);
         command.args(["-append", &guest.command_line()]);
-        command.args(["-serial", &file("file", &world.path(&format!("{name}.console")), "")]);
+        command.args(["-serial", &file("file", &console(world, name), "")]);
         command.args(["-qmp", &file("unix", &control(world, name), ",server=on,wait=off")]);
         command.args(more).current_dir(world.folder());
         Ok(world.start(tied(&command), name))
@@ -188,8 +188,8 @@ impl Ready {
         if way.postcopy.is_some() {
             self.source.execute("migrate-start-postcopy", json!({})).await?;
         }
-        completed(&mut self.source, "source").await?;
-        completed(&mut self.destination, "destination").await
+        completed(&mut self.source, SOURCE).await?;
+        completed(&mut self.destination, DESTINATION).await
     }
 }
 
@@ -204,10 +204,6 @@ async fn completed(side: &mut Qmp, whose: &str) -> Result<(), PeersError> {
             _ => {}
         }
     }
-}
-
-pub(super) fn consoles(world: &World) -> [PathBuf; 2] {
-    ["source", "destination"].map(|name| world.path(&format!("{name}.console")))
 }
 
 fn control(world: &World, name: &str) -> PathBuf {

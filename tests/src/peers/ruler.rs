@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::error::PeersError;
-use crate::{SecondOfWork, Transcript};
+use super::{DESTINATION, SOURCE};
+use crate::{SecondOfWork, Transcript, World};
 
 /// Reports that say what the guest does when it is not moved.
 pub(super) const BEFORE: usize = 2;
@@ -41,9 +42,18 @@ pub struct GuestFigures {
 
 /// The consoles of a guest, in the order of its way.
 #[derive(Debug)]
-pub(super) struct Consoles(pub(super) [PathBuf; 2]);
+pub(super) struct Consoles([PathBuf; 2]);
+
+/// Where the guest's console in this process is written to.
+pub(super) fn console(world: &World, name: &str) -> PathBuf {
+    world.path(&format!("{name}.console"))
+}
 
 impl Consoles {
+    pub(super) fn of(world: &World) -> Self {
+        Self([SOURCE, DESTINATION].map(|name| console(world, name)))
+    }
+
     pub(super) fn transcript(&self) -> Transcript {
         Transcript::of(self.0.iter().map(|path| std::fs::read(path).unwrap_or_default()))
     }

@@ -46,8 +46,7 @@ pub(super) async fn run(world: &World, cell: &Cell, way: &Way, qemu: &Qemu) -> R
             let pair = ours::Pair::start(world, &cell.guest);
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
-                let mut watch =
-                    Watch::begin(ours::consoles(world), cell, [source, destination], VCPU_THREADS).await?;
+                let mut watch = Watch::begin(world, cell, [source, destination], VCPU_THREADS).await?;
                 let told = pair.migrate(world, (*mode, *streams), &mut watch.meters).await?;
                 watch.end(told).await
             };
@@ -58,8 +57,7 @@ pub(super) async fn run(world: &World, cell: &Cell, way: &Way, qemu: &Qemu) -> R
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
                 let ready = pair.prepare(way).await?;
-                let consoles = qemu::consoles(world);
-                let watch = Watch::begin(consoles, cell, [source, destination], qemu::VCPU_THREADS).await?;
+                let watch = Watch::begin(world, cell, [source, destination], qemu::VCPU_THREADS).await?;
                 let told = ready.migrate(way).await?;
                 watch.end(told).await
             };
@@ -80,12 +78,12 @@ struct Watch {
 impl Watch {
     /// Waits until the guest has worked long enough to know its pace. A report has just been made then.
     async fn begin(
-        consoles: [std::path::PathBuf; 2],
+        world: &World,
         cell: &Cell,
         [source, destination]: [&Process; 2],
         vcpus: &'static str,
     ) -> Result<Self, PeersError> {
-        let consoles = Consoles(consoles);
+        let consoles = Consoles::of(world);
         let fill = FILL_PER_MIB * u32::try_from(cell.guest.fill_mib).unwrap_or(u32::MAX);
         consoles.hear(1, BOOT + fill, "the guest fills its memory and begins to work").await?;
         let guest = resident_guest(source.id());

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use migrate::options::default_streams;
 use vmm::bench::RawTcp;
 use vmm::lab::stats::Spread;
-use vmm::lab::table::or_dash;
+use vmm::lab::table::{or_dash, short};
 
 use super::record::{
     BYTES, BYTES_PER_S, CPU, CellRecord, DESTINATION_RSS, ENGINE_CPU, Figure, GAP, GAP_BEFORE, LOST, Record,
@@ -116,15 +116,6 @@ fn connections(way: &WayRecord) -> u32 {
 
 fn range(spread: Spread) -> String {
     format!("{} ({}-{})", short(spread.median), short(spread.min), short(spread.max))
-}
-
-/// As many digits as mean something.
-pub(super) fn short(value: f64) -> String {
-    match value {
-        small if small < 10.0 => format!("{small:.2}"),
-        middle if middle < 100.0 => format!("{middle:.1}"),
-        large => format!("{large:.0}"),
-    }
 }
 
 #[cfg(test)]

@@ -57,10 +57,16 @@ impl fmt::Display for Table {
 /// Microseconds as milliseconds, with as many digits as mean something.
 #[must_use]
 pub fn ms(us: f64) -> String {
-    match us / 1000.0 {
-        ms if ms < 10.0 => format!("{ms:.2}"),
-        ms if ms < 100.0 => format!("{ms:.1}"),
-        ms => format!("{ms:.0}"),
+    short(us / 1000.0)
+}
+
+/// A figure with as many digits as mean something.
+#[must_use]
+pub fn short(value: f64) -> String {
+    match value {
+        small if small < 10.0 => format!("{small:.2}"),
+        middle if middle < 100.0 => format!("{middle:.1}"),
+        large => format!("{large:.0}"),
     }
 }
 

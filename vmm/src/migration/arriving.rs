@@ -124,7 +124,8 @@ fn too_large(bytes: u64) -> Option<String> {
 }
 
 /// What Linux believes can be given without swapping, bytes.
-fn memory_available() -> Option<u64> {
+#[must_use]
+pub fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;

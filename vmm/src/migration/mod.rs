@@ -11,7 +11,7 @@ mod ram;
 mod resident;
 mod telemetry;
 
-pub use arriving::Arrivals;
+pub use arriving::{Arrivals, memory_available};
 pub use resident::{Identity, Resident};
 
 use migrate::guest::GuestError;
