@@ -25,6 +25,7 @@ use self::grid::{Cell, Fill, Grid};
 pub use self::raw::RawTcp;
 use self::record::{Record, Run};
 use crate::config::{MemorySize, Vcpus};
+use crate::lab::backed::BackedMemory;
 use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::journey::{Ending, Journey, Order, Wire};
 use crate::lab::{self, Lab, LabError, unless_interrupted};
@@ -155,7 +156,9 @@ impl TestBed<'_> {
             None => Journey::begin(self.lab, &self.guest).await?,
         };
         self.was_up = true;
+        let backed = BackedMemory::for_guest(&self.guest).await?;
         let quiet_gap_us = journey.settle(REPORTS_BETWEEN).await?;
+        drop(backed);
         let hop = journey.hop(order).await?;
         // A guest in doubt is no guest to go on with.
         self.journey = (hop.report.outcome != Outcome::Unknown).then_some(journey);

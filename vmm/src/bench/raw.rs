@@ -14,6 +14,7 @@ use migrate::channel::whole::time_for;
 use serde::Serialize;
 
 use crate::lab::LabError;
+use crate::lab::backed::BackedMemory;
 use crate::lab::guest::GuestPlan;
 use crate::lab::stats::Spread;
 use crate::memory::bulk;
@@ -83,6 +84,7 @@ fn measure(streams: u32, bytes: u64) -> Result<RawTcp, LabError> {
     let filling: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
     (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
     let mut rates = (Vec::new(), Vec::new());
+    drop(BackedMemory::take(bytes)?);
     for _ in 0..TIMES {
         let destination = memory()?;
         for rates in [&mut rates.0, &mut rates.1] {

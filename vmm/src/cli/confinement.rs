@@ -10,6 +10,7 @@ use migrate::client::RuntimeDir;
 use super::args::HostingArgs;
 use super::words;
 use crate::config::{DiskAccess, Kernel, MachineConfig};
+use crate::memory::present;
 use crate::sandbox::{self, Files, Landlocked};
 
 /// For `vmm run`: the files of this guest. It boots again from what is at its kernel's path then, which an upgrade of the host
@@ -44,6 +45,7 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 fn enter(args: &HostingArgs, files: Files) -> anyhow::Result<()> {
+    present::be_able_to_ask();
     let wanted = !args.no_landlock;
     let landlocked = sandbox::enter(args.seccomp, wanted.then_some(&files))?;
     if wanted && landlocked == Landlocked::Not {

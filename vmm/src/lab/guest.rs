@@ -100,6 +100,13 @@ impl GuestPlan {
         }
     }
 
+    /// Memory that it has written by the time it is at work, with room for its kernel.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        const KERNEL_MIB: u64 = 64;
+        (self.fill_mib.max(self.working_set_mib) + KERNEL_MIB) << 20
+    }
+
     /// For people.
     #[must_use]
     pub fn describe(&self) -> String {

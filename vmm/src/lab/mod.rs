@@ -11,6 +11,7 @@
 //! comes about: a dropped [`Host`] kills its process, and a process whose laboratory was killed is ended by the
 //! kernel ([`tether`]).
 
+pub mod backed;
 pub mod error;
 pub mod guest;
 pub mod host;

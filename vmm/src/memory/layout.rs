@@ -32,8 +32,6 @@ pub struct RegionSpec {
     pub start: u64,
     /// Size.
     pub bytes: u64,
-    /// Where it lies in the file that backs RAM.
-    pub file_offset: u64,
 }
 
 /// Where RAM lies.
@@ -52,9 +50,9 @@ impl Layout {
             return Err(MemoryError::Size { bytes, max_gib: MAX_GIB });
         }
         let low = bytes.min(HOLE_START);
-        let mut regions = vec![RegionSpec { start: 0, bytes: low, file_offset: 0 }];
+        let mut regions = vec![RegionSpec { start: 0, bytes: low }];
         if bytes > low {
-            regions.push(RegionSpec { start: HOLE_END, bytes: bytes - low, file_offset: low });
+            regions.push(RegionSpec { start: HOLE_END, bytes: bytes - low });
         }
         Ok(Self { regions })
     }
@@ -87,7 +85,7 @@ mod tests {
         let layout = Layout::for_bytes(8 << 30).unwrap();
         let [low, high] = layout.regions() else { panic!("two regions") };
         assert_eq!((low.start, low.bytes), (0, HOLE_START));
-        assert_eq!((high.start, high.bytes, high.file_offset), (HOLE_END, 5 << 30, HOLE_START));
+        assert_eq!((high.start, high.bytes), (HOLE_END, 5 << 30));
         assert_eq!(layout.bytes(), 8 << 30);
     }
 

@@ -1,6 +1,6 @@
 //! Guest memory: where it lies ([`layout`]), the RAM behind it ([`ram`]), moving it in bulk ([`bulk`]),
-//! to and from files ([`files`]), which pages were written ([`dirty`]), and catching touches of pages that are not
-//! here yet ([`userfault`]).
+//! to and from files ([`files`]), which pages exist ([`present`]), which were written ([`dirty`]), and catching touches of
+//! pages that are not here yet ([`userfault`]).
 //!
 //! Invariant: every access goes through [`ram::GuestRam`], which turns guest-physical addresses into host
 //! memory after checking that they lie inside RAM. Nothing here knows why memory is read or moved.
@@ -8,7 +8,9 @@
 pub mod bulk;
 pub mod dirty;
 pub mod files;
+mod huge;
 pub mod layout;
+pub mod present;
 pub mod ram;
 pub mod userfault;
 

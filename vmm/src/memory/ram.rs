@@ -1,24 +1,25 @@
-//! RAM: one memfd, mapped region by region, registered with KVM as one slot a region.
+//! RAM: private memory, mapped region by region, registered with KVM as one slot a region.
 //!
-//! The memfd makes host memory a thing with a name: which pages exist can be asked (`SEEK_DATA`), pages can be
-//! taken out (`PUNCH_HOLE`), and userfaultfd sees every touch of a page that is not there.
+//! Anonymous, because that is what a host backs best: with huge pages where it may, and a small page costs half of what one of
+//! a file does (docs/decisions/anonymous-memory.md). Which pages exist can be asked ([`present`]), pages can be taken away, and
+//! userfaultfd sees every touch of a page that is not there.
 
 #![expect(unsafe_code, reason = "maps guest memory, registers it with KVM, and reads it by address")]
 
-use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SeekFrom};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::huge::{Pace, Size};
 use super::layout::Layout;
-use super::{MemoryError, PAGE};
+use super::{MemoryError, PAGE, present};
 
 /// Guest memory as rust-vmm's crates see it. Its bitmap records the VMM's own writes.
 pub type Mmap = GuestMemoryMmap<AtomicBitmap>;
@@ -27,9 +28,10 @@ pub type Mmap = GuestMemoryMmap<AtomicBitmap>;
 #[derive(Debug)]
 pub struct GuestRam {
     layout: Layout,
-    file: Arc<File>,
     mmap: Mmap,
     spans: Vec<Span>,
+    /// How fast memory is made ready here; nothing while pages are to be small whatever that says.
+    pace: Mutex<Option<Pace>>,
 }
 
 /// One region in host memory. The address is kept as a number: only [`GuestRam::host`] makes a pointer of it.
@@ -38,7 +40,6 @@ pub(super) struct Span {
     pub(super) start: u64,
     pub(super) bytes: u64,
     pub(super) host: usize,
-    pub(super) file_offset: u64,
 }
 
 impl GuestRam {
@@ -47,24 +48,15 @@ impl GuestRam {
     /// # Errors
     /// When the host refuses the file or the mapping.
     pub fn new(layout: Layout) -> Result<Arc<Self>, MemoryError> {
-        let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC)
-            .map_err(MemoryError::host("create the file for guest memory"))?;
-        // For whoever finds it in /proc/PID/fd: no other user's.
-        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)
-            .map_err(MemoryError::host("keep other users from guest memory"))?;
-        rustix::fs::ftruncate(&fd, layout.bytes())
-            .map_err(MemoryError::host("size the file for guest memory"))?;
-        let file = Arc::new(File::from(fd));
-        let ranges = layout.regions().iter().map(|region| {
-            let backing = FileOffset::from_arc(Arc::clone(&file), region.file_offset);
-            (GuestAddress(region.start), region.bytes as usize, Some(backing))
-        });
-        let mmap = Mmap::from_ranges_with_files(ranges)
+        let ranges =
+            layout.regions().iter().map(|region| (GuestAddress(region.start), region.bytes as usize));
+        let mmap = Mmap::from_ranges(&ranges.collect::<Vec<_>>())
             .map_err(|error| io::Error::other(error.to_string()))
             .map_err(MemoryError::host("map guest memory"))?;
         let spans = spans_of(&layout, &mmap)?;
-        let ram = Self { layout, file, mmap, spans };
+        let ram = Self { layout, mmap, spans, pace: Mutex::new(Some(Pace::default())) };
         ram.advise(libc::MADV_DONTDUMP, "keep guest memory out of core dumps")?;
+        ram.take(Size::Huge);
         Ok(Arc::new(ram))
     }
 
@@ -137,10 +129,32 @@ impl GuestRam {
         Ok(())
     }
 
-    /// From here on the host backs RAM with small pages only.
-    pub(super) fn forbid_huge_pages(&self) {
-        // A kernel without transparent huge pages answers EINVAL: then there is nothing to forbid.
-        let _ = self.advise(libc::MADV_NOHUGEPAGE, "choose the page size");
+    /// From here on the host backs RAM with small pages only, or as is best.
+    pub(super) fn forbid_huge_pages(&self, forbid: bool) {
+        let mut pace = self.pace();
+        *pace = (!forbid).then(Pace::default);
+        self.take(if forbid { Size::Small } else { Size::Huge });
+    }
+
+    /// All that was to be made ready is ready: from here on pages are as is best for the guest.
+    pub fn is_ready(&self) {
+        let mut pace = self.pace();
+        if pace.as_mut().is_some_and(|pace| pace.begin_anew() == Size::Small) {
+            self.take(Size::Huge);
+        }
+    }
+
+    fn take(&self, size: Size) {
+        let advice = match size {
+            Size::Huge => libc::MADV_HUGEPAGE,
+            Size::Small => libc::MADV_NOHUGEPAGE,
+        };
+        // A kernel without transparent huge pages answers EINVAL: then there is nothing to choose.
+        let _ = self.advise(advice, "choose the page size");
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Option<Pace>> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn advise(&self, advice: libc::c_int, what: &'static str) -> Result<(), MemoryError> {
@@ -176,44 +190,41 @@ impl GuestRam {
         &self.spans
     }
 
-    /// Calls `each(gpa, bytes)` for the parts of `gpa..gpa + bytes` that exist in the file: that were ever touched.
+    /// Calls `each(gpa, bytes)` for the parts of `gpa..gpa + bytes` that exist: that were written, or lie in a huge page beside
+    /// what was.
     ///
     /// # Errors
-    /// When the file cannot be asked.
+    /// When the host does not say.
     pub fn populated_within(&self, gpa: u64, bytes: u64, mut each: impl FnMut(u64, u64)) -> io::Result<()> {
-        let span = self.span(gpa, bytes);
-        let base = span.file_offset + (gpa - span.start);
-        let end = base + bytes;
-        let mut at = base;
-        while at < end {
-            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
-                Ok(start) if start < end => start,
-                Ok(_) | Err(rustix::io::Errno::NXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            let stop = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?.min(end);
-            each(gpa + (start - base), stop - start);
-            at = stop;
-        }
-        Ok(())
+        let host = self.host(gpa, bytes) as usize;
+        present::each_existing(host, bytes, |at, bytes| each(gpa + (at - host) as u64, bytes))
     }
 
     /// Takes the pages away: the next touch finds zeros, or a userfault where that is on.
     ///
     /// # Errors
-    /// When the file refuses.
-    pub fn punch(&self, gpa: u64, bytes: u64) -> io::Result<()> {
-        let span = self.span(gpa, bytes);
-        let offset = span.file_offset + (gpa - span.start);
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.file, flags, offset, bytes)?)
+    /// When the host refuses.
+    pub fn discard(&self, gpa: u64, bytes: u64) -> io::Result<()> {
+        let host = self.host(gpa, bytes);
+        // SAFETY: `host` checked that the range is mapped RAM, which is only ever accessed through raw pointers and atomics;
+        // it stays mapped, and reads as zero.
+        match unsafe { libc::madvise(host.cast(), bytes as usize, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Makes host memory present and writable without changing what it holds. Best effort.
     pub fn populate(&self, gpa: u64, bytes: u64) {
         let host = self.host(gpa, bytes) as usize;
+        let start = Instant::now();
         // A failure (no memory now, kernel before 5.14) only means that the touch will be slower.
         let _ = madvise(host, bytes, libc::MADV_POPULATE_WRITE);
+        let took = start.elapsed();
+        let mut pace = self.pace();
+        if let Some(size) = pace.as_mut().and_then(|pace| pace.note(bytes, took)) {
+            self.take(size);
+        }
     }
 
     /// Whether a page is all zero at this moment. Leaves at the first word that is not.
@@ -243,12 +254,7 @@ fn spans_of(layout: &Layout, mmap: &Mmap) -> Result<Vec<Span>, MemoryError> {
                 .get_host_address(GuestAddress(region.start))
                 .map_err(|error| io::Error::other(error.to_string()))
                 .map_err(MemoryError::host("find guest memory in this process"))?;
-            Ok(Span {
-                start: region.start,
-                bytes: region.bytes,
-                host: host as usize,
-                file_offset: region.file_offset,
-            })
+            Ok(Span { start: region.start, bytes: region.bytes, host: host as usize })
         })
         .collect()
 }
@@ -256,7 +262,7 @@ fn spans_of(layout: &Layout, mmap: &Mmap) -> Result<Vec<Span>, MemoryError> {
 /// `madvise` on guest memory with advice that keeps its content.
 fn madvise(host: usize, bytes: u64, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: only called with ranges that `GuestRam` has mapped, and with advice that neither unmaps
-    // nor discards (DONTDUMP, NOHUGEPAGE, POPULATE_WRITE).
+    // nor discards (DONTDUMP, HUGEPAGE, NOHUGEPAGE, POPULATE_WRITE).
     match unsafe { libc::madvise(host as *mut libc::c_void, bytes as usize, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -265,21 +271,20 @@ fn madvise(host: usize, bytes: u64, advice: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use vm_memory::Bytes;
 
     #[test]
-    fn only_touched_pages_are_populated_and_punching_takes_them_away() {
+    fn only_touched_pages_are_populated_and_discarding_takes_them_away() {
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
+        ram.forbid_huge_pages(true);
         ram.mmap().write_obj(7_u64, GuestAddress(5 * PAGE)).unwrap();
         let mut seen = Vec::new();
         ram.populated_within(0, 32 << 20, |gpa, bytes| seen.push((gpa, bytes))).unwrap();
         assert_eq!(seen, [(5 * PAGE, PAGE)]);
         assert!(!ram.is_zero_page(5 * PAGE));
 
-        ram.punch(5 * PAGE, PAGE).unwrap();
+        ram.discard(5 * PAGE, PAGE).unwrap();
         seen.clear();
         ram.populated_within(0, 32 << 20, |gpa, bytes| seen.push((gpa, bytes))).unwrap();
         assert!(seen.is_empty());
@@ -287,10 +292,8 @@ mod tests {
     }
 
     #[test]
-    fn guest_memory_is_in_no_core_dump_and_is_the_users_alone() {
+    fn guest_memory_is_in_no_core_dump() {
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
-        let mode = ram.file.metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         for span in ram.spans() {
             let from = smaps.find(&format!("{:x}-", span.host)).expect("its mapping");

@@ -21,7 +21,6 @@ use super::ram::GuestRam;
 use super::{MemoryError, PAGE};
 
 const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 /// Bytes of one event, and where the faulting address stands in it (struct uffd_msg).
@@ -63,10 +62,10 @@ impl Userfault {
     /// From here on catches every touch of a page of `ram` that does not exist, because it was discarded or never touched.
     ///
     /// # Errors
-    /// When the kernel has no userfaultfd for shared memory, or refuses.
+    /// When the kernel has no userfaultfd, or refuses.
     pub fn catch(ram: Arc<GuestRam>) -> Result<Self, MemoryError> {
         // A huge page would bring neighbours into being that nobody has sent.
-        ram.forbid_huge_pages();
+        ram.forbid_huge_pages(true);
         let fd = open()?;
         for span in ram.spans() {
             let mut request = [span.host as u64, span.bytes, UFFDIO_REGISTER_MODE_MISSING, 0];
@@ -194,13 +193,15 @@ impl Userfault {
             // Unregistering wakes all who wait. It fails only when it was done before.
             let _ = ioctl(&self.fd, UFFDIO_UNREGISTER, &mut [span.host as u64, span.bytes]);
         }
+        // The kernel's own thread joins what was placed page by page, in time.
+        self.ram.forbid_huge_pages(false);
     }
 }
 
 /// A userfaultfd that also sees the kernel's own touches (KVM's, and later the devices').
 fn open() -> Result<OwnedFd, MemoryError> {
     let fd = open_device().or_else(|_| open_syscall()).map_err(|error| MemoryError::NoUserfault { error })?;
-    let mut api = [UFFD_API, UFFD_FEATURE_MISSING_SHMEM, 0];
+    let mut api = [UFFD_API, 0, 0];
     ioctl(&fd, UFFDIO_API, &mut api).map_err(|error| MemoryError::NoUserfault { error })?;
     Ok(fd)
 }
@@ -249,7 +250,7 @@ mod tests {
     fn a_touch_of_a_missing_page_waits_for_its_content() {
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
         bulk::copy_in(&ram, 0, &[9; 3 * PAGE as usize]);
-        ram.punch(PAGE, PAGE).unwrap();
+        ram.discard(PAGE, PAGE).unwrap();
         let faults = Userfault::catch(Arc::clone(&ram)).unwrap();
         std::thread::scope(|scope| {
             let toucher = scope.spawn(|| {

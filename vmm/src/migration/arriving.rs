@@ -162,6 +162,7 @@ impl Arriving for Resident {
 
     fn resume(&self) -> Result<()> {
         self.resume()?;
+        self.guest_ram()?.is_ready();
         self.announce();
         Ok(())
     }

@@ -32,7 +32,7 @@ impl Faults for EngineFaults {
 
     fn discard(&self, pages: &PageSet) -> Result<()> {
         let ram = self.0.ram();
-        pages.runs().try_for_each(|run| Ok(ram.punch(run.first * PAGE, run.bytes())?))
+        pages.runs().try_for_each(|run| Ok(ram.discard(run.first * PAGE, run.bytes())?))
     }
 
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The ioctls that threads may make, by number: `linux/kvm.h`, `linux/userfaultfd.h`, `linux/if_tun.h`, `linux/sockios.h`,
+//! The ioctls that threads may make, by number: `linux/kvm.h`, `linux/userfaultfd.h`, `linux/fs.h`, `linux/if_tun.h`, `linux/sockios.h`,
 //! `asm-generic/ioctls.h`. A number says which of a device's calls it is, and how long its argument.
 
 /// A running vCPU: the hottest first.
@@ -50,6 +50,7 @@ pub(super) const MACHINE: &[u32] = &[
     0x4030_ae7b, // KVM_SET_CLOCK
     0xae03,      // KVM_CHECK_EXTENSION
     0xaea3,      // KVM_GET_TSC_KHZ
+    0xc060_6610, // PAGEMAP_SCAN: which memory exists
 ];
 
 /// A machine that is built.

@@ -289,7 +289,6 @@ const MACHINE: &[Call] = &[Call::ioctl(ioctls::MACHINE)];
 
 /// A machine that is built, with memory, faults, taps.
 const BUILD: &[Call] = &[
-    Call::any(libc::SYS_memfd_create),
     Call::any(libc::SYS_userfaultfd),
     Call::ioctl(ioctls::FAULTS),
     Call::ioctl(ioctls::BUILD),
