@@ -229,7 +229,7 @@ pub struct Postcopy {
     pub fault_max_us: u64,
     /// From the guest's start on the destination until the last page was there.
     pub last_page_us: u64,
-    /// Pages that arrived although they were already there. Zero unless something is wrong.
+    /// Pages that arrived a second time: requested while they were on their way already. Never more than requests.
     pub duplicate_pages: u64,
 }
 

@@ -5,14 +5,15 @@ use std::thread::{Builder, Scope, ScopedJoinHandle};
 use crate::failure::Failure;
 use crate::guest::GuestError;
 
-/// Starts a thread of `scope`.
+/// Starts a thread of `scope`. `name`: what the host's tools call it, 15 characters at most.
 ///
 /// # Errors
 /// When the host refuses it: it has no memory for one, or no more are allowed.
 pub(crate) fn start<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
+    name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>, Failure> {
     let refused = |error: std::io::Error| Failure::guest("start a thread")(GuestError(error.to_string()));
-    Builder::new().spawn_scoped(scope, work).map_err(refused)
+    Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(refused)
 }

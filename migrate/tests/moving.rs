@@ -106,7 +106,7 @@ fn every_mode_moves_a_busy_guest_in_memory() {
         let (report, arrival) = in_memory(&options(mode), Habit::default(), |_, _| {});
         assert_moved(&report, &arrival);
         assert_eq!(report.postcopy.is_some(), matches!(mode, Mode::Postcopy | Mode::Hybrid));
-        assert!(report.postcopy.is_none_or(|figures| figures.duplicate_pages == 0));
+        assert!(report.postcopy.is_none_or(|figures| figures.duplicate_pages <= figures.faults));
     }
 }
 

@@ -38,7 +38,7 @@ fn check(report: &Report, mode: Mode, verify: bool) {
     assert!(guest.work_after_per_s > 0.0 && guest.corruptions == 0, "{guest:?}");
     let postcopy = report.postcopy.unwrap_or_default();
     assert_eq!(report.postcopy.is_some(), matches!(mode, Mode::Postcopy | Mode::Hybrid));
-    assert_eq!(postcopy.duplicate_pages, 0, "{postcopy:?}");
+    assert!(postcopy.duplicate_pages <= postcopy.faults, "{postcopy:?}");
     assert_eq!(report.verification.is_some(), verify);
     if let Some(verification) = &report.verification {
         assert!(verification.pages > 0 && verification.mismatched == 0, "{verification:?}");

@@ -42,7 +42,7 @@ pub(super) fn attended(
     thread::scope(|scope| {
         let accepting = {
             let desk = Arc::clone(desk);
-            start(scope, move || {
+            start(scope, "accept", move || {
                 let ends = || over.load(Ordering::SeqCst) || stopped.load(Ordering::SeqCst);
                 let accepted = Arc::clone(&desk).accept(scope, listen, &sender, ends);
                 // Without a listener no guest can come, but one that is here already goes on.

@@ -110,7 +110,7 @@ impl<'a> Desk<'a> {
                 continue;
             };
             let (desk, callers, caller) = (Arc::clone(&self), callers.clone(), Arc::clone(&link));
-            let heard = start(scope, move || {
+            let heard = start(scope, "caller", move || {
                 let heard = desk.hear(&caller);
                 desk.lock().hearing.remove(&ticket);
                 match heard {

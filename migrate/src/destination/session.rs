@@ -110,29 +110,29 @@ impl<'a> Session<'a> {
     {
         let context = self.context;
         for line in lines.data.clone() {
-            start(scope, move || {
+            start(scope, "receiver", move || {
                 give_way();
                 context.alarm.guard("receives pages", || context.receive_stream(&line, Role::Data));
             })?;
         }
         if let Some(line) = lines.urgent.clone() {
-            start(scope, move || {
+            start(scope, "urgent", move || {
                 context
                     .alarm
                     .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));
             })?;
         }
         if let Some(line) = lines.packets.clone() {
-            start(scope, move || context.receive_packets(&line))?;
+            start(scope, "packets", move || context.receive_packets(&line))?;
         }
         // Without a core of its own it would only take turns with the streams, which can prepare memory themselves.
         if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {
-            start(scope, move || {
+            start(scope, "ahead", move || {
                 give_way();
                 run_ahead(context);
             })?;
         }
-        start(scope, move || {
+        start(scope, "pulse", move || {
             pulse::beat(&context.alarm, context.deadlines.beat, || {
                 // Who hears the control connection learns of its end.
                 let _ = context.control.tell(&Message::Alive);

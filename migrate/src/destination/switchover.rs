@@ -39,7 +39,7 @@ impl<'a> Session<'a> {
         let faults = context.guest.catch_faults(missing).map_err(Failure::guest("catch page faults"))?;
         let placing = context.placing.get_or_init(|| Arc::new(Placing::new(faults, missing)));
         if let Some(urgent) = urgent.cloned() {
-            start(scope, move || {
+            start(scope, "faults", move || {
                 context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
             })?;
         }

@@ -178,7 +178,7 @@ impl Place<'_> {
         thread::scope(|scope| {
             if let Some(placing) = waiting.placing.as_ref().filter(|placing| placing.remaining() > 0) {
                 // Without it who touches a hole waits for the source, too.
-                let _ = start(scope, || placing.watch_alone(&over));
+                let _ = start(scope, "faults", || placing.watch_alone(&over));
             }
             let deadline = Instant::now().checked_add(limit);
             let caller = loop {
@@ -297,7 +297,7 @@ impl<'a> Session<'a> {
         let context = self.context;
         if let (Some(placing), Some(urgent)) = (context.placing.get(), lines.urgent.clone()) {
             placing.request_again(&urgent)?;
-            start(scope, move || {
+            start(scope, "faults", move || {
                 context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
             })?;
         }

@@ -103,7 +103,7 @@ impl Crew {
         lines: &Lines,
     ) -> Result<Self, Failure> {
         if let Some(urgent) = lines.urgent.clone() {
-            start(scope, move || {
+            start(scope, "page-server", move || {
                 context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
             })?;
         }
@@ -111,7 +111,7 @@ impl Crew {
         let tasks = lines.data.iter().map(|line| {
             let (sender, tasks) = channel();
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
-            start(scope, move || {
+            start(scope, "sender", move || {
                 give_way();
                 context.alarm.guard("sends pages", || {
                     if let Err(failure) = work(context, courier, &tasks, &back, ahead) {

@@ -42,7 +42,7 @@ impl<'a> Journey<'a> {
         'a: 'scope,
     {
         let (context, Some(line)) = (self.context, lines.packets.clone()) else { return Ok(None) };
-        let forwarding = start(scope, move || {
+        let forwarding = start(scope, "packets", move || {
             let longest = context.options.timeout.saturating_add(LONGEST);
             match context.alarm.wait_until(longest, || context.departed.get().is_some()) {
                 Woken::Done => {

@@ -167,7 +167,7 @@ impl<'a> Journey<'a> {
     {
         let context = self.context;
         let result = survived(SCORE, || {
-            start(scope, move || {
+            start(scope, "pulse", move || {
                 pulse::beat(&context.alarm, context.beat(), || context.pulse());
                 context.alarm.insist(context.route.deadlines.beat);
             })?;

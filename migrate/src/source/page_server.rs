@@ -1,7 +1,8 @@
-//! Post-copy's source: a paused guest's pages, each sent once.
+//! Post-copy's source: a paused guest's pages, each sent once, and again when the guest waits for one on its way.
 //!
 //! [`Unsent`] owns which pages the destination still lacks; whoever claims a page sends it. The page server answers
-//! requests on the urgent connection at once; the crew pushes the rest on the data connections, near the last request.
+//! requests on the urgent connection at once; the crew pushes the rest on the data connections, near the last request. A page
+//! that is asked for although it was pushed is behind others: it overtakes itself. Nothing writes to it meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,8 +56,8 @@ impl Unsent {
 
     /// Pushes what is unsent of each block.
     ///
-    /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: a request for a
-    /// claimed page gets no other answer. For the same reason at most `ahead` frames are under way at a time.
+    /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: the neighbours of a requested
+    /// page are not sent again. For the same reason at most `ahead` frames are under way at a time.
     pub(super) fn push_blocks(
         &self,
         mut blocks: impl Iterator<Item = PageRun>,
@@ -100,15 +101,14 @@ impl Unsent {
         Some(first)
     }
 
-    /// Claims what answers a request. Nothing, if all of it is on its way already.
-    fn claim_near(&self, gfn: u64) -> Vec<PageRun> {
+    /// What answers a request: the page, and its neighbours where they are unsent.
+    fn answer_to(&self, gfn: u64) -> Vec<PageRun> {
         self.next.store(gfn, Ordering::Relaxed);
+        let mut runs = vec![PageRun { first: gfn, count: 1 }];
         if self.pages.claim(gfn) {
-            let mut runs = vec![PageRun { first: gfn, count: 1 }];
             runs.extend(self.pages.claim_run(PageRun { first: gfn + 1, count: CLUSTER - 1 }));
-            return runs;
         }
-        Vec::new()
+        runs
     }
 }
 
@@ -150,7 +150,7 @@ fn serve(context: &Context<'_>, urgent: &Line, courier: &mut Courier<'_>) -> Res
         if !context.description.holds(PageRun { first: gfn, count: 1 }) {
             return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
         }
-        unsent.claim_near(gfn).into_iter().try_for_each(|run| courier.add(run))?;
+        unsent.answer_to(gfn).into_iter().try_for_each(|run| courier.add(run))?;
         courier.flush()?;
     }
     Ok(())
@@ -191,16 +191,20 @@ mod tests {
     fn a_requested_page_brings_its_neighbours_once() {
         let unsent = unsent();
         assert_eq!(
-            unsent.claim_near(100),
+            unsent.answer_to(100),
             [PageRun { first: 100, count: 1 }, PageRun { first: 101, count: 7 }]
         );
-        assert_eq!(unsent.claim_near(103), []);
+        assert_eq!(
+            unsent.answer_to(103),
+            [PageRun { first: 103, count: 1 }],
+            "it is on its way, and overtakes itself"
+        );
     }
 
     #[test]
     fn pushing_goes_on_near_the_last_request_and_comes_round() {
         let unsent = unsent();
-        unsent.claim_near(260);
+        unsent.answer_to(260);
         assert_eq!(unsent.seek(), Some(268));
         assert_eq!(unsent.seek(), Some(0), "nothing is left above 319");
     }

@@ -90,7 +90,7 @@ impl<'a> Journey<'a> {
         let knows = if self.custody.state() == Source::Asking { Knows::Committed } else { Knows::Left };
         let mut lines = Lines::only(self.ask(knows)?);
         context.set_control(&lines.control);
-        start(scope, move || pulse::beat(&context.alarm, context.beat(), || context.pulse()))?;
+        start(scope, "pulse", move || pulse::beat(&context.alarm, context.beat(), || context.pulse()))?;
         let control = lines.control.clone();
         let told = hear_fate(&control)?;
         let peer = || control.peer().to_owned();

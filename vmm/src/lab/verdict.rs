@@ -15,8 +15,11 @@ pub fn of_report(report: &Report, verify: bool) -> Vec<String> {
     if report.residual_bytes > 0 {
         problems.push(format!("{} bytes of the guest are left on the source", report.residual_bytes));
     }
-    if let Some(postcopy) = report.postcopy.filter(|postcopy| postcopy.duplicate_pages > 0) {
-        problems.push(format!("{} pages arrived twice", postcopy.duplicate_pages));
+    if let Some(postcopy) = report.postcopy.filter(|postcopy| postcopy.duplicate_pages > postcopy.faults) {
+        problems.push(format!(
+            "{} pages arrived twice, {} were requested",
+            postcopy.duplicate_pages, postcopy.faults
+        ));
     }
     match report.guest_measured {
         None => problems.push("the guest measured nothing".to_owned()),
@@ -97,7 +100,10 @@ pub(crate) mod tests {
     fn every_broken_promise_is_named() {
         assert_eq!(spoiled(|_| ()), "");
         assert_eq!(spoiled(|r| r.residual_bytes = 7), "7 bytes of the guest are left on the source");
-        assert_eq!(spoiled(|r| r.postcopy.as_mut().unwrap().duplicate_pages = 1), "1 pages arrived twice");
+        assert_eq!(
+            spoiled(|r| r.postcopy.as_mut().unwrap().duplicate_pages = 1),
+            "1 pages arrived twice, 0 were requested"
+        );
         assert_eq!(spoiled(|r| r.guest_measured = None), "the guest measured nothing");
         assert_eq!(
             spoiled(|r| r.guest_measured.as_mut().unwrap().corruptions = 2),

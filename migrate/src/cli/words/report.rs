@@ -143,7 +143,7 @@ fn postcopy(page: &mut Page, it: &Postcopy) {
         row("until the last page", us(it.last_page_us), ""),
     ];
     if it.duplicate_pages > 0 {
-        rows.push(row("pages that came twice", count(it.duplicate_pages), "something is wrong"));
+        rows.push(row("sent again", count(it.duplicate_pages), "pages that were waited for on their way"));
     }
     page.section("Post-copy", rows);
 }
