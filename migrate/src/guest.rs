@@ -75,6 +75,10 @@ impl Description {
 ///
 /// Reads race with a running guest by design: the dirty log says which pages must be read again.
 pub trait Ram: Send + Sync {
+    /// The calling thread will move much of it, or little that is waited for: it asks the host for short turns on its core, so
+    /// that whoever else needs that core need not wait for the end of a long one.
+    fn move_in_short_turns(&self) {}
+
     /// Pages that have ever been touched; all others read as zero and need not be sent.
     ///
     /// # Errors

@@ -112,11 +112,13 @@ impl<'a> Session<'a> {
         for line in lines.data.clone() {
             start(scope, "receiver", move || {
                 give_way();
+                context.ram.move_in_short_turns();
                 context.alarm.guard("receives pages", || context.receive_stream(&line, Role::Data));
             })?;
         }
         if let Some(line) = lines.urgent.clone() {
             start(scope, "urgent", move || {
+                context.ram.move_in_short_turns();
                 context
                     .alarm
                     .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));
@@ -129,6 +131,7 @@ impl<'a> Session<'a> {
         if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {
             start(scope, "ahead", move || {
                 give_way();
+                context.ram.move_in_short_turns();
                 run_ahead(context);
             })?;
         }

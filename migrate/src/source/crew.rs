@@ -104,6 +104,7 @@ impl Crew {
     ) -> Result<Self, Failure> {
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
+                context.ram().move_in_short_turns();
                 context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
             })?;
         }
@@ -113,6 +114,7 @@ impl Crew {
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
             start(scope, "sender", move || {
                 give_way();
+                context.ram().move_in_short_turns();
                 context.alarm.guard("sends pages", || {
                     if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
                         context.alarm.trip(failure);

@@ -8,6 +8,7 @@ use migrate::channel::whole::time_for;
 use migrate::guest::{Ram, Result};
 use migrate::pages::{PageRun, PageSet};
 
+use super::turns;
 use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
 use crate::memory::{PAGE, bulk};
@@ -37,6 +38,10 @@ impl EngineRam {
 }
 
 impl Ram for EngineRam {
+    fn move_in_short_turns(&self) {
+        turns::be_short();
+    }
+
     fn populated(&self) -> Result<PageSet> {
         let mut set = PageSet::new(self.limit());
         for region in self.0.layout().regions() {

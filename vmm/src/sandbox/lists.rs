@@ -167,6 +167,8 @@ const THREADS: &[Call] = &[
         libc::SYS_setpriority,
         &[&[Bits(0, u32::MAX, libc::PRIO_PROCESS), Bits(1, u32::MAX, 0)]],
     ),
+    Call::one_of(libc::SYS_sched_getattr, 0, &[0]),
+    Call::one_of(libc::SYS_sched_setattr, 0, &[0]),
     // Its own cores only.
     Call::one_of(libc::SYS_sched_setaffinity, 0, &[0]),
 ];
