@@ -251,7 +251,8 @@ fn words(phase: Phase) -> &'static str {
 }
 
 fn reason(outcome: Outcome, during: &str, failure: &Failure, standing: Standing<'_>) -> String {
-    let mut reason = format!("{during}: {failure}");
+    // Called again, it may have come to no phase.
+    let mut reason = if during.is_empty() { failure.to_string() } else { format!("{during}: {failure}") };
     if let Some(trouble) = standing.trouble {
         reason += &format!("; the guest could not be run on here: {trouble}");
     } else if outcome == Outcome::Unknown && standing.has_left {
@@ -261,4 +262,18 @@ fn reason(outcome: Outcome, during: &str, failure: &Failure, standing: Standing<
         reason += "; the guest stays paused here, because it may run on the destination";
     }
     reason
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_in_doubt_is_explained_without_a_phase_where_nobody_answers() {
+        let lost = Failure::Closed { peer: "there:7000".to_owned() };
+        let standing = Standing { trouble: None, has_left: false };
+        let told = |during| reason(Outcome::Unknown, during, &lost, standing);
+        assert!(told("post-copy").starts_with("post-copy: there:7000"), "{}", told("post-copy"));
+        assert!(told("").starts_with("there:7000"), "{}", told(""));
+    }
 }
