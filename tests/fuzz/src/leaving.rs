@@ -1,7 +1,10 @@
 //! A whole source, as a destination would speak with it: a guest that leaves over a link in memory, and that ends the
 //! process when the handover's promises are broken.
 //!
-//! The first byte of an input chooses the mode and what else is asked for; the rest is the destination's script.
+//! The first two bytes of an input choose the mode and what else is asked for; the rest is the destination's script. As long
+//! as that goes on and the guest is in doubt, the destination is called again, and at once when it waits for that.
+
+mod scripts;
 
 use std::collections::HashMap;
 use std::io;
@@ -11,32 +14,40 @@ use std::time::Duration;
 
 use migrate::Cancel;
 use migrate::channel::{Deadlines, Dial, Link, memory};
-use migrate::guest::{Departing, Description, Packet, Ram, Rehearsal, Result, Telemetry};
+use migrate::guest::{Departing, Description, Packet, Ram, Result, Telemetry};
 use migrate::journal::Journals;
 use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
 use migrate::pages::{PageRun, PageSet};
 use migrate::progress::Silent;
 use migrate::protection::Protection;
-use migrate::report::{Outcome, Postcopy, Report, Verification};
-use migrate::source::{Route, migrate_over};
-use migrate::wire::limits::VERSIONS;
-use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Role, Welcome};
-use migrate::wire::{Kind, Message};
+use migrate::report::{Outcome, Report};
+use migrate::source::{Departure, Disowned, Parted, Route, migrate_over};
+use migrate::wire::Role;
 
+pub(crate) use self::scripts::seeds;
 use crate::guest::{Memory, regions};
-use crate::peer::{self, DEADLINES, Steps, number};
+use crate::peer::{self, DEADLINES, number};
 use crate::script::Script;
 use crate::seeds;
 
+/// The operator does not try for ever.
+const MOST_RECOVERIES: u32 = 8;
+
 const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
-const VERIFY: u8 = 4;
-const NICS: u8 = 8;
-const TWO_STREAMS: u8 = 16;
-const PACED: u8 = 32;
+const VERIFY: u16 = 4;
+const NICS: u16 = 8;
+const TWO_STREAMS: u16 = 16;
+const PACED: u16 = 32;
 /// Limits as long as the control API takes them.
-const VAST: u8 = 64;
-/// The destination is called again after the link is lost.
-const RECOVERS: u8 = 128;
+const VAST: u16 = 64;
+/// The destination is called again by itself.
+const RECOVERS: u16 = 128;
+/// Time is up at once.
+const HASTY: u16 = 256;
+/// What the operator does in the end, and when time is up.
+const FORCED: u16 = 512;
+/// The guest's epoch is the last there is.
+const LAST_EPOCH: u16 = 1024;
 
 pub(crate) fn run(input: &[u8]) {
     converse(input, DEADLINES);
@@ -44,46 +55,86 @@ pub(crate) fn run(input: &[u8]) {
 
 fn converse(input: &[u8], deadlines: Deadlines) -> Report {
     let mut script = Script::new(input);
-    let asked = script.u8();
+    let asked = script.u16();
     let has = |bit| asked & bit != 0;
-    let options = Options {
-        to: "memory".to_owned(),
-        mode: MODES[usize::from(asked % 4)],
-        streams: if has(TWO_STREAMS) { 2 } else { 1 },
-        max_downtime: if has(VAST) { Duration::from_micros(u64::MAX) } else { deadlines.pause },
-        timeout: if has(VAST) { Duration::from_millis(u64::MAX) } else { 8 * deadlines.idle },
-        bandwidth: has(PACED).then_some(1 << 30),
-        verify: has(VERIFY),
-        in_flight: InFlightPolicy::Forward,
-        clock: ClockPolicy::Continue,
-        on_timeout: if has(VAST) { OnTimeout::Force } else { OnTimeout::Cancel },
-        pause_before_switchover: false,
-        protection: Protection::None,
-        recovery: if has(RECOVERS) { deadlines.idle } else { Duration::ZERO },
-    };
-    let guest = Resident::new(u32::from(has(NICS)));
+    let options = options(asked, deadlines);
+    let guest = Resident::new(u32::from(has(NICS)), if has(LAST_EPOCH) { u64::MAX } else { 0 });
     let doors = Doors::default();
-    let report = std::thread::scope(|scope| {
+    let departure = std::thread::scope(|scope| {
         let leaving = scope.spawn(|| {
             let route = Route { dial: &doors, deadlines, journals: Journals::nowhere() };
-            let report = migrate_over(&guest, &options, route, &Cancel::new(), &Silent).report;
+            let departure = migrate_over(&guest, &options, route, &doors.operator(), &Silent);
+            let departure = go_on(&guest, departure, &options, &doors, route);
             doors.close();
-            report
+            departure
         });
         peer::follow(script, deadlines.connect, |connection| doors.wait(connection, deadlines.connect));
         doors.close();
         leaving.join().expect("a panic has ended the process")
     });
-    let is = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
-    let (runs, released) = (is(&guest.runs), is(&guest.released));
-    match report.outcome {
-        Outcome::Kept => assert!(runs && !released, "{:?}", report.reason),
-        Outcome::Moved => assert!(!runs && released),
-        Outcome::Unknown => assert!(!runs && !released, "{:?}", report.reason),
+    guest.judge(&departure.report);
+    if let Some(mut parted) = departure.parted.filter(Parted::is_in_doubt) {
+        if has(FORCED) {
+            assert!(parted.force(&guest).is_err(), "a commit that has not lapsed may still be obeyed");
+            assert!(parted.is_in_doubt());
+        } else {
+            parted.let_go(&guest).expect("it is in doubt");
+        }
+        guest.judge(&departure.report);
     }
-    // What a hostile destination says ends up before people.
-    let _ = migrate::cli::words::report(&report);
-    report
+    departure.report
+}
+
+/// As long as somebody may answer, the operator has the destination called again: where there is doubt, or where it may hold
+/// a guest that runs here.
+fn go_on(
+    guest: &Resident,
+    mut departure: Departure,
+    options: &Options,
+    doors: &Doors,
+    route: Route<'_>,
+) -> Departure {
+    let options = &Options { recovery: route.deadlines.idle, ..options.clone() };
+    for _ in 0..MOST_RECOVERIES {
+        let Some(parted) = departure.parted.take_if(|_| !doors.are_closed()) else { break };
+        guest.judge(&departure.report);
+        if parted.is_in_doubt() {
+            departure = parted.recover(guest, options, route, &doors.operator(), &Silent);
+        } else if let Disowned::Unreached(again) = parted.disown(guest, options, route) {
+            departure.parted = Some(*again);
+        }
+    }
+    departure
+}
+
+fn options(asked: u16, deadlines: Deadlines) -> Options {
+    let has = |bit| asked & bit != 0;
+    let mode = MODES[usize::from(asked % 4)];
+    let on_timeout = match mode {
+        Mode::Precopy if has(FORCED) => OnTimeout::Force,
+        Mode::Precopy | Mode::Hybrid if has(HASTY) => OnTimeout::Postcopy,
+        _ => OnTimeout::Cancel,
+    };
+    let timeout = match asked & (VAST | HASTY) {
+        0 => 8 * deadlines.idle,
+        HASTY => Duration::from_millis(5),
+        _ => Duration::from_millis(u64::MAX),
+    };
+    Options {
+        to: "memory".to_owned(),
+        mode,
+        streams: if has(TWO_STREAMS) { 2 } else { 1 },
+        max_downtime: if has(VAST) { Duration::from_micros(u64::MAX) } else { deadlines.pause },
+        timeout,
+        on_timeout,
+        pause_before_switchover: false,
+        bandwidth: has(PACED).then_some(1 << 30),
+        verify: has(VERIFY),
+        in_flight: InFlightPolicy::Forward,
+        clock: ClockPolicy::Continue,
+        protection: Protection::None,
+        recovery: if has(RECOVERS) { deadlines.idle } else { Duration::ZERO },
+    }
 }
 
 /// Connections that the source has made.
@@ -91,6 +142,8 @@ fn converse(input: &[u8], deadlines: Deadlines) -> Report {
 struct Doors {
     made: Mutex<Made>,
     changed: Condvar,
+    /// The operator of the present migration.
+    operator: Mutex<Cancel>,
 }
 
 #[derive(Default)]
@@ -102,12 +155,24 @@ struct Made {
 }
 
 impl Doors {
-    /// The far end of a connection, if it is made soon.
+    /// A new one, for another migration or the next attempt at the same.
+    fn operator(&self) -> Cancel {
+        let mut operator = self.operator.lock().unwrap_or_else(PoisonError::into_inner);
+        *operator = Cancel::new();
+        operator.clone()
+    }
+
+    fn are_closed(&self) -> bool {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).over
+    }
+
+    /// The far end of a connection, once, if it is made soon.
     fn wait(&self, connection: usize, limit: Duration) -> Option<Arc<dyn Link>> {
+        self.operator.lock().unwrap_or_else(PoisonError::into_inner).call_now(None);
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let absent = |made: &mut Made| !made.over && !made.links.contains_key(&connection);
         let waited = self.changed.wait_timeout_while(made, limit, absent);
-        waited.unwrap_or_else(PoisonError::into_inner).0.links.get(&connection).cloned()
+        waited.unwrap_or_else(PoisonError::into_inner).0.links.remove(&connection)
     }
 
     fn close(&self) {
@@ -126,6 +191,10 @@ impl Dial for Doors {
         if made.over {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        if role == Role::Control {
+            // Another call: what is left of the one before is nobody's.
+            *made = Made::default();
+        }
         let index = if role == Role::Data { made.data } else { 0 };
         made.data += u32::from(role == Role::Data);
         made.links.insert(number(role, index), far);
@@ -142,6 +211,7 @@ impl Dial for Doors {
 struct Resident {
     memory: Arc<Memory>,
     nics: u32,
+    epoch: u64,
     runs: AtomicBool,
     released: AtomicBool,
     harvests: AtomicU64,
@@ -149,21 +219,34 @@ struct Resident {
 }
 
 impl Resident {
-    fn new(nics: u32) -> Self {
+    fn new(nics: u32, epoch: u64) -> Self {
         Self {
             memory: Arc::new(Memory::new(regions())),
             nics,
+            epoch,
             runs: AtomicBool::new(true),
             released: AtomicBool::new(false),
             harvests: AtomicU64::new(0),
             packets: AtomicU64::new(0),
         }
     }
+
+    /// How it ended is what became of the guest.
+    fn judge(&self, report: &Report) {
+        let [runs, released] = [&self.runs, &self.released].map(|flag| flag.load(Ordering::SeqCst));
+        match report.outcome {
+            Outcome::Kept => assert!(runs && !released, "{:?}", report.reason),
+            Outcome::Moved => assert!(!runs && released),
+            Outcome::Unknown => assert!(!runs && !released, "{:?}", report.reason),
+        }
+        // What a hostile destination says ends up before people.
+        let _ = migrate::cli::words::report(report);
+    }
 }
 
 impl Departing for Resident {
     fn description(&self) -> Description {
-        seeds::description(regions(), self.nics)
+        Description { epoch: self.epoch, ..seeds::description(regions(), self.nics) }
     }
 
     fn ram(&self) -> Arc<dyn Ram> {
@@ -211,8 +294,6 @@ impl Departing for Resident {
         Ok(vec![1; 64])
     }
 
-    fn set_epoch(&self, _: u64) {}
-
     fn first_pages(&self, _: &[u8]) -> Vec<u64> {
         vec![0, 1, self.memory.limit() - 1, u64::MAX]
     }
@@ -222,6 +303,8 @@ impl Departing for Resident {
         self.runs.store(true, Ordering::SeqCst);
         Ok(())
     }
+
+    fn set_epoch(&self, _: u64) {}
 
     fn take_packets(&self, wait: Duration, into: &mut Vec<Packet>) {
         assert!(!self.runs.load(Ordering::SeqCst), "packets of a guest that runs are taken");
@@ -246,79 +329,6 @@ impl Departing for Resident {
     }
 }
 
-pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
-    let of = |name: &str, asked: u8, steps: Steps| {
-        let mut bytes = vec![asked];
-        bytes.extend(steps.0);
-        (name.to_owned(), bytes)
-    };
-    let refuse = Message::Refuse(Refuse { reasons: vec!["no room".to_owned()] });
-    let not_running = Message::NotRunning(Reason { reason: "no".to_owned() });
-    let lost = |rounds| ready(accepted(rounds)).wait(0, Kind::Commit);
-    vec![
-        of("stranger", 0, Steps::default().say(0, &Message::Bye)),
-        of("refused", 0, welcomed().say(0, &refuse)),
-        of("precopy", 0, end(lost(1))),
-        of("stopcopy", 1, end(lost(0))),
-        of("postcopy", 2, postcopy(1)),
-        of("hybrid", 3, postcopy(2)),
-        of("verify", VERIFY | 1, verify()),
-        of("packets", NICS | 1, end(lost(0))),
-        of("two-streams", TWO_STREAMS | PACED, end(lost(1))),
-        of("without-limits", VAST | NICS, end(lost(1))),
-        of("in-doubt", 0, lost(1).close(0)),
-        of("not-running", 0, lost(1).say(0, &not_running)),
-    ]
-}
-
-fn welcomed() -> Steps {
-    Steps::default()
-        .wait(0, Kind::Hello)
-        .say(0, &Message::Welcome(Welcome { version: VERSIONS.1 }))
-        .wait(0, Kind::Preflight)
-}
-
-/// Accepted, and so many rounds done before the pause: words that come before their time wait in the link.
-fn accepted(rounds: u32) -> Steps {
-    let rehearsal = Rehearsal { save_us: 50, restore_us: 50 };
-    let steps = welcomed().say(0, &Message::Accept(Accept { rehearsal }));
-    (0..rounds).fold(steps, |steps, round| steps.say(0, &Message::RoundDone { round }))
-}
-
-fn ready(steps: Steps) -> Steps {
-    steps.wait(0, Kind::State).say(0, &Message::Ready(Ready { restore_us: 400 }))
-}
-
-fn end(steps: Steps) -> Steps {
-    last_words(steps.say(0, &Message::Running))
-}
-
-fn last_words(steps: Steps) -> Steps {
-    let telemetry = Telemetry { tsc: 1 << 41, tsc_khz: 2_000_000, work: 1 << 21, ..Telemetry::default() };
-    let figures = Figures { telemetry: Some(telemetry) };
-    steps
-        .wait(0, Kind::Finish)
-        .say(0, &Message::Figures(figures.clone()))
-        .say(0, &Message::Settled(figures))
-        .wait(0, Kind::Bye)
-}
-
-fn postcopy(rounds: u32) -> Steps {
-    let runs = ready(accepted(rounds))
-        .wait(0, Kind::Commit)
-        .say(0, &Message::Running)
-        .say(3, &Message::Request { gfns: vec![3, 64] });
-    let placed = (0..8).fold(runs, |steps, _| steps.say(1, &Message::Placed));
-    last_words(placed.say(0, &Message::Complete(Postcopy { missing_pages: 32, ..Postcopy::default() })))
-}
-
-fn verify() -> Steps {
-    let verification =
-        Verification { pages: 32, skipped: 0, mismatched: 0, first_mismatches: Vec::new(), us: 7 };
-    let compared = accepted(0).wait(0, Kind::Hashes).say(0, &Message::Verified(verification));
-    end(compared.say(0, &Message::Ready(Ready { restore_us: 400 })).wait(0, Kind::Commit))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,8 +338,8 @@ mod tests {
         for (name, input) in seeds() {
             let report = converse(&input, peer::patient());
             let expected = match name.as_str() {
-                "stranger" | "refused" | "not-running" => Outcome::Kept,
-                "in-doubt" => Outcome::Unknown,
+                "stranger" | "refused" | "not-running" | "never-ran" => Outcome::Kept,
+                "in-doubt" | "gone" | "missing-nothing-new" | "missing-outside" => Outcome::Unknown,
                 _ => Outcome::Moved,
             };
             assert_eq!(report.outcome, expected, "{name}: {:?}", report.reason);

@@ -7,6 +7,7 @@
 //!        6      closes connection `with`
 //!        7, 8   says a frame of pages on connection with/64, of the kind with%64: the payload has runs of two bytes each,
 //!               its first page and how many, and the pages' content is made up (else the corpus would be large)
+//!        9      all connections from here on are new ones, as of another call; those before are closed, if `with` is even
 //! ```
 
 use std::net::Shutdown;
@@ -23,7 +24,7 @@ use crate::seeds;
 
 /// Connections there can be.
 const CONNECTIONS: usize = 5;
-const STEPS: u8 = 9;
+const STEPS: u8 = 10;
 /// Steps of one script: more only take time.
 const MOST_STEPS: usize = 256;
 
@@ -61,11 +62,17 @@ pub(crate) fn follow(
     mut open: impl FnMut(usize) -> Option<Arc<dyn Link>>,
 ) {
     let mut links: [Option<Arc<dyn Link>>; CONNECTIONS] = Default::default();
+    let mut left = Vec::new();
     for _ in 0..MOST_STEPS {
         if script.is_over() {
             break;
         }
         let (what, with, payload) = (script.u8() % STEPS, script.u8(), script.counted());
+        if what == 9 {
+            left.extend(links.iter_mut().filter_map(Option::take));
+            left.iter().filter(|_| with % 2 == 0).for_each(|link| link.shut(Shutdown::Both));
+            continue;
+        }
         let connection = match what {
             0..=4 => what.into(),
             6 => usize::from(with) % CONNECTIONS,
@@ -142,6 +149,11 @@ impl Steps {
 
     pub(crate) fn pages(self, connection: usize, kind: Kind, runs: &[[u8; 2]]) -> Self {
         self.step(7, (connection * 64) as u8 | kind as u8, &runs.concat())
+    }
+
+    /// Another call. The one before is over, or `lingers` until the other side ends it.
+    pub(crate) fn again(self, lingers: bool) -> Self {
+        self.step(9, lingers.into(), &[])
     }
 
     fn step(mut self, what: u8, with: u8, payload: &[u8]) -> Self {

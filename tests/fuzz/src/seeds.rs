@@ -5,11 +5,22 @@ use migrate::options::Mode;
 use migrate::pages::{PAGE_SIZE, PageRun};
 use migrate::wire::limits::{RUN_BYTES, VERSIONS};
 use migrate::wire::message::{Hello, Preflight, Versions};
+use migrate::wire::rejoin::{Fate, Knows, Rejoin, Told};
 use migrate::wire::{Head, Kind, Message, Role};
 use uuid::Uuid;
 
 /// The one migration of all seeds.
 const SESSION: Uuid = Uuid::from_u128(0x5e55_1011);
+
+/// What a source says that has come back.
+pub(crate) fn rejoin(knows: Knows) -> Message {
+    Message::Rejoin(Rejoin { guest: Uuid::nil(), epoch: 1, knows })
+}
+
+/// What a destination answers it.
+pub(crate) fn fate(fate: Fate, missing: u64) -> Message {
+    Message::Fate(Told { fate, missing, reason: "so it is".to_owned() })
+}
 
 pub(crate) fn description(ram: Vec<PageRun>, nics: u32) -> Description {
     Description {
@@ -24,8 +35,13 @@ pub(crate) fn description(ram: Vec<PageRun>, nics: u32) -> Description {
 }
 
 pub(crate) fn hello(role: Role, index: u32) -> Message {
+    call(role, index, 0)
+}
+
+/// The hello of a connection of a call.
+pub(crate) fn call(role: Role, index: u32, call: u32) -> Message {
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-    Message::Hello(Hello { versions, role, session: SESSION, index, call: 0 })
+    Message::Hello(Hello { versions, role, session: SESSION, index, call })
 }
 
 pub(crate) fn preflight(mode: Mode, ram: Vec<PageRun>, verify: bool, nics: u32) -> Message {
@@ -36,8 +52,8 @@ pub(crate) fn preflight(mode: Mode, ram: Vec<PageRun>, verify: bool, nics: u32) 
         streams: 1,
         verify,
         packets: nics > 0,
-        may_postcopy: false,
-        recovery_ms: 0,
+        recovery_ms: if mode == Mode::Stopcopy { 0 } else { 60_000 },
+        may_postcopy: mode == Mode::Hybrid,
     }))
 }
 

@@ -6,6 +6,7 @@ use migrate::pages::{PageRun, PageSet};
 use migrate::report::{Postcopy, Verification};
 use migrate::wire::limits::{HEAD_BYTES, VERSIONS};
 use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Role, Welcome, tame};
+use migrate::wire::rejoin::{Fate, Knows};
 use migrate::wire::{Head, Kind, Message, RamMap};
 
 use crate::seeds;
@@ -95,6 +96,8 @@ fn messages() -> Vec<Message> {
         seeds::preflight(Mode::Hybrid, ram(), false, 1),
         Message::Accept(Accept { rehearsal: Rehearsal { save_us: 50, restore_us: 60 } }),
         Message::Refuse(Refuse { reasons: vec!["no room".to_owned(), "no disk".to_owned()] }),
+        seeds::rejoin(Knows::Committed),
+        seeds::fate(Fate::Held, 3),
         Message::Populated { first: 0, words: vec![u64::MAX, 1] },
         Message::Request { gfns: vec![5, 1 << 20] },
         Message::Placed,
