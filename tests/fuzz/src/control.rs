@@ -24,7 +24,7 @@ use vmm::devices::{Console, ConsoleReader};
 
 use crate::script::Script;
 
-const REQUESTS: [&str; 14] = [
+const REQUESTS: [&str; 17] = [
     "GET /vm",
     "POST /vm/pause",
     "POST /vm/resume",
@@ -35,15 +35,18 @@ const REQUESTS: [&str; 14] = [
     "GET /migration",
     "DELETE /migration",
     "POST /migration/resolve",
+    "POST /migration/continue",
+    "POST /migration/recover",
+    "POST /migration/salvage",
     "GET /openapi.json",
     "PUT /vm",
     "POST /nothing?a=b",
     "GET /events",
 ];
 /// Whatever a client sends.
-const RAW: u8 = 14;
+const RAW: u8 = 17;
 /// Whatever a server answers.
-const ANSWER: u8 = 15;
+const ANSWER: u8 = 18;
 
 /// Streams have no end, and raw clients may leave a request unfinished: neither is listened to for long.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -51,7 +54,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(input: &[u8]) {
     let mut script = Script::new(input);
-    match script.u8() % 16 {
+    match script.u8() % 19 {
         RAW => drop(exchange(script.rest(), PATIENCE, PATIENCE)),
         ANSWER => answer(script.rest()),
         request => {
@@ -232,6 +235,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         ("migrate".to_owned(), with(6, all)),
         ("migrate-little".to_owned(), with(6, r#"{"to":"h:1","mode":"precopy"}"#)),
         ("resolve".to_owned(), with(9, r#"{"resolution":"force-source"}"#)),
+        ("recover".to_owned(), with(11, r#"{"to":"there:7001","recovery_ms":5000}"#)),
         ("raw".to_owned(), with(RAW, "GET /vm HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")),
         ("chunked".to_owned(), with(RAW, "POST /console HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n2\r\nls\r\n0\r\n\r\n")),
         ("answer-progress".to_owned(), with(ANSWER, progress)),
