@@ -16,6 +16,7 @@ mod control;
 mod devices;
 pub mod driver;
 mod guest;
+mod journal;
 mod leaving;
 pub mod limits;
 mod peer;
@@ -39,7 +40,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "wire",
         about: "frames, run tables, bitmaps, messages",
@@ -57,6 +58,12 @@ pub const TARGETS: [Target; 7] = [
         about: "a source in conversation with a hostile destination",
         run: leaving::run,
         seeds: leaving::seeds,
+    },
+    Target {
+        name: "journal",
+        about: "journals in a VMM's state directory",
+        run: journal::run,
+        seeds: journal::seeds,
     },
     Target {
         name: "state",

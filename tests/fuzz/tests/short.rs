@@ -29,6 +29,11 @@ fn leaving() {
 }
 
 #[test]
+fn journal() {
+    nothing_is_found("journal");
+}
+
+#[test]
 fn state() {
     nothing_is_found("state");
 }
