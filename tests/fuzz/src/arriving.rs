@@ -172,6 +172,7 @@ impl Arriving for Blank {
     fn resume(&self) -> Result<()> {
         let may = self.restored.load(Ordering::SeqCst) && !self.gone.load(Ordering::SeqCst);
         assert!(may && !self.runs.swap(true, Ordering::SeqCst), "it must not run");
+        assert!(self.memory.is_guarded(), "it runs, and finds zeros where pages are missing");
         Ok(())
     }
 

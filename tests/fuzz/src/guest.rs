@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migrate::guest::{Faults, Ram, Result};
+use migrate::guest::{Faults, GuestError, Ram, Result};
 use migrate::pages::{PAGE_SIZE, PageRun, PageSet};
 
 /// Two regions, so that there is a hole that is not RAM.
@@ -73,16 +73,27 @@ impl Memory {
         self.changed.notify_all();
     }
 
-    fn put(&self, run: PageRun, content: &[u8]) {
+    /// Whether the guest would wait where it touches what is missing.
+    pub(crate) fn is_guarded(&self) -> bool {
+        let inner = self.lock();
+        inner.catching || inner.missing.is_empty()
+    }
+
+    /// The kernel refuses it once faults are not caught any more: an arrival has failed then, and page frames may be on the
+    /// way still.
+    fn put(&self, run: PageRun, content: &[u8]) -> Result<()> {
         assert_eq!(content.len() as u64, run.bytes(), "{run:?}");
         let at = self.place(run);
         let mut inner = self.lock();
-        assert!(inner.catching, "{run:?} is placed, and no faults are caught");
         for gfn in run.first..run.end() {
             assert!(inner.missing.contains(gfn), "page {gfn} is placed and not missing");
         }
+        if !inner.catching {
+            return Err(GuestError("no faults are caught any more".to_owned()));
+        }
         inner.missing.remove_run(run);
         inner.bytes[at..at + content.len()].copy_from_slice(content);
+        Ok(())
     }
 
     fn holds(&self, run: PageRun) -> bool {
@@ -174,8 +185,7 @@ impl Faults for Touches {
     }
 
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {
-        self.0.put(run, data);
-        Ok(())
+        self.0.put(run, data)
     }
 
     fn fill_hole(&self, gfn: u64) -> Result<()> {
@@ -185,8 +195,7 @@ impl Faults for Touches {
 
     fn place_zeros(&self, run: PageRun) -> Result<()> {
         self.0.place(run);
-        self.0.put(run, &vec![0; run.bytes() as usize]);
-        Ok(())
+        self.0.put(run, &vec![0; run.bytes() as usize])
     }
 
     fn close(&self) {
