@@ -275,7 +275,8 @@ impl Journal {
     /// Writes how far it has come. Outlives this process; the host only after [`sync`](Self::sync).
     pub(crate) fn write(&mut self, promise: Promise) -> io::Result<()> {
         self.record.promise = promise;
-        self.record.number += 1;
+        // A file may say that it was written as often as can be counted: then the newest stays where it is.
+        self.record.number = self.record.number.saturating_add(1);
         let Some(file) = &self.file else { return Ok(()) };
         let at = (self.record.number % 2) * SLOT as u64;
         file.write_all_at(&slot(&self.record), at)
@@ -430,6 +431,20 @@ mod tests {
         assert_eq!(journals.handed_on(Uuid::nil()), None);
         journal.remove();
         assert_eq!(journals.superseding(Uuid::nil(), 0), None);
+    }
+
+    #[test]
+    fn a_file_that_has_counted_to_the_end_is_written_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (_, mut journal, _) = opened(folder.path(), Promise::Arriving, 1);
+        journal.record.number = u64::MAX - 2;
+        journal.write(Promise::Running).expect("room");
+        journal.write(Promise::Arrived).expect("room");
+        drop(journal);
+        let (journals, mut journal, _) = opened(folder.path(), Promise::Arriving, 2);
+        assert_eq!(journals.superseding(Uuid::nil(), 1), None, "it only may come");
+        journal.write(Promise::Running).expect("room");
+        assert_eq!(journals.superseding(Uuid::nil(), 1).map(|record| record.epoch), Some(2));
     }
 
     #[test]
