@@ -213,7 +213,7 @@ impl<'a> Logbook<'a> {
         standing: Standing<'_>,
         control_bytes: u64,
     ) -> Report {
-        let during = self.phase.map_or("", |(phase, _)| words(phase));
+        let during = self.phase.map(|(phase, _)| phase);
         self.leave();
         if self.report.total_us == 0 {
             self.stop_clock();
@@ -250,9 +250,10 @@ fn words(phase: Phase) -> &'static str {
     }
 }
 
-fn reason(outcome: Outcome, during: &str, failure: &Failure, standing: Standing<'_>) -> String {
-    // Called again, it may have come to no phase.
-    let mut reason = if during.is_empty() { failure.to_string() } else { format!("{during}: {failure}") };
+/// `during`: none when the destination was called again and did not answer.
+fn reason(outcome: Outcome, during: Option<Phase>, failure: &Failure, standing: Standing<'_>) -> String {
+    let mut reason =
+        during.map(|phase| format!("{}: ", words(phase))).unwrap_or_default() + &failure.to_string();
     if let Some(trouble) = standing.trouble {
         reason += &format!("; the guest could not be run on here: {trouble}");
     } else if outcome == Outcome::Unknown && standing.has_left {
@@ -273,7 +274,8 @@ mod tests {
         let lost = Failure::Closed { peer: "there:7000".to_owned() };
         let standing = Standing { trouble: None, has_left: false };
         let told = |during| reason(Outcome::Unknown, during, &lost, standing);
-        assert!(told("post-copy").starts_with("post-copy: there:7000"), "{}", told("post-copy"));
-        assert!(told("").starts_with("there:7000"), "{}", told(""));
+        let [during, before] = [told(Some(Phase::Postcopy)), told(None)];
+        assert!(during.starts_with("post-copy: there:7000"), "{during}");
+        assert!(before.starts_with("there:7000"), "{before}");
     }
 }
