@@ -70,7 +70,9 @@ pub(crate) fn follow(
         let (what, with, payload) = (script.u8() % STEPS, script.u8(), script.counted());
         if what == 9 {
             left.extend(links.iter_mut().filter_map(Option::take));
-            left.iter().filter(|_| with % 2 == 0).for_each(|link| link.shut(Shutdown::Both));
+            if with.is_multiple_of(2) {
+                left.drain(..).for_each(|link| link.shut(Shutdown::Both));
+            }
             continue;
         }
         let connection = match what {
