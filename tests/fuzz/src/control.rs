@@ -24,7 +24,7 @@ use vmm::devices::{Console, ConsoleReader};
 
 use crate::script::Script;
 
-const REQUESTS: [&str; 17] = [
+const REQUESTS: &[&str] = &[
     "GET /vm",
     "POST /vm/pause",
     "POST /vm/resume",
@@ -44,9 +44,9 @@ const REQUESTS: [&str; 17] = [
     "GET /events",
 ];
 /// Whatever a client sends.
-const RAW: u8 = 17;
+const RAW: u8 = REQUESTS.len() as u8;
 /// Whatever a server answers.
-const ANSWER: u8 = 18;
+const ANSWER: u8 = RAW + 1;
 
 /// Streams have no end, and raw clients may leave a request unfinished: neither is listened to for long.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -54,7 +54,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(input: &[u8]) {
     let mut script = Script::new(input);
-    match script.u8() % 19 {
+    match script.u8() % (ANSWER + 1) {
         RAW => drop(exchange(script.rest(), PATIENCE, PATIENCE)),
         ANSWER => answer(script.rest()),
         request => {
@@ -220,8 +220,13 @@ impl Vm for Pretender {
 
 pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     let with = |choice: u8, body: &str| [&[choice], body.as_bytes()].concat();
+    let post = |path: &str, body| {
+        let known = REQUESTS.iter().position(|request| request.strip_prefix("POST ") == Some(path));
+        with(known.expect("a request of the API") as u8, body)
+    };
     let all = r#"{"to":"there:7000","mode":"hybrid","streams":3,"max_downtime_us":300000,"timeout_ms":60000,
-        "bandwidth":1000000,"verify":true,"in_flight":"forward","clock":"realtime"}"#;
+        "bandwidth":1000000,"on_timeout":"postcopy","pause_before_switchover":true,"verify":true,"in_flight":"forward",
+        "clock":"realtime","recovery_ms":5000}"#;
     let progress = r#"{"event":"progress","phase":"precopy","round":1,"pages_total":100,"pages_left":50,
         "bytes":4096,"bytes_per_s":1e9,"dirty_rate":10.5,"eta_ms":7}"#;
     let mut seeds: Vec<_> = (0..)
@@ -232,10 +237,10 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         })
         .collect();
     seeds.extend([
-        ("migrate".to_owned(), with(6, all)),
-        ("migrate-little".to_owned(), with(6, r#"{"to":"h:1","mode":"precopy"}"#)),
-        ("resolve".to_owned(), with(9, r#"{"resolution":"force-source"}"#)),
-        ("recover".to_owned(), with(11, r#"{"to":"there:7001","recovery_ms":5000}"#)),
+        ("migrate".to_owned(), post("/migration", all)),
+        ("migrate-little".to_owned(), post("/migration", r#"{"to":"h:1","mode":"precopy"}"#)),
+        ("resolve".to_owned(), post("/migration/resolve", r#"{"resolution":"force-source"}"#)),
+        ("recover".to_owned(), post("/migration/recover", r#"{"to":"there:7001","recovery_ms":5000}"#)),
         ("raw".to_owned(), with(RAW, "GET /vm HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")),
         ("chunked".to_owned(), with(RAW, "POST /console HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n2\r\nls\r\n0\r\n\r\n")),
         ("answer-progress".to_owned(), with(ANSWER, progress)),
