@@ -122,3 +122,16 @@ fn messages() -> Vec<Message> {
         Message::Alive,
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_seed() {
+        let seeds = seeds();
+        let lacking =
+            Kind::ALL.iter().map(|kind| kind.word()).find(|word| seeds.iter().all(|(name, _)| name != word));
+        assert_eq!(lacking, None);
+    }
+}
