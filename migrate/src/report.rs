@@ -53,6 +53,9 @@ pub struct Report {
     pub rounds: Vec<Round>,
     /// The pause, step by step; absent when the guest was never paused.
     pub switchover: Option<Switchover>,
+    /// What the destination measured of it; absent when that was not heard.
+    #[serde(default)]
+    pub takeover: Option<Takeover>,
     /// Bytes, pages.
     pub traffic: Traffic,
     /// Post-copy, when there was any.
@@ -89,6 +92,7 @@ impl Report {
             phases: Vec::new(),
             rounds: Vec::new(),
             switchover: None,
+            takeover: None,
             traffic: Traffic::default(),
             postcopy: None,
             outages: Vec::new(),
@@ -185,12 +189,15 @@ pub struct Switchover {
     pub harvest_us: u64,
     /// Sending state and last pages until the source had handed them to the network.
     pub send_us: u64,
-    /// From then until the destination said ready: the rest of the transfer, restore included.
+    /// From then until the destination said ready: the rest of the transfer, and what is left of the restore.
     pub ready_us: u64,
-    /// Restoring the state, as the destination measured it (part of `ready_us`).
+    /// Restoring the state, as the destination measured it (part of `send_us` and `ready_us` together).
     pub restore_us: u64,
-    /// From commit until the destination said running.
+    /// From handing the disks over, just before commit, until the destination said running.
     pub resume_us: u64,
+    /// Handing the disks over and putting commit on record, until it could be sent (part of `resume_us`).
+    #[serde(default)]
+    pub commit_us: u64,
     /// Pages sent in the pause.
     pub pages: u64,
     /// Size of the state, bytes.
@@ -199,6 +206,17 @@ pub struct Switchover {
     pub downtime_us: u64,
     /// What the convergence policy had expected of `downtime_us`.
     pub estimated_us: u64,
+}
+
+/// Steps of the pause on the destination, by its clock, beside [`Switchover::restore_us`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Takeover {
+    /// Taking in which pages are missing, as far as they were named in the pause (post-copy), µs.
+    pub missing_us: u64,
+    /// Waiting for the last pages when all else was done, µs.
+    pub last_pages_us: u64,
+    /// From hearing commit until the vCPUs were ordered to run, µs.
+    pub start_us: u64,
 }
 
 /// What crossed the network.

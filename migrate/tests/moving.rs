@@ -98,6 +98,12 @@ fn assert_moved(report: &Report, arrival: &Arrival) {
     assert!(matches!(arrival, Arrival::Arrived { .. }), "{arrival:?}");
     let switchover = report.switchover.expect("it was paused");
     assert!(switchover.downtime_us > 0 && switchover.state_bytes > 0);
+    // By one clock: steps that follow each other, whoever did them, are no longer than the whole.
+    let takeover = report.takeover.expect("the destination tells of it");
+    assert!(switchover.commit_us + takeover.start_us <= switchover.resume_us, "{report:#?}");
+    let there = takeover.missing_us + switchover.restore_us + takeover.last_pages_us;
+    let here = switchover.pause_us + switchover.save_us + switchover.harvest_us + switchover.resume_us;
+    assert!(here + there <= switchover.downtime_us, "{report:#?}");
 }
 
 #[test]

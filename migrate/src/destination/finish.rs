@@ -53,11 +53,14 @@ impl Session<'_> {
         context.enter(Phase::Finish);
         let telemetry = self.fresh_telemetry();
         let measures = telemetry.is_some();
-        context.control.tell(&Message::Figures(Figures { telemetry }))?;
+        context
+            .control
+            .tell(&Message::Figures(Figures { telemetry, takeover: Some(self.report.takeover) }))?;
         if measures {
             context.alarm.rest(context.deadlines.settle);
         }
-        context.control.tell(&Message::Settled(Figures { telemetry: context.guest.telemetry() }))?;
+        let settled = Figures { telemetry: context.guest.telemetry(), takeover: None };
+        context.control.tell(&Message::Settled(settled))?;
         match context.control.hear()? {
             Message::Bye => {
                 self.custody.conclude();

@@ -44,7 +44,7 @@ use crate::journal::Journals;
 use crate::options::Mode;
 use crate::progress::Observer;
 use crate::protection::DestinationIdentity;
-use crate::report::{Postcopy, Traffic, Verification};
+use crate::report::{Postcopy, Takeover, Traffic, Verification};
 
 /// A place on the network where guests arrive.
 pub struct Receiver {
@@ -89,8 +89,8 @@ pub struct ArrivalReport {
     pub traffic: Traffic,
     /// Restoring the state, µs.
     pub restore_us: u64,
-    /// Starting the vCPUs, µs.
-    pub resume_us: u64,
+    /// The other steps of the pause.
+    pub takeover: Takeover,
     /// Size of the state, bytes.
     pub state_bytes: u64,
     /// Post-copy's figures.

@@ -21,7 +21,7 @@ use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
 use crate::priority::{core_beyond, give_way};
 use crate::pulse;
-use crate::report::Phase;
+use crate::report::{Phase, Takeover, Traffic};
 use crate::threads::start;
 use crate::wire::message::tame;
 use crate::wire::{Kind, Message, Role};
@@ -150,7 +150,9 @@ impl<'a> Session<'a> {
     {
         let cargo = self.take_rounds(scope, lines)?;
         if cargo.postcopy {
+            let since = Instant::now();
             self.miss(scope, &cargo.missing, lines.urgent.as_ref())?;
+            self.report.takeover.missing_us = since.elapsed().as_micros() as u64;
         }
         self.restore(&cargo)?;
         self.wait_commit()?;
@@ -272,9 +274,9 @@ impl Context<'_> {
             guest: tame(&self.preflight.description.name),
             from: self.control.peer().to_owned(),
             mode: self.preflight.mode,
-            traffic: crate::report::Traffic::default(),
+            traffic: Traffic::default(),
             restore_us: 0,
-            resume_us: 0,
+            takeover: Takeover::default(),
             state_bytes: 0,
             postcopy: None,
             verification: None,

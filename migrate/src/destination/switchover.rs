@@ -75,8 +75,8 @@ impl<'a> Session<'a> {
     }
 
     /// Waits for the last round, if it comes on the data connections, as long as bytes come.
-    fn wait_last_round(&self, cargo: &Cargo) -> Result<(), Failure> {
-        let context = self.context;
+    fn wait_last_round(&mut self, cargo: &Cargo) -> Result<(), Failure> {
+        let (context, since) = (self.context, Instant::now());
         let idle = context.deadlines.idle;
         let mut before = None;
         while cargo.after_round.is_some() {
@@ -91,6 +91,8 @@ impl<'a> Session<'a> {
                 Woken::TimeUp => {}
             }
         }
+        // Where memory is compared this is asked twice.
+        self.report.takeover.last_pages_us += since.elapsed().as_micros() as u64;
         Ok(())
     }
 
@@ -133,7 +135,7 @@ impl<'a> Session<'a> {
         }
         let running = Instant::now();
         context.control.tell(&Message::Running)?;
-        self.report.resume_us = running.duration_since(since).as_micros() as u64;
+        self.report.takeover.start_us = running.duration_since(since).as_micros() as u64;
         if let Some(placing) = context.placing.get() {
             placing.set_running(running, context)?;
         }
@@ -147,7 +149,7 @@ impl<'a> Session<'a> {
         self.context.enter(Phase::Switchover);
         let switchover = Switchover {
             restore_us: self.report.restore_us,
-            resume_us: self.report.resume_us,
+            resume_us: self.report.takeover.start_us,
             state_bytes: self.report.state_bytes,
             ..Switchover::default()
         };

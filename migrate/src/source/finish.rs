@@ -49,7 +49,10 @@ impl Journey<'_> {
         }
         control.tell(&Message::Finish)?;
         let end = match control.hear()? {
-            Message::Figures(figures) => figures.telemetry,
+            Message::Figures(figures) => {
+                self.logbook.report.takeover = figures.takeover;
+                figures.telemetry
+            }
             other => return Err(control.unexpected(other.kind(), Kind::Figures.word())),
         };
         let settled = match control.hear()? {

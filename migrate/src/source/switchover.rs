@@ -64,7 +64,7 @@ impl Journey<'_> {
         self.wait_ready(lines, &mut times)?;
         times.ready_us = us_since(waiting);
         let committing = Instant::now();
-        self.commit(lines)?;
+        self.commit(lines, &mut times)?;
         times.resume_us = us_since(committing);
         times.downtime_us = us_since(began);
         self.start_forwarding();
@@ -194,11 +194,12 @@ impl Journey<'_> {
     }
 
     /// Hands the guest over. From the seal on nobody can call it back.
-    fn commit(&mut self, lines: &Lines) -> Result<(), Failure> {
-        let control = &lines.control;
+    fn commit(&mut self, lines: &Lines, times: &mut Switchover) -> Result<(), Failure> {
+        let (control, since) = (&lines.control, Instant::now());
         self.context.hand_over()?;
         self.context.alarm.seal(self.context.route.dial.to())?;
         self.custody.on(SourceEvent::Commit)?;
+        times.commit_us = us_since(since);
         self.await_verdict(control)
     }
 

@@ -12,7 +12,7 @@ use super::runs::le_u64s;
 use super::{Error, Head, Kind};
 use crate::guest::{Description, Packet, Rehearsal, Telemetry};
 use crate::options::Mode;
-use crate::report::{Postcopy, Verification};
+use crate::report::{Postcopy, Takeover, Verification};
 
 /// Bit of `round-end`'s argument that marks the last round.
 const LAST_ROUND: u64 = 1 << 32;
@@ -162,11 +162,14 @@ pub struct Reason {
     pub reason: String,
 }
 
-/// What the guest says of itself.
+/// What the guest says of itself, and once the destination of the pause.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Absent for guests without telemetry.
     pub telemetry: Option<Telemetry>,
+    /// What the pause was on the destination: told with the first figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeover: Option<Takeover>,
 }
 
 impl Message {

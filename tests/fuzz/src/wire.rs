@@ -3,7 +3,7 @@
 use migrate::guest::{Packet, Rehearsal, Telemetry};
 use migrate::options::Mode;
 use migrate::pages::{PageRun, PageSet};
-use migrate::report::{Postcopy, Verification};
+use migrate::report::{Postcopy, Takeover, Verification};
 use migrate::wire::limits::{HEAD_BYTES, VERSIONS};
 use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Role, Welcome, tame};
 use migrate::wire::rejoin::{Fate, Knows};
@@ -86,7 +86,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
 /// One of each kind.
 fn messages() -> Vec<Message> {
     let telemetry = Telemetry { tsc: 5, tsc_khz: 2_000_000, work: 9, ..Telemetry::default() };
-    let figures = Figures { telemetry: Some(telemetry) };
+    let figures = Figures { telemetry: Some(telemetry), takeover: Some(Takeover::default()) };
     let reason = || Reason { reason: "enough".to_owned() };
     let verification =
         Verification { pages: 1000, skipped: 0, mismatched: 1, first_mismatches: vec![5], us: 7 };

@@ -3,8 +3,8 @@
 use crate::options::{InFlightPolicy, Mode};
 use crate::progress::Progress;
 use crate::report::{
-    GuestMeasured, InFlight, Outcome, Phase, PhaseTime, Postcopy, Report, Round, SCHEMA, Switchover, Traffic,
-    Verification,
+    GuestMeasured, InFlight, Outcome, Phase, PhaseTime, Postcopy, Report, Round, SCHEMA, Switchover,
+    Takeover, Traffic, Verification,
 };
 
 /// A hybrid migration in which everything happened.
@@ -56,11 +56,13 @@ pub(crate) fn moved() -> Report {
             ready_us: 2_900,
             restore_us: 640,
             resume_us: 265,
+            commit_us: 20,
             pages: 0,
             state_bytes: 14_336,
             downtime_us: 11_900,
             estimated_us: 14_000,
         }),
+        takeover: Some(Takeover { missing_us: 60, last_pages_us: 0, start_us: 150 }),
         traffic: Traffic { bytes: 279_140_000, pages: 68_096, zero_pages: 196_608 },
         postcopy: Some(Postcopy {
             missing_pages: 512,
@@ -114,6 +116,7 @@ pub(crate) fn kept() -> Report {
         phases: vec![PhaseTime { phase: Phase::Connect, us: 12_100 }],
         rounds: vec![],
         switchover: None,
+        takeover: None,
         traffic: Traffic { bytes: 1_200, ..Traffic::default() },
         postcopy: None,
         in_flight: None,

@@ -1,7 +1,7 @@
 //! What destinations say that lead far inside: seeds for whole sources.
 
 use migrate::guest::{Rehearsal, Telemetry};
-use migrate::report::{Postcopy, Verification};
+use migrate::report::{Postcopy, Takeover, Verification};
 use migrate::wire::limits::VERSIONS;
 use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Welcome};
 use migrate::wire::rejoin::Fate;
@@ -105,7 +105,7 @@ fn end(steps: Steps) -> Steps {
 
 fn last_words(steps: Steps) -> Steps {
     let telemetry = Telemetry { tsc: 1 << 41, tsc_khz: 2_000_000, work: 1 << 21, ..Telemetry::default() };
-    let figures = Figures { telemetry: Some(telemetry) };
+    let figures = Figures { telemetry: Some(telemetry), takeover: Some(Takeover::default()) };
     steps
         .wait(0, Kind::Finish)
         .say(0, &Message::Figures(figures.clone()))
