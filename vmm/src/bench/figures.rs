@@ -1,6 +1,6 @@
 //! The figures of a run, each under the name it has in the document. Times in µs unless the name says otherwise.
 
-use migrate::report::Switchover;
+use migrate::report::{Switchover, Takeover};
 
 use crate::lab::journey::Hop;
 
@@ -8,17 +8,53 @@ use crate::lab::journey::Hop;
 pub(super) type Figure = (&'static str, fn(&Hop) -> Option<f64>);
 
 /// All of them.
-pub(super) const ALL: &[Figure] = &[
+pub(super) fn all() -> impl Iterator<Item = Figure> {
+    STEPS.iter().map(|step| step.figure).chain(OTHERS.iter().copied())
+}
+
+/// A step of the pause, or a part of one.
+pub(super) struct Step {
+    /// What it is called where all of them are shown; parts are indented.
+    pub(super) label: &'static str,
+    pub(super) figure: Figure,
+}
+
+/// The pause, in order: the steps as the source measured them, below them what they are made of.
+pub(super) const STEPS: &[Step] = &[
+    step("pause the vCPUs", "pause_us", |hop| switchover(hop, |s| s.pause_us)),
+    step("save the state", "save_us", |hop| switchover(hop, |s| s.save_us)),
+    step("last harvest", "harvest_us", |hop| switchover(hop, |s| s.harvest_us)),
+    step("send", "send_us", |hop| switchover(hop, |s| s.send_us)),
+    step("until ready", "ready_us", |hop| switchover(hop, |s| s.ready_us)),
+    step("  name missing pages", "missing_us", |hop| takeover(hop, |t| t.missing_us)),
+    step("  restore the state", "restore_us", |hop| switchover(hop, |s| s.restore_us)),
+    step("  wait for the last pages", "last_pages_us", |hop| takeover(hop, |t| t.last_pages_us)),
+    step("  on the way", "ready_way_us", |hop| {
+        let (s, t) = both(hop)?;
+        Some(rest(s.send_us + s.ready_us, &[t.missing_us, s.restore_us, t.last_pages_us]))
+    }),
+    step("until it runs", "resume_us", |hop| switchover(hop, |s| s.resume_us)),
+    step("  disks, and commit on record", "commit_us", |hop| switchover(hop, |s| s.commit_us)),
+    step("  start there", "start_us", |hop| takeover(hop, |t| t.start_us)),
+    step("  on the way", "resume_way_us", |hop| {
+        let (s, t) = both(hop)?;
+        Some(rest(s.resume_us, &[s.commit_us, t.start_us]))
+    }),
+    step("between the steps", "between_us", |hop| {
+        let s = hop.report.switchover?;
+        let steps = [s.pause_us, s.save_us, s.harvest_us, s.send_us, s.ready_us, s.resume_us];
+        Some(rest(s.downtime_us, &steps))
+    }),
+    Step { label: "the whole pause", figure: DOWNTIME_HOST },
+];
+
+const fn step(label: &'static str, name: &'static str, of: fn(&Hop) -> Option<f64>) -> Step {
+    Step { label, figure: (name, of) }
+}
+
+const OTHERS: &[Figure] = &[
     TOTAL,
     DOWNTIME_GUEST,
-    DOWNTIME_HOST,
-    ("pause_us", |hop| switchover(hop, |s| s.pause_us)),
-    ("save_us", |hop| switchover(hop, |s| s.save_us)),
-    ("harvest_us", |hop| switchover(hop, |s| s.harvest_us)),
-    ("send_us", |hop| switchover(hop, |s| s.send_us)),
-    ("ready_us", |hop| switchover(hop, |s| s.ready_us)),
-    ("restore_us", |hop| switchover(hop, |s| s.restore_us)),
-    ("resume_us", |hop| switchover(hop, |s| s.resume_us)),
     ("pages_in_pause", |hop| switchover(hop, |s| s.pages)),
     BYTES,
     BYTES_PER_S,
@@ -60,4 +96,18 @@ pub(super) const DESTINATION_RSS: Figure =
 
 fn switchover(hop: &Hop, part: fn(&Switchover) -> u64) -> Option<f64> {
     hop.report.switchover.as_ref().map(|switchover| part(switchover) as f64)
+}
+
+fn takeover(hop: &Hop, part: fn(&Takeover) -> u64) -> Option<f64> {
+    hop.report.takeover.as_ref().map(|takeover| part(takeover) as f64)
+}
+
+/// What both sides measured.
+fn both(hop: &Hop) -> Option<(Switchover, Takeover)> {
+    hop.report.switchover.zip(hop.report.takeover)
+}
+
+/// What its parts leave of it. They were all cut off to whole microseconds: it may be one more or less.
+fn rest(whole: u64, parts: &[u64]) -> f64 {
+    parts.iter().fold(whole, |left, part| left.saturating_sub(*part)) as f64
 }

@@ -9,6 +9,7 @@ mod grid;
 mod raw;
 mod record;
 mod show;
+mod trace;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -69,6 +70,9 @@ pub struct BenchArgs {
     /// Move by each way inside TLS as well, and say what it carries of what plain connections do
     #[arg(long)]
     pub tls: bool,
+    /// Show the pause of each cell step by step: median, 90th percentile, longest, and a histogram
+    #[arg(long)]
+    pub trace: bool,
     /// Write all runs and their circumstances to FILE as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -93,7 +97,7 @@ pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
     record.stopped = measured.as_ref().err().map(ToString::to_string);
     let written = file.map_or(Ok(()), |file| file.write(&record));
     if !record.is_empty() {
-        lab::show(&show::words(&record));
+        lab::show(&show::words(&record, args.trace));
     }
     written?;
     measured?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use migrate::cli::words::mode as word;
 use serde::{Serialize, Serializer};
 
-use super::figures::{ALL, DOWNTIME_GUEST, Figure, TOTAL};
+use super::figures::{DOWNTIME_GUEST, Figure, TOTAL, all};
 use super::grid::Cell;
 use super::raw::RawTcp;
 use crate::lab::LabError;
@@ -93,8 +93,13 @@ impl CellRecord {
     }
 
     /// The shape of a figure over all good runs.
-    pub(super) fn spread(&self, (_, of): Figure) -> Option<Spread> {
-        Spread::of(self.good().filter_map(of))
+    pub(super) fn spread(&self, figure: Figure) -> Option<Spread> {
+        Spread::of(self.values(figure))
+    }
+
+    /// A figure of each good run that has it.
+    pub(super) fn values(&self, (_, of): Figure) -> impl Iterator<Item = f64> {
+        self.good().filter_map(of)
     }
 
     /// How long the guest stood still in the seconds before its moves, µs.
@@ -123,7 +128,7 @@ impl Serialize for CellRecord {
             figures: BTreeMap<&'static str, Option<Spread>>,
             runs: &'a [Run],
         }
-        let figures = ALL.iter().map(|figure| (figure.0, self.spread(*figure))).collect();
+        let figures = all().map(|figure| (figure.0, self.spread(figure))).collect();
         let (cell, raw_tcp, runs) = (&self.cell, &self.raw, &self.runs);
         Shown { cell, good_runs: self.good_runs(), raw_tcp, figures, runs }.serialize(serializer)
     }
@@ -152,8 +157,9 @@ impl Run {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use migrate::options::Mode;
+    use migrate::report::{Switchover, Takeover};
 
     use super::*;
     use crate::lab::guest::{Content, GuestPlan, Load};
@@ -173,6 +179,23 @@ mod tests {
         Cell { guest, mode: Mode::Postcopy, streams: 2, wire: Wire::Plain }
     }
 
+    fn raw() -> RawTcp {
+        let still = Spread::of([1e9]).unwrap();
+        RawTcp { streams: 2, bytes: 1, cold_bytes_per_s: still, warm_bytes_per_s: still, round_trip_us: 15.0 }
+    }
+
+    /// A cell in which this came of its runs.
+    pub(in crate::bench) fn cell_of(runs: Vec<Run>) -> CellRecord {
+        CellRecord { cell: cell(), raw: raw(), runs }
+    }
+
+    /// A good run with this pause.
+    pub(in crate::bench) fn run_of(switchover: Switchover, takeover: Takeover) -> Run {
+        let mut report = verdict::tests::good();
+        (report.switchover, report.takeover) = (Some(switchover), Some(takeover));
+        Run::of(Hop { report, usage: Usage::default(), problems: Vec::new() }, Some(40.0))
+    }
+
     fn run(total_us: u64, problems: Vec<String>) -> Run {
         let mut report = verdict::tests::good();
         report.total_us = total_us;
@@ -183,15 +206,7 @@ mod tests {
     fn a_failed_run_is_kept_but_has_no_part_in_medians() {
         let mut record = Record::default();
         assert!(record.is_empty());
-        let still = Spread::of([1e9]).unwrap();
-        let raw = RawTcp {
-            streams: 2,
-            bytes: 1,
-            cold_bytes_per_s: still,
-            warm_bytes_per_s: still,
-            round_trip_us: 15.0,
-        };
-        let cell = record.begin(cell(), raw);
+        let cell = record.begin(cell(), raw());
         assert_eq!(cell.add(run(100_000, Vec::new())), "post-copy 1: 100 ms, downtime 5.00 ms");
         assert!(cell.add(run(900_000, vec!["2 pages differ".into()])).ends_with("FAILED: 2 pages differ"));
         assert!(cell.add(Run::failed(&LabError::Interrupted)).contains("FAILED: interrupted"));
@@ -205,7 +220,7 @@ mod tests {
 
     #[test]
     fn figures_have_names_of_their_own() {
-        let names: std::collections::BTreeSet<_> = ALL.iter().map(|figure| figure.0).collect();
-        assert_eq!(names.len(), ALL.len());
+        let names: std::collections::BTreeSet<_> = all().map(|figure| figure.0).collect();
+        assert_eq!(names.len(), all().count());
     }
 }

@@ -11,6 +11,7 @@ use super::figures::{
 use super::grid::Cell;
 use super::raw::RawTcp;
 use super::record::{CellRecord, Record};
+use super::trace;
 use crate::lab::guest::GuestPlan;
 use crate::lab::journey::Wire;
 use crate::lab::stats::Spread;
@@ -24,16 +25,22 @@ Of raw: bytes sent by total time, as a share of what plain TCP carries by as man
 touched before; a destination's memory was never touched.";
 
 /// The whole of it.
-pub(super) fn words(record: &Record) -> String {
+pub(super) fn words(record: &Record, trace: bool) -> String {
     let mut text = format!("{}\n", record.setting.line());
     let mut rest = &record.cells[..];
     while let Some(first) = rest.first() {
         let guest = first.cell.guest;
         let (same, others) = rest.split_at(rest.iter().take_while(|cell| cell.cell.guest == guest).count());
         text += &section(&guest, same);
+        if trace {
+            text.extend(same.iter().filter_map(trace::words));
+        }
         rest = others;
     }
     let _ = write!(text, "\n{NOTE}\n");
+    if trace {
+        let _ = writeln!(text, "{}", trace::NOTE);
+    }
     for problem in problems(record) {
         let _ = writeln!(text, "{problem}");
     }
@@ -96,7 +103,7 @@ fn tls_shares(cells: &[CellRecord]) -> String {
 }
 
 /// A mode, and whether it was inside TLS.
-fn way(cell: &Cell) -> String {
+pub(super) fn way(cell: &Cell) -> String {
     match cell.wire {
         Wire::Plain => word(cell.mode).to_owned(),
         Wire::Tls => format!("{}, TLS", word(cell.mode)),

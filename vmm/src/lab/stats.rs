@@ -13,6 +13,8 @@ pub struct Spread {
     pub min: f64,
     /// Middle; of an even number the mean of the two in the middle.
     pub median: f64,
+    /// 90th percentile by nearest rank: with fewer than 10 measurements the largest.
+    pub p90: f64,
     /// 99th percentile by nearest rank: with fewer than 100 measurements the largest.
     pub p99: f64,
     /// Largest.
@@ -29,6 +31,7 @@ impl Spread {
             runs: sorted.len(),
             min: *sorted.first()?,
             median: median(&sorted)?,
+            p90: percentile(&sorted, 90.0)?,
             p99: percentile(&sorted, 99.0)?,
             max: *sorted.last()?,
         })
@@ -56,7 +59,8 @@ mod tests {
     fn the_middle_of_odd_and_even_sets() {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]).unwrap().median, 2.0);
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
-        assert_eq!(Spread::of([7.0]).unwrap(), Spread { runs: 1, min: 7.0, median: 7.0, p99: 7.0, max: 7.0 });
+        let one = Spread { runs: 1, min: 7.0, median: 7.0, p90: 7.0, p99: 7.0, max: 7.0 };
+        assert_eq!(Spread::of([7.0]), Some(one));
     }
 
     #[test]
@@ -74,6 +78,7 @@ mod tests {
         assert_eq!(percentile(&hundred, 100.0), Some(100.0));
         assert_eq!(percentile(&hundred, 0.0), Some(1.0));
         assert_eq!(percentile(&[1.0, 2.0, 3.0], 99.0), Some(3.0));
-        assert_eq!(Spread::of(hundred.into_iter().rev()).unwrap().p99, 99.0);
+        let spread = Spread::of(hundred.into_iter().rev()).unwrap();
+        assert_eq!((spread.p90, spread.p99), (90.0, 99.0));
     }
 }
