@@ -9,9 +9,16 @@
 use std::time::Duration;
 
 use crate::pages::PAGE_SIZE;
+use crate::report::Round;
 
 /// A further round is worth it when it leaves less than this part of what is left now.
 const CLEARLY_SMALLER: f64 = 0.6;
+
+/// A round of fewer pages with content says nothing about throughput.
+const TELLING_ROUND: u64 = 256;
+
+/// Taken for the throughput until a round has told: 1 Gb/s.
+const ASSUMED_BYTES_PER_S: f64 = 125e6;
 
 /// Sending so few pages in the pause costs less than what else happens in it.
 const HANDFUL: u64 = 64;
@@ -78,6 +85,23 @@ pub enum Decision {
         /// Figures, and what would help.
         why: String,
     },
+}
+
+impl Figures {
+    /// A round's figures. A round of few pages, or one that mostly found zeros, keeps the throughput that `before`, the
+    /// round before it, has told: finding zeros is faster than any network.
+    #[must_use]
+    pub fn of(round: &Round, before: Option<&Self>) -> Self {
+        let seconds = (round.us as f64 / 1e6).max(1e-6);
+        let measured = (round.pages * PAGE_SIZE as u64) as f64 / seconds;
+        let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);
+        let telling = round.pages >= TELLING_ROUND && round.pages >= round.zero_pages;
+        Self {
+            bytes_per_s: if telling { measured } else { known },
+            dirty_per_s: round.dirty_rate,
+            left: round.dirtied,
+        }
+    }
 }
 
 impl Terms {
@@ -196,6 +220,18 @@ mod tests {
                 Decision::Again { .. } => sent = left,
                 end => return (rounds.len(), end),
             }
+        }
+    }
+
+    #[test]
+    fn only_a_round_of_data_tells_the_throughput() {
+        let told = |pages, zero_pages| {
+            let round = Round { pages, zero_pages, us: 1_000, ..Round::default() };
+            Figures::of(&round, None).bytes_per_s
+        };
+        assert!((told(1_000, 900) - 4.096e9).abs() < 1e3);
+        for (pages, zero_pages) in [(255, 0), (300, 100_000)] {
+            assert!((told(pages, zero_pages) - ASSUMED_BYTES_PER_S).abs() < 1e-3, "{pages} {zero_pages}");
         }
     }
 

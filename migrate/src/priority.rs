@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 /// How long a guest that has just begun to run there is left alone: nobody is told anything, since whoever hears of an
 /// event may take a core for a millisecond; and what nobody asks for is not pushed yet, so that its page requests have the
 /// network and the cores to themselves. Measured in docs/decisions/the-core-is-offered.md.
-pub(crate) const LEFT_ALONE: Duration = Duration::from_millis(3);
+pub const LEFT_ALONE: Duration = Duration::from_millis(3);
 
 /// Pages of a portion: 256 KiB. A frame of them is sent, received or prepared at once.
 pub(crate) const PORTION: u64 = 64;

@@ -22,7 +22,7 @@ use crate::threads::start;
 use crate::wire::Message;
 
 /// Pages of a window: 2 MiB of guest, one word boundary to another.
-const WINDOW: u64 = 512;
+pub const WINDOW: u64 = 512;
 
 /// One round's work, shared by the threads that do it.
 #[derive(Debug)]

@@ -15,13 +15,13 @@ use crate::wire::runs::bitmap_frames;
 
 /// Hybrid: of 64 neighbours, from how many stale ones on all are sent again. The destination discards run by run,
 /// and each takes microseconds: a guest that writes everywhere would keep it busy for a tenth of a second.
-const DENSE: u32 = 8;
+pub const DENSE: u32 = 8;
 
 /// From so many untold pages on they are told before the pause. Fewer cost it a few milliseconds at most.
-const MANY: u64 = 1024;
+pub const MANY: u64 = 1024;
 
 /// How often more pages are told, because many were written while the ones before were discarded.
-const TIMES: u32 = 4;
+pub const TIMES: u32 = 4;
 
 /// Pages written last are sent first if they are no more than this.
 const FEW: u64 = 32;

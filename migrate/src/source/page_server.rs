@@ -113,7 +113,8 @@ impl Unsent {
 }
 
 /// How many pushed frames may be under way on a connection: two, and what a network of 10 Gb/s takes up in a round trip.
-pub(super) fn frames_ahead(round_trip: Duration) -> u64 {
+#[must_use]
+pub fn frames_ahead(round_trip: Duration) -> u64 {
     const FRAME_US_AT_10_GBPS: u128 = PAGES_PER_PUSH as u128 * PAGE_SIZE as u128 * 8 / 10_000;
     2 + (round_trip.as_micros() / FRAME_US_AT_10_GBPS) as u64
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Journey;
 use super::connect::Lines;
 use super::crew::Crew;
-use super::precopy::{await_round, figures};
+use super::precopy::await_round;
 use crate::alarm::Woken;
 use crate::convergence::Figures;
 use crate::failure::Failure;
@@ -36,7 +36,7 @@ impl Journey<'_> {
             self.add_written(pages)?;
             number += 1;
             let round = self.round(lines, crew, number, pages)?;
-            *history = vec![figures(&round, history.last())];
+            *history = vec![Figures::of(&round, history.last())];
         }
         self.add_written(pages)?;
         history.drain(..history.len().saturating_sub(1));

@@ -16,7 +16,7 @@ use crate::convergence::{Decision, Figures, Terms};
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Mode, OnTimeout};
-use crate::pages::{PAGE_SIZE, PageRun, PageSet};
+use crate::pages::{PageRun, PageSet};
 use crate::report::{self, Phase};
 use crate::wire::limits::BITMAP_WORDS;
 use crate::wire::runs::bitmap_frames;
@@ -25,14 +25,8 @@ use crate::wire::{Kind, Message};
 /// Rounds of so few pages go on the control connection, from the calling thread: nobody needs to be woken.
 pub(super) const SMALL_ROUND: u64 = 64;
 
-/// A round of fewer pages with content says nothing about throughput.
-const TELLING_ROUND: u64 = 256;
-
 /// Pages watched anew in one call: a guest that faults meanwhile waits for its end. 32 MiB take 0.1 ms.
 const WATCHED_AT_ONCE: u64 = 8192;
-
-/// Taken for the throughput until a round has told: 1 Gb/s.
-const ASSUMED_BYTES_PER_S: f64 = 125e6;
 
 /// The destination's word on its rehearsal is not believed beyond this.
 const LONGEST_REHEARSAL: Duration = Duration::from_secs(10);
@@ -66,7 +60,7 @@ impl Journey<'_> {
         loop {
             self.context.settle()?;
             let round = self.round(lines, crew, number, &mut pages)?;
-            history.push(figures(&round, history.last()));
+            history.push(Figures::of(&round, history.last()));
             match self.decide(&terms, &history) {
                 Decision::Again { why } => self.logbook.decided(round, format!("another round: {why}")),
                 Decision::SwitchOver { why, .. } if !self.may_switch => {
@@ -225,20 +219,6 @@ pub(super) fn await_round(lines: &Lines, number: u32) -> Result<(), Failure> {
     }
 }
 
-/// A round's figures for the policy. A round of few pages, or one that mostly found zeros, keeps the throughput that
-/// `before` has told: finding zeros is faster than any network.
-pub(super) fn figures(round: &report::Round, before: Option<&Figures>) -> Figures {
-    let seconds = (round.us as f64 / 1e6).max(1e-6);
-    let measured = (round.pages * PAGE_SIZE as u64) as f64 / seconds;
-    let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);
-    let telling = round.pages >= TELLING_ROUND && round.pages >= round.zero_pages;
-    Figures {
-        bytes_per_s: if telling { measured } else { known },
-        dirty_per_s: round.dirty_rate,
-        left: round.dirtied,
-    }
-}
-
 /// Save and restore together, as the destination says.
 fn rehearsed(rehearsal: Rehearsal) -> Duration {
     Duration::from_micros(rehearsal.save_us.saturating_add(rehearsal.restore_us)).min(LONGEST_REHEARSAL)
@@ -247,19 +227,6 @@ fn rehearsed(rehearsal: Rehearsal) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn round(pages: u64, zero_pages: u64) -> report::Round {
-        report::Round { pages, zero_pages, us: 1_000, ..report::Round::default() }
-    }
-
-    #[test]
-    fn only_a_round_of_data_tells_the_throughput() {
-        let told = |pages, zero_pages| figures(&round(pages, zero_pages), None).bytes_per_s;
-        assert!((told(1_000, 900) - 4.096e9).abs() < 1e3);
-        for (pages, zero_pages) in [(255, 0), (300, 100_000)] {
-            assert!((told(pages, zero_pages) - ASSUMED_BYTES_PER_S).abs() < 1e-3, "{pages} {zero_pages}");
-        }
-    }
 
     #[test]
     fn a_peer_cannot_name_a_rehearsal_without_end() {
