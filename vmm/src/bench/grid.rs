@@ -39,9 +39,9 @@ impl FromStr for Fill {
 }
 
 impl Fill {
-    /// In MiB, in steps of eight.
-    fn of(self, memory: MemorySize) -> u64 {
-        let mib = memory.bytes() >> 20;
+    /// Of so many bytes, in MiB, in steps of eight.
+    pub(super) fn mib_of(self, bytes: u64) -> u64 {
+        let mib = bytes >> 20;
         match self {
             Self::None => 0,
             Self::Percent(percent) => mib * percent / 100 / 8 * 8,
@@ -112,7 +112,7 @@ fn said<T: Clone>(values: &[T]) -> Option<Vec<T>> {
 }
 
 fn guest(args: &BenchArgs, memory: MemorySize, load: Load) -> Result<GuestPlan, LabError> {
-    let fill_mib = args.fill.of(memory);
+    let fill_mib = args.fill.mib_of(memory.bytes());
     if fill_mib << 20 > memory.bytes() / 100 * 95 {
         let error = format!("{fill_mib} MiB do not fit a guest of {memory}: fill at most 95% of it");
         return Err(LabError::Arguments(error));

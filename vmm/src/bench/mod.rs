@@ -9,6 +9,7 @@ mod grid;
 mod raw;
 mod record;
 mod show;
+mod simulate;
 mod trace;
 
 use std::fs::File;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use migrate::cli::values::parse_duration;
 use migrate::options::{DEFAULT_TIMEOUT, Mode};
 use migrate::report::Outcome;
@@ -25,6 +26,7 @@ use migrate::report::Outcome;
 use self::grid::{Cell, Fill, Grid};
 pub use self::raw::RawTcp;
 use self::record::{Record, Run};
+pub use self::simulate::SimulateArgs;
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::{Content, GuestPlan, Load};
@@ -37,7 +39,11 @@ const REPORTS_BETWEEN: usize = 2;
 
 /// Arguments of `vmm bench`.
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// What to do instead of measuring.
+    #[command(subcommand)]
+    pub instead: Option<Instead>,
     /// Ways to move
     #[arg(long, value_enum, value_delimiter = ',', default_value = "precopy,stopcopy,postcopy,hybrid")]
     pub modes: Vec<Mode>,
@@ -85,11 +91,22 @@ pub struct BenchArgs {
     pub full: bool,
 }
 
+/// What `vmm bench` does instead of measuring.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Instead {
+    /// Compute how a migration would go that cannot be tried here, by the engine's own policy; or check that model against
+    /// what vmm bench --json has measured
+    Simulate(SimulateArgs),
+}
+
 /// Measures, prints a table and writes the document. Succeeds only when no run failed.
 ///
 /// # Errors
 /// When no guest can be started, or the document cannot be written.
 pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
+    if let Some(Instead::Simulate(args)) = &args.instead {
+        return simulate::run(args);
+    }
     let file = args.json.as_deref().map(Document::create).transpose()?;
     let mut record = Record::default();
     record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));

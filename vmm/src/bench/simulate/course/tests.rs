@@ -1,0 +1,154 @@
+//! What must be true of any course, whatever things cost.
+
+use proptest::prelude::*;
+
+use super::super::guest::Writes;
+use super::super::link::Bandwidth;
+use super::*;
+
+const MS: f64 = 1e-3;
+
+/// 16 GiB, all of it there, on hosts with cores enough.
+fn case(mode: Mode, gbit: f64, per_s: f64) -> Case {
+    let writes = if per_s > 0.0 { vec![Writes { per_s, over: 2_097_152.0 }] } else { Vec::new() };
+    Case {
+        guest: Guest { ram: 16 << 30, populated: 4_194_304.0, vcpus: 4, writes },
+        mode,
+        streams: 4,
+        max_downtime: Duration::from_millis(300),
+        link: Link {
+            bandwidth: format!("{gbit}Gbit").parse().unwrap(),
+            round_trip: Duration::from_micros(20),
+        },
+        hosts: Hosts::Two { cores: 64 },
+    }
+}
+
+fn run(case: &Case) -> Course {
+    case.run(&Constants::default())
+}
+
+fn downtime_s(course: &Course) -> f64 {
+    course.pause.expect("it ended with a pause").downtime_s
+}
+
+#[test]
+fn a_guest_that_writes_nothing_takes_one_round_and_a_pause() {
+    let course = run(&case(Mode::Precopy, 10.0, 0.0));
+    assert_eq!(
+        (course.rounds.len(), course.rounds[0].0.pages, course.rounds[0].0.dirtied),
+        (1, 4_194_304, 0)
+    );
+    assert_eq!(course.rounds[0].1, "switch over: 0 pages left");
+    assert!(downtime_s(&course) < 3.0 * MS, "{course:?}");
+    // 16 GiB by 10 Gbit/s, of which 94 % are bytes of pages.
+    assert!((course.total_s / (17.18e9 / 1.175e9) - 1.0).abs() < 0.02, "{}", course.total_s);
+    assert!(course.bytes >= 16.0 * f64::from(1 << 30) && course.bytes < 17.3e9);
+}
+
+#[test]
+fn a_link_faster_than_the_guest_writes_converges() {
+    // 10 Gbit/s are 287,000 pages a second.
+    let course = run(&case(Mode::Precopy, 10.0, 50_000.0));
+    assert!((3..12).contains(&course.rounds.len()), "{:?}", course.rounds);
+    let left: Vec<_> = course.rounds.iter().map(|(round, _)| round.dirtied).collect();
+    assert!(left.is_sorted_by(|before, after| after < before), "{left:?}");
+    assert!(downtime_s(&course) < 5.0 * MS, "{course:?}");
+    let expected = course.pause.unwrap().expected_s.unwrap();
+    assert!(expected < 5.0 * MS, "{expected}");
+}
+
+#[test]
+fn a_link_slower_than_the_guest_writes_gives_up_in_the_policys_words() {
+    let course = run(&case(Mode::Precopy, 10.0, 2_000_000.0));
+    assert!(course.pause.is_none(), "{course:?}");
+    let why = course.given_up.unwrap();
+    assert!(why.starts_with("it does not converge: after") && why.contains("--mode hybrid"), "{why}");
+    assert_eq!(course.rounds.last().unwrap().1, "give up");
+}
+
+#[test]
+fn what_is_allowed_decides() {
+    let patient = Case { max_downtime: Duration::from_secs(20), ..case(Mode::Precopy, 10.0, 2_000_000.0) };
+    assert!(downtime_s(&run(&patient)) > 1.0);
+    let strict = Case { max_downtime: Duration::from_micros(500), ..case(Mode::Precopy, 10.0, 0.0) };
+    assert!(run(&strict).given_up.unwrap().starts_with("the pause cannot be as short as asked for"));
+}
+
+#[test]
+fn stop_and_copy_is_one_long_pause_and_post_copy_a_short_one() {
+    let (stop, post) = (run(&case(Mode::Stopcopy, 10.0, 1e5)), run(&case(Mode::Postcopy, 10.0, 1e5)));
+    assert!(downtime_s(&stop) > 14.0 && downtime_s(&post) < 3.0 * MS, "{stop:?} {post:?}");
+    assert!(post.rounds.is_empty() && post.total_s > 14.0 && post.commit_s < 0.2, "{post:?}");
+    assert_eq!(post.pause.unwrap().missing, 4_194_304.0);
+}
+
+#[test]
+fn hybrids_downtime_does_not_depend_on_how_much_is_left() {
+    let downtimes: Vec<_> =
+        [0.0, 1e3, 1e5, 1e6].map(|per_s| downtime_s(&run(&case(Mode::Hybrid, 10.0, per_s)))).into();
+    let (least, most) = (downtimes[0], downtimes[3]);
+    // Pages written while the last ones are told are told in the pause.
+    assert!(most - least < 5.0 * MS, "{downtimes:?}");
+    let by_link = [1.0, 10.0, 100.0].map(|gbit| downtime_s(&run(&case(Mode::Hybrid, gbit, 1e5))));
+    assert!((by_link[0] - by_link[2]).abs() < 1.0 * MS, "{by_link:?}");
+}
+
+#[test]
+fn distance_costs_a_pause_two_round_trips() {
+    let far = |ms| {
+        let case = case(Mode::Hybrid, 10.0, 1e4);
+        downtime_s(&run(&Case { link: Link { round_trip: Duration::from_millis(ms), ..case.link }, ..case }))
+    };
+    assert!((far(50) - far(0) - 0.1).abs() < 3.0 * MS, "{} {}", far(50), far(0));
+}
+
+#[test]
+fn a_round_of_the_bench_takes_what_was_measured() {
+    // 1 GiB, 920 MiB of it there, one vCPU, both sides on two cores: 366 and 427 ms.
+    let guest = Guest { ram: 1 << 30, populated: 235_557.0, vcpus: 1, writes: Vec::new() };
+    let link = Link { bandwidth: Bandwidth::UNLIMITED, round_trip: Duration::from_micros(12) };
+    let case =
+        Case { guest, streams: 1, link, hosts: Hosts::One { cores: 2 }, ..case(Mode::Precopy, 1.0, 0.0) };
+    let ms = run(&case).rounds[0].0.us / 1000;
+    assert!((360..430).contains(&ms), "{ms}");
+}
+
+proptest! {
+    #[test]
+    fn a_course_is_finite_and_ends(
+        mode in prop::sample::select(vec![Mode::Precopy, Mode::Hybrid, Mode::Postcopy, Mode::Stopcopy]),
+        gbit in 0.1..1000.0_f64, per_s in 0.0..1e9_f64, streams in 1..=16_u32, cores in 1..256_u32, ms in 0..200_u64,
+    ) {
+        let like = case(mode, gbit, per_s);
+        let link = Link { round_trip: Duration::from_millis(ms), ..like.link };
+        let course = run(&Case { streams, link, hosts: Hosts::Two { cores }, ..like });
+        prop_assert!(course.total_s.is_finite() && course.total_s > 0.0 && course.bytes.is_finite());
+        prop_assert!(course.rounds.len() <= 30);
+        prop_assert!(course.pause.is_some() != course.given_up.is_some());
+        prop_assert!(mode == Mode::Precopy || course.given_up.is_none(), "only pre-copy may not end");
+        if let Some(pause) = course.pause {
+            prop_assert!(pause.downtime_s < course.total_s && course.commit_s <= course.total_s);
+        }
+    }
+
+    #[test]
+    fn more_bandwidth_never_makes_it_longer(
+        mode in prop::sample::select(vec![Mode::Precopy, Mode::Hybrid, Mode::Postcopy, Mode::Stopcopy]),
+        gbit in 0.5..400.0_f64, more in 1.0..10.0_f64, per_s in 0.0..1e6_f64,
+    ) {
+        let (slow, fast) = (run(&case(mode, gbit, per_s)), run(&case(mode, gbit * more, per_s)));
+        // What is given up ends early.
+        if slow.pause.is_some() {
+            prop_assert!(fast.pause.is_some(), "{slow:?} {fast:?}");
+            prop_assert!(fast.total_s <= slow.total_s * (1.0 + 1e-6), "{} {}", fast.total_s, slow.total_s);
+        }
+    }
+
+    #[test]
+    fn what_writes_nothing_is_moved_once(gbit in 0.5..400.0_f64, streams in 1..=16_u32) {
+        let course = run(&Case { streams, ..case(Mode::Precopy, gbit, 0.0) });
+        prop_assert_eq!(course.rounds.len(), 1);
+        prop_assert!(course.bytes < 4_194_304.0 * 4096.0 * 1.01);
+    }
+}

@@ -1,0 +1,212 @@
+//! A guest that exists on paper only: how much of it there is to move, and how it writes.
+//!
+//! Writes are random and even over a part of RAM. A page counts as dirtied in a round when it is written after the round
+//! has protected it, which comes just before it is sent: one that is sent late in the round has little time left.
+
+use migrate::pages::PAGE_SIZE;
+use migrate::source::{DENSE, WINDOW};
+
+/// Pages of a word of the dirty log.
+const WORD: u32 = 64;
+
+/// Pages that are written at random and evenly.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Writes {
+    /// Writes a second, by all vCPUs together.
+    pub(super) per_s: f64,
+    /// Pages they are spread over: the first ones of RAM.
+    pub(super) over: f64,
+}
+
+/// The guest.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Guest {
+    /// RAM, bytes.
+    pub(super) ram: u64,
+    /// Pages that exist: all others read as zero and are not sent.
+    pub(super) populated: f64,
+    /// vCPUs, all of them busy.
+    pub(super) vcpus: u32,
+    /// All that writes.
+    pub(super) writes: Vec<Writes>,
+}
+
+/// What a round sends, and so protects as it goes along.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Sent {
+    /// All that exists.
+    All,
+    /// Of each of the guest's writes so many pages.
+    Some(Vec<f64>),
+    /// Nothing: all pages are protected already.
+    Nothing,
+}
+
+/// How pages lie in RAM: it decides what they cost beyond their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Lie {
+    pub(super) pages: f64,
+    /// Runs of neighbours.
+    pub(super) runs: f64,
+    /// Windows of the engine with at least one of them.
+    pub(super) windows: f64,
+}
+
+impl Guest {
+    /// RAM in GiB, which bitmaps and surveys go by.
+    pub(super) fn gib(&self) -> f64 {
+        self.ram as f64 / f64::from(1 << 30)
+    }
+
+    /// All pages that exist.
+    pub(super) fn all(&self) -> Lie {
+        let windows = (self.populated / WINDOW as f64).ceil();
+        Lie { pages: self.populated, runs: windows, windows }
+    }
+
+    /// Of each of the guest's writes the pages that are dirty after `seconds` in which `sent` was sent.
+    pub(super) fn dirtied(&self, seconds: f64, sent: &Sent) -> Vec<f64> {
+        let one = |(at, writes): (usize, &Writes)| {
+            let over = writes.over.max(1.0);
+            // Of W pages n writes leave a page out with (1-1/W)^n.
+            let pressure = if over > 1.0 { -(-1.0 / over).ln_1p() } else { 1e6 } * writes.per_s * seconds;
+            let pressure = if writes.per_s > 0.0 { pressure } else { 0.0 };
+            match sent {
+                Sent::All => over * hit(pressure, 0.0, (over / self.populated).min(1.0)),
+                Sent::Some(pages) => {
+                    let again = pages[at].min(over);
+                    (over - again) * hit(pressure, 0.0, 0.0) + again * hit(pressure, 0.0, 1.0)
+                }
+                Sent::Nothing => over * hit(pressure, 0.0, 0.0),
+            }
+        };
+        self.writes.iter().enumerate().map(one).collect()
+    }
+
+    /// How so many pages of each of the guest's writes lie.
+    pub(super) fn scattered(&self, pages: &[f64]) -> Lie {
+        let lies = self.writes.iter().zip(pages).map(|(writes, pages)| scattered(*pages, writes.over));
+        lies.fold(Lie::default(), |sum, lie| Lie {
+            pages: sum.pages + lie.pages,
+            runs: sum.runs + lie.runs,
+            windows: sum.windows + lie.windows,
+        })
+    }
+
+    /// The same where hybrid has added the neighbours of those that lie close together.
+    pub(super) fn joined(&self, pages: &[f64]) -> Vec<f64> {
+        self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over).pages).collect()
+    }
+
+    /// Runs of pages that are left after that.
+    pub(super) fn joined_runs(&self, pages: &[f64]) -> f64 {
+        self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over).runs).sum()
+    }
+}
+
+/// Pages of so many bytes.
+pub(super) fn pages(bytes: u64) -> f64 {
+    (bytes / PAGE_SIZE as u64) as f64
+}
+
+/// The share of pages that are hit, where each is hit with `pressure` over the whole time, and those between `from` and `to`
+/// (both 0 to 1, evenly) only count from there on.
+fn hit(pressure: f64, from: f64, to: f64) -> f64 {
+    let (width, left) = (to - from, 1.0 - to);
+    if pressure * width < 1e-6 {
+        return -(-pressure * (1.0 - f64::midpoint(from, to))).exp_m1();
+    }
+    1.0 - ((-pressure * left).exp() - (-pressure * (1.0 - from)).exp()) / (pressure * width)
+}
+
+fn scattered(pages: f64, over: f64) -> Lie {
+    let share = (pages / over.max(1.0)).min(1.0);
+    let windows = over / WINDOW as f64 * (1.0 - (1.0 - share).powi(WINDOW as i32));
+    let windows = windows.max(pages.min(1.0)).min(pages);
+    Lie { pages, runs: (pages * (1.0 - share)).max(windows.min(pages)), windows }
+}
+
+/// Words of the log in which so many of 64 pages are set have a binomial distribution.
+fn join_dense(pages: f64, over: f64) -> Lie {
+    let share = (pages / over.max(1.0)).min(1.0);
+    let words = over / f64::from(WORD);
+    if share >= 1.0 {
+        return Lie { pages, runs: words.min(1.0), windows: 0.0 };
+    }
+    // Of none: (1-p)^64; of k+1: that of k × (64-k)/(k+1) × p/(1-p).
+    let (mut likely, mut sparse, mut sparse_pages) = ((1.0 - share).powi(WORD as i32), 0.0, 0.0);
+    for set in 0..DENSE {
+        sparse += likely;
+        sparse_pages += likely * f64::from(set);
+        likely *= f64::from(WORD - set) / f64::from(set + 1) * share / (1.0 - share);
+    }
+    let dense = (1.0 - sparse).max(0.0);
+    let (dense_pages, sparse_pages) = (words * dense * f64::from(WORD), words * sparse_pages);
+    // A dense word is a run, unless the one before it is dense as well.
+    Lie {
+        pages: sparse_pages + dense_pages,
+        runs: sparse_pages + words * dense * (1.0 - dense),
+        windows: 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn guest(per_s: f64, over: f64) -> Guest {
+        Guest { ram: 1 << 30, populated: 235_000.0, vcpus: 1, writes: vec![Writes { per_s, over }] }
+    }
+
+    #[test]
+    fn distinct_pages_are_those_of_the_urn() {
+        // 1000 writes over 1000 pages leave (1-1/1000)^1000 of them out.
+        let dirtied = guest(1000.0, 1000.0).dirtied(1.0, &Sent::Nothing)[0];
+        assert!((dirtied - 1000.0 * (1.0 - 0.999_f64.powi(1000))).abs() < 1e-6, "{dirtied}");
+        assert!((guest(5.0, 1.0).dirtied(1.0, &Sent::Nothing)[0] - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_page_sent_late_in_the_round_has_little_time_to_be_dirtied() {
+        // Few writes over all that is sent: each page counts for half of the round on average.
+        let few = guest(1000.0, 235_000.0);
+        let (all, none) = (few.dirtied(1.0, &Sent::All)[0], few.dirtied(1.0, &Sent::Nothing)[0]);
+        assert!((all / none - 0.5).abs() < 0.01, "{all} {none}");
+        let again = few.dirtied(1.0, &Sent::Some(vec![235_000.0]))[0];
+        assert!((again / all - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_round_of_the_demo_guest_dirties_what_was_measured() {
+        // 1 GiB, 10,000 writes a second over 512 MiB; round 0 of 235,685 pages took 487.6 ms and left 3660 pages.
+        let guest = Guest { populated: 235_685.0, ..guest(10_000.0, 131_072.0) };
+        let dirtied = guest.dirtied(0.4876, &Sent::All)[0];
+        assert!((dirtied / 3660.0 - 1.0).abs() < 0.06, "{dirtied}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_dirtied_than_there_is_and_no_more_than_was_written(
+            per_s in 0.0..1e8_f64, over in 1.0..1e9_f64, seconds in 0.0..1e3_f64, share in 0.0..1.0_f64,
+        ) {
+            let guest = Guest { populated: over * 1.2, ..guest(per_s, over) };
+            for sent in [Sent::All, Sent::Some(vec![share * over]), Sent::Nothing] {
+                let dirtied = guest.dirtied(seconds, &sent)[0];
+                prop_assert!(dirtied >= 0.0 && dirtied <= over * 1.000_001, "{dirtied} of {over}");
+                prop_assert!(dirtied <= per_s * seconds * 1.01 + 1e-3 || over < 100.0, "{dirtied} of {per_s}×{seconds}");
+            }
+        }
+
+        #[test]
+        fn lies_are_possible(over in 64.0..1e9_f64, share in 0.0..=1.0_f64) {
+            let pages = over * share;
+            let lie = scattered(pages, over);
+            prop_assert!(lie.windows <= lie.runs + 1e-6 && lie.runs <= lie.pages + 1e-6, "{lie:?}");
+            let joined = join_dense(pages, over);
+            prop_assert!(joined.pages >= pages * 0.999 && joined.pages <= over * 1.001, "{joined:?}");
+            prop_assert!(joined.runs <= joined.pages + 1.0);
+        }
+    }
+}
