@@ -23,7 +23,8 @@ use crate::lab::table::{Table, ms, short};
 
 const NOTE: &str = "\
 Measured: medians with (min-max) of the good runs; the downtime is the guest's own. Ratio: predicted by measured; * is\n\
-fitted (of the total only round 0 is). Nothing else of these documents went into the predictions but what was asked\n\
+fitted (of the total only round 0 is). The guest's own downtime is its longest standstill in all of the migration, so by\n\
+post-copy its first page requests are in it, and the host's noise always; the predicted one is the pause. Nothing else of these documents went into the predictions but what was asked\n\
 for: sizes, modes, rates, connections, and cores and round trip of the host.";
 
 /// Constants that fit a host.
@@ -180,4 +181,37 @@ fn guest(cell: &Cell) -> String {
 /// Of a spread in µs: its median and its ends, in ms.
 fn range(spread: Spread) -> String {
     format!("{} ({}-{})", ms(spread.median), ms(spread.min), ms(spread.max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::measured::tests::idle;
+    use super::*;
+
+    #[test]
+    fn a_host_of_another_pace_is_found_out() {
+        let (truth, known) =
+            (Constants { pause_us: 900.0, ..Constants::default().slower(1.7) }, Constants::default());
+        let blank = idle(Mode::Precopy, 1.0, 1.0, 1.0);
+        let course = case(&blank, &truth).run(&truth);
+        let (round, downtime) = (course.rounds[0].0.us as f64, course.pause.unwrap().downtime_s * 1e6);
+        let other = idle(Mode::Hybrid, 1e9, 1.0, 1.0);
+        let cells = Cells {
+            cells: vec![other, idle(Mode::Precopy, course.total_s * 1e6, round, downtime)],
+            left_out: vec![],
+        };
+        let fit = fit(&cells, &known).unwrap();
+        assert_eq!(fit.at, 1);
+        assert!((fit.slower - 1.7).abs() < 1e-3 && (fit.constants.pause_us - 900.0).abs() < 1.0, "{fit:?}");
+        let words = words(&cells, &fit);
+        assert!(words.starts_with("fitted on: 1G, 1 vCPU, 920 MiB filled, idle, pre-copy"), "{words}");
+        assert!(words.contains("1.00*") && words.contains("in 0 of 1"), "{words}");
+    }
+
+    #[test]
+    fn without_an_idle_guest_nothing_can_be_fitted() {
+        let cells = Cells { cells: vec![idle(Mode::Hybrid, 1.0, 1.0, 1.0)], left_out: Vec::new() };
+        let error = fit(&cells, &Constants::default()).unwrap_err().to_string();
+        assert!(error.contains("--modes precopy --rates 0"), "{error}");
+    }
 }

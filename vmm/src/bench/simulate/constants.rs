@@ -69,6 +69,8 @@ pub(super) struct Constants {
     pub(super) bitmaps_us_per_gib: f64,
     /// Post-copy: discarding a run of pages that were sent before and written since.
     pub(super) discard_us: f64,
+    /// … for each page of it.
+    pub(super) discard_us_per_page: f64,
 
     /// Post-copy: beyond the time that the guest is left alone, and pages.
     pub(super) push_begins_ms: f64,
@@ -117,6 +119,7 @@ impl Default for Constants {
             state_bytes_per_vcpu: 6_200.0,
             bitmaps_us_per_gib: 12.0,
             discard_us: 2.0,
+            discard_us_per_page: 0.1,
             push_begins_ms: 6.0,
             fault_us: 50.0,
             most_writes_per_s: 2e6,

@@ -12,7 +12,7 @@ use migrate::source::{LEFT_ALONE, MANY, TIMES, frames_ahead};
 use migrate::wire::limits::{PAGES_PER_PUSH, RUN_BYTES};
 
 use super::constants::Constants;
-use super::guest::{Guest, Lie, Sent};
+use super::guest::{Guest, Joined, Lie, Sent};
 use super::link::{Busy, Effort, Hosts, Link};
 
 const PAGES_PER_GIB: f64 = 262_144.0;
@@ -35,7 +35,7 @@ pub(super) struct Course {
     pub(super) rounds: Vec<(Round, String)>,
     /// From the first word until nothing is left on the source, or until it was given up, seconds.
     pub(super) total_s: f64,
-    /// From the first word until commit, which the time limit of a migration counts, seconds.
+    /// From the first word until commit, or until it was given up: what the time limit of a migration counts, seconds.
     pub(super) commit_s: f64,
     /// The pause; none when it was given up.
     pub(super) pause: Option<Pause>,
@@ -77,8 +77,6 @@ enum Manner {
 struct Left {
     /// Of each of the guest's writes.
     pages: Vec<f64>,
-    /// Those of them that the destination knows to be missing.
-    told: Vec<f64>,
     expected_s: Option<f64>,
 }
 
@@ -122,7 +120,7 @@ impl Run<'_> {
             Mode::Postcopy => {
                 self.spend(survey_s + constants.catch_ms_per_gib * exists_gib / 1e3);
                 self.tell(guest.ram as f64 / PAGE_SIZE as f64 / 8.0);
-                self.follow(Lie { runs: 0.0, ..guest.all() }, 0.0, 0.0, None);
+                self.follow(Lie { runs: 0.0, ..guest.all() }, 0.0, None);
             }
         }
     }
@@ -152,12 +150,12 @@ impl Run<'_> {
                 }
                 Decision::SwitchOver { estimate, why } => {
                     self.course.rounds.push((round, format!("switch over: {why}")));
-                    let told = vec![0.0; dirtied.len()];
-                    return Some(Left { pages: dirtied, told, expected_s: Some(estimate.as_secs_f64()) });
+                    return Some(Left { pages: dirtied, expected_s: Some(estimate.as_secs_f64()) });
                 }
                 Decision::GiveUp { why } => {
                     self.course.rounds.push((round, "give up".to_owned()));
                     self.course.given_up = Some(why);
+                    self.course.commit_s = self.course.total_s;
                     return None;
                 }
             }
@@ -201,40 +199,44 @@ impl Run<'_> {
         self.course.rounds.push((self.round(lie.pages, sending_s, 0.0), String::new()));
     }
 
-    /// Hybrid's: what is missing is told before, until little is untold, and what was told follows the pause.
-    fn leave_the_rest(&mut self, mut left: Left) {
+    /// Hybrid's: what is missing is told before, until little is untold, and follows the pause.
+    fn leave_the_rest(&mut self, left: Left) {
         let guest = &self.case.guest;
-        let mut untold = guest.joined(&left.pages);
+        let (mut dirty, mut told) = (left.pages, Joined::default());
+        let mut all = guest.joined(&dirty);
         for time in 0..TIMES {
-            if time > 0 && untold.iter().sum::<f64>() <= MANY as f64 {
+            let (pages, runs) = all.beyond(&told);
+            if time > 0 && pages <= MANY as f64 {
                 break;
             }
-            let runs = guest.joined_runs(&untold);
-            let took_s = runs * self.constants.discard_us / 1e6
+            let took_s = self.discards_s(pages, runs)
                 + self.constants.round_us / 1e6
                 + self.case.link.round_trip_s()
                 + self.harvest_s();
-            self.tell(untold.iter().sum::<f64>().min(guest.ram as f64 / PAGE_SIZE as f64 / 64.0) * 8.0);
+            self.tell_missing(pages);
             self.spend(took_s);
-            left.told.iter_mut().zip(&untold).for_each(|(told, untold)| *told += untold);
-            // What is written now is told already, as far as it was among what is missing.
-            let dirtied = guest.dirtied(took_s, &Sent::Nothing);
-            let fresh = dirtied.iter().zip(&left.told).zip(&guest.writes);
-            untold = fresh
-                .map(|((dirtied, told), writes)| dirtied * (1.0 - told / writes.over).max(0.0))
-                .collect();
+            dirty = guest.with(&dirty, &guest.dirtied(took_s, &Sent::Nothing));
+            told = std::mem::replace(&mut all, guest.joined(&dirty));
         }
-        let missing: f64 = left.told.iter().chain(&untold).sum();
-        let runs = guest.joined_runs(&left.told) + guest.joined_runs(&untold);
-        let lie = Lie { pages: missing, runs, windows: 0.0 };
-        let discards_s = guest.joined_runs(&untold) * self.constants.discard_us / 1e6;
-        self.follow(lie, discards_s, untold.iter().sum(), left.expected_s);
+        let (pages, runs) = all.beyond(&told);
+        self.tell_missing(pages);
+        let lie = Lie { pages: all.pages, runs: all.runs, windows: 0.0 };
+        self.follow(lie, self.discards_s(pages, runs), left.expected_s);
+    }
+
+    /// How long the destination takes to discard pages that it has.
+    fn discards_s(&self, pages: f64, runs: f64) -> f64 {
+        (pages * self.constants.discard_us_per_page + runs * self.constants.discard_us) / 1e6
+    }
+
+    /// Names pages: a bit each, in words that have one.
+    fn tell_missing(&mut self, pages: f64) {
+        self.tell(pages.min(self.case.guest.ram as f64 / PAGE_SIZE as f64 / 64.0) * 8.0);
     }
 
     /// Post-copy's pause, and what follows it.
-    fn follow(&mut self, lie: Lie, discards_s: f64, untold: f64, expected_s: Option<f64>) {
+    fn follow(&mut self, lie: Lie, discards_s: f64, expected_s: Option<f64>) {
         let bitmaps_s = self.constants.bitmaps_us_per_gib * self.case.guest.gib() / 1e6;
-        self.tell(untold * 8.0);
         self.pause(self.harvest_s() + bitmaps_s, discards_s, expected_s, 0.0, lie.pages);
         self.spend(LEFT_ALONE.as_secs_f64() + self.constants.push_begins_ms / 1e3);
         let pushing_s = self.move_pages(lie, Manner::Pushed);

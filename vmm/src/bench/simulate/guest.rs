@@ -52,6 +52,30 @@ pub(super) struct Lie {
     pub(super) windows: f64,
 }
 
+/// Dirty pages, with all neighbours of those that lie close together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Joined {
+    pub(super) pages: f64,
+    /// Runs of neighbours.
+    pub(super) runs: f64,
+    /// Of the pages: those without their neighbours.
+    sparse: f64,
+    /// Words that are wholly among the pages.
+    dense_words: f64,
+}
+
+impl Joined {
+    /// Pages that are not in `before`, which was joined when fewer were dirty; and their runs.
+    pub(super) fn beyond(&self, before: &Self) -> (f64, f64) {
+        let pages = (self.pages - before.pages).max(0.0);
+        // What was dirty in a word that is dense now lies between what is not told.
+        let dense_runs = (self.dense_words - before.dense_words).max(0.0) * f64::from(DENSE);
+        let runs =
+            if before.pages > 0.0 { dense_runs + (self.sparse - before.sparse).abs() } else { self.runs };
+        (pages, runs.min(pages))
+    }
+}
+
 impl Guest {
     /// RAM in GiB, which bitmaps and surveys go by.
     pub(super) fn gib(&self) -> f64 {
@@ -93,14 +117,22 @@ impl Guest {
         })
     }
 
-    /// The same where hybrid has added the neighbours of those that lie close together.
-    pub(super) fn joined(&self, pages: &[f64]) -> Vec<f64> {
-        self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over).pages).collect()
+    /// What hybrid leaves to post-copy where so many pages of each of the guest's writes are dirty.
+    pub(super) fn joined(&self, pages: &[f64]) -> Joined {
+        let all = self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over));
+        all.fold(Joined::default(), |sum, one| Joined {
+            pages: sum.pages + one.pages,
+            runs: sum.runs + one.runs,
+            sparse: sum.sparse + one.sparse,
+            dense_words: sum.dense_words + one.dense_words,
+        })
     }
 
-    /// Runs of pages that are left after that.
-    pub(super) fn joined_runs(&self, pages: &[f64]) -> f64 {
-        self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over).runs).sum()
+    /// Dirty pages of each of the guest's writes with those that are `dirtied` besides: some are dirty already.
+    pub(super) fn with(&self, dirty: &[f64], dirtied: &[f64]) -> Vec<f64> {
+        let both = dirty.iter().zip(dirtied).zip(&self.writes);
+        both.map(|((dirty, dirtied), writes)| dirty + dirtied * (1.0 - dirty / writes.over).max(0.0))
+            .collect()
     }
 }
 
@@ -127,27 +159,23 @@ fn scattered(pages: f64, over: f64) -> Lie {
 }
 
 /// Words of the log in which so many of 64 pages are set have a binomial distribution.
-fn join_dense(pages: f64, over: f64) -> Lie {
+fn join_dense(pages: f64, over: f64) -> Joined {
     let share = (pages / over.max(1.0)).min(1.0);
     let words = over / f64::from(WORD);
     if share >= 1.0 {
-        return Lie { pages, runs: words.min(1.0), windows: 0.0 };
+        return Joined { pages, runs: words.min(1.0), sparse: 0.0, dense_words: words };
     }
     // Of none: (1-p)^64; of k+1: that of k × (64-k)/(k+1) × p/(1-p).
-    let (mut likely, mut sparse, mut sparse_pages) = ((1.0 - share).powi(WORD as i32), 0.0, 0.0);
+    let (mut likely, mut sparse_words, mut sparse) = ((1.0 - share).powi(WORD as i32), 0.0, 0.0);
     for set in 0..DENSE {
-        sparse += likely;
-        sparse_pages += likely * f64::from(set);
+        sparse_words += words * likely;
+        sparse += words * likely * f64::from(set);
         likely *= f64::from(WORD - set) / f64::from(set + 1) * share / (1.0 - share);
     }
-    let dense = (1.0 - sparse).max(0.0);
-    let (dense_pages, sparse_pages) = (words * dense * f64::from(WORD), words * sparse_pages);
+    let dense_words = (words - sparse_words).max(0.0);
     // A dense word is a run, unless the one before it is dense as well.
-    Lie {
-        pages: sparse_pages + dense_pages,
-        runs: sparse_pages + words * dense * (1.0 - dense),
-        windows: 0.0,
-    }
+    let runs = sparse + dense_words * (1.0 - dense_words / words);
+    Joined { pages: sparse + dense_words * f64::from(WORD), runs, sparse, dense_words }
 }
 
 #[cfg(test)]
@@ -207,6 +235,8 @@ mod tests {
             let joined = join_dense(pages, over);
             prop_assert!(joined.pages >= pages * 0.999 && joined.pages <= over * 1.001, "{joined:?}");
             prop_assert!(joined.runs <= joined.pages + 1.0);
+            let (more, runs) = join_dense(over, over).beyond(&joined);
+            prop_assert!((more + joined.pages - over).abs() <= over * 0.001 && runs <= more, "{joined:?}");
         }
     }
 }

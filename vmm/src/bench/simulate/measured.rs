@@ -160,3 +160,93 @@ fn cell(record: CellRecord, cores: u32) -> Result<Cell, String> {
     };
     Ok(Cell { guest, load, mode, streams, cores, round_trip_us: raw_tcp.round_trip_us, figures })
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bench::grid::Cell as Asked;
+    use crate::bench::raw::RawTcp;
+    use crate::bench::record::{Record, Run};
+    use crate::lab::guest::{self, Content};
+    use crate::lab::journey::{Hop, Wire};
+    use crate::lab::verdict;
+    use crate::lab::watch::Usage;
+
+    /// A cell of an idle guest of 1 GiB whose rounds took so long.
+    pub(in super::super) fn idle(mode: Mode, total_us: f64, first_round_us: f64, downtime_us: f64) -> Cell {
+        let one = |value| Spread::of([value]).unwrap();
+        let guest = GuestPlan {
+            memory: 1 << 30,
+            cpus: 1,
+            fill_mib: 920,
+            working_set_mib: 512,
+            content: "random".to_owned(),
+            load: "idle".to_owned(),
+        };
+        let figures = Figures {
+            total_us: one(total_us),
+            downtime_us: one(downtime_us),
+            rounds: one(1.0),
+            bytes: one(1e9),
+            first_round_us: Some(one(first_round_us)),
+            pace: one(1e8),
+        };
+        Cell { guest, load: Load::Idle, mode, streams: 1, cores: 2, round_trip_us: 12.0, figures }
+    }
+
+    #[test]
+    fn what_bench_writes_is_read() {
+        let mut record = Record::default();
+        let plan = guest::GuestPlan {
+            memory: "1G".parse().unwrap(),
+            cpus: "1".parse().unwrap(),
+            fill_mib: 920,
+            content: Content::Random,
+            working_set_mib: 512,
+            load: Load::Rate(10_000),
+        };
+        let rate = Spread::of([1e9]).unwrap();
+        for wire in [Wire::Plain, Wire::Tls] {
+            let raw = RawTcp {
+                streams: 2,
+                bytes: 1,
+                cold_bytes_per_s: rate,
+                warm_bytes_per_s: rate,
+                round_trip_us: 15.0,
+            };
+            let cell = record.begin(Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire }, raw);
+            for problem in [Vec::new(), vec!["lost".to_owned()]] {
+                cell.add(Run::of(
+                    Hop { report: verdict::tests::good(), usage: Usage::default(), problems: problem },
+                    None,
+                ));
+            }
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        serde_json::to_writer(&file, &record).unwrap();
+        let cells = read(&[file.path().to_owned()]).unwrap();
+        let [cell] = &cells.cells[..] else { panic!("{cells:?}") };
+        assert_eq!(
+            (cell.load, cell.mode, cell.streams, cell.guest.memory),
+            (Load::Rate(10_000), Mode::Postcopy, 2, 1 << 30)
+        );
+        assert_eq!(
+            (cell.figures.total_us.runs, cell.figures.total_us.median),
+            (1, 400_000.0),
+            "good runs only"
+        );
+        assert!(
+            cells.left_out[0].ends_with("it was inside TLS, which is not modelled"),
+            "{:?}",
+            cells.left_out
+        );
+    }
+
+    #[test]
+    fn another_document_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "{}").unwrap();
+        let error = read(&[file.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("is no document of vmm bench --json: missing field"), "{error}");
+    }
+}

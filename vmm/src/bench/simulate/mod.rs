@@ -157,3 +157,65 @@ fn parse_ram(text: &str) -> Result<u64, String> {
     let bytes = parse_bytes(text)?;
     if (1 << 20..=MOST_BYTES).contains(&bytes) { Ok(bytes) } else { Err("give 1M to 4T".to_owned()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::bench::{BenchArgs, Instead};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn parse(line: &str) -> Result<SimulateArgs, String> {
+        let command = Command::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+        match command.bench.instead {
+            Some(Instead::Simulate(args)) => Ok(args),
+            None => Err("measures".to_owned()),
+        }
+    }
+
+    #[test]
+    fn guests_may_be_larger_than_any_here() {
+        let args =
+            parse("bench simulate --memory 2T --cpus 128 --bandwidth 400Gbit --mode hybrid --rates 0,max")
+                .unwrap();
+        let cases = args.cases(&Constants::default()).unwrap();
+        assert_eq!((args.memory, cases.len(), cases[0].1.guest.vcpus), (2 << 40, 2, 128));
+        assert_eq!((cases[0].1.guest.writes.len(), cases[1].1.guest.writes.len()), (0, 1));
+        assert!(parse("bench simulate --memory 5T").unwrap_err().contains("give 1M to 4T"));
+    }
+
+    #[test]
+    fn measuring_is_what_bench_does_otherwise() {
+        assert_eq!(parse("bench --modes precopy --rates 0").unwrap_err(), "measures");
+        assert!(parse("bench --quick simulate").unwrap_err().contains("cannot be used with"));
+        assert!(parse("bench simulate --from f --memory 1G").unwrap_err().contains("cannot be used with"));
+    }
+
+    #[test]
+    fn more_than_there_is_cannot_be_written() {
+        let args = parse("bench simulate --memory 1G --working-set 2G").unwrap();
+        assert!(args.cases(&Constants::default()).unwrap_err().to_string().contains("--working-set smaller"));
+    }
+
+    #[test]
+    fn all_cases_are_told_round_by_round() {
+        let args = parse("bench simulate --memory 1T --rates 0,10000000").unwrap();
+        let constants = Constants::default();
+        let words = table::words(&args, &args.cases(&constants).unwrap(), &constants);
+        for part in [
+            "switch over: 0 pages left",
+            "given up after",
+            "it does not converge",
+            "more with --timeout",
+            "gives up",
+        ] {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+    }
+}
