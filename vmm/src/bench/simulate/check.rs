@@ -22,10 +22,11 @@ use crate::lab::stats::Spread;
 use crate::lab::table::{Table, ms, short};
 
 const NOTE: &str = "\
-Measured: medians with (min-max) of the good runs; the downtime is the guest's own. Ratio: predicted by measured; * is\n\
-fitted (of the total only round 0 is). The guest's own downtime is its longest standstill in all of the migration, so by\n\
-post-copy its first page requests are in it, and the host's noise always; the predicted one is the pause. Nothing else of these documents went into the predictions but what was asked\n\
-for: sizes, modes, rates, connections, and cores and round trip of the host.";
+Measured: medians with (min-max) of the good runs. Its downtime is the guest's own, the longest standstill in all of the\n\
+migration: the host's noise is in it, and by post-copy the first page requests; the predicted one is the pause alone.\n\
+Ratio: predicted by measured; * is fitted (of the total only round 0 is). Nothing else of these documents went into the\n\
+predictions but what was asked for (sizes, modes, rates, connections; --max-downtime as vmm bench has it by default),\n\
+cores and round trip of the host, and the pace of guests that write as fast as they can.";
 
 /// Constants that fit a host.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,9 +174,13 @@ fn row(cell: &Cell, course: &Course, fitted: bool) -> Vec<String> {
 
 fn guest(cell: &Cell) -> String {
     let guest = &cell.guest;
+    let load = match cell.load {
+        Load::Rate(rate) => format!("{rate}/s"),
+        load => load.to_string(),
+    };
     let memory = MemorySize::from_bytes(guest.memory)
         .map_or_else(|_| guest.memory.to_string(), |size| size.to_string());
-    format!("{memory}, {} vCPU, {} MiB filled, {}", guest.cpus, guest.fill_mib, cell.load)
+    format!("{memory}, {} vCPU, {} MiB filled, {load}", guest.cpus, guest.fill_mib)
 }
 
 /// Of a spread in µs: its median and its ends, in ms.
