@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use vmm::lab::backed::BackedMemory;
 use vmm::lab::usage::VCPU_THREADS;
 
 use super::cells::Cell;
@@ -76,7 +77,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// Waits until the guest has worked long enough to know its pace. A report has just been made then.
+    /// Waits until the guest has worked long enough to know its pace. A report has just been made then, and the host has
+    /// memory at hand for the destination: taken while the guest fills its own, let go of at the very end.
     async fn begin(
         world: &World,
         cell: &Cell,
@@ -85,11 +87,17 @@ impl Watch {
     ) -> Result<Self, PeersError> {
         let consoles = Consoles::of(world);
         let fill = FILL_PER_MIB * u32::try_from(cell.guest.fill_mib).unwrap_or(u32::MAX);
-        consoles.hear(1, BOOT + fill, "the guest fills its memory and begins to work").await?;
-        let guest = resident_guest(source.id());
-        let start = 1 + BEFORE;
+        let filling = consoles.hear(1, BOOT + fill, "the guest fills its memory and begins to work");
+        let taking = async {
+            let backed = BackedMemory::for_guest(&cell.guest).await?;
+            // The report that the guest is at is not of an undisturbed second.
+            Ok::<_, PeersError>((backed, consoles.measured() + 1 + BEFORE))
+        };
+        let (filled, taken) = tokio::join!(filling, taking);
+        let (guest, (backed, start)) = (filled.map(|()| resident_guest(source.id()))?, taken?);
         consoles.hear(start, REPORTS, "the guest reports from its work").await?;
         let meters = Meters::start([source.id(), destination.id()], vcpus, guest)?;
+        drop(backed);
         Ok(Self { consoles, meters, destination: destination.id(), start })
     }
 
