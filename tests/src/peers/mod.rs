@@ -31,6 +31,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmm::bench::RawTcp;
+use vmm::lab::measuring::Measuring;
+use vmm::lab::setting::Setting;
 
 use self::cells::Cell;
 pub use self::error::PeersError;
@@ -76,7 +78,10 @@ struct Told {
 /// When nothing can be measured here, or the host gives no more.
 pub async fn measure(order: &Order, record: &mut Record) -> Result<(), PeersError> {
     check_kvm()?;
+    // Before the right to measure: a test that has its turn may want that.
     let world = World::alone();
+    let _alone = Measuring::begin().await;
+    record.setting = Setting::here();
     let qemu = Qemu::find(&world).await?;
     eprintln!("{}, -machine {} -cpu {}", qemu.version, qemu.machine, qemu.cpu);
     record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));

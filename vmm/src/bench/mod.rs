@@ -31,6 +31,7 @@ use crate::config::{MemorySize, Vcpus};
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::journey::{Ending, Journey, Order, Wire};
+use crate::lab::measuring::Measuring;
 use crate::lab::{self, Lab, LabError, unless_interrupted};
 
 /// Reports of the guest (one a second) before each move: its pace before is measured in this time, and in the last one
@@ -108,6 +109,7 @@ pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
         return simulate::run(args);
     }
     let file = args.json.as_deref().map(Document::create).transpose()?;
+    let _alone = unless_interrupted(async { Ok(Measuring::begin().await) }).await?;
     let mut record = Record::default();
     record.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
     let measured = unless_interrupted(measure(args, &Grid::of(args)?, &mut record)).await;

@@ -16,6 +16,7 @@ pub mod error;
 pub mod guest;
 pub mod host;
 pub mod journey;
+pub mod measuring;
 pub mod output;
 pub mod setting;
 pub mod stats;
