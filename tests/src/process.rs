@@ -55,6 +55,11 @@ impl Process {
         read(&self.out)
     }
 
+    /// The file that its standard output goes to.
+    pub fn out_path(&self) -> &Path {
+        &self.out
+    }
+
     /// What it has said so far on standard error.
     pub fn err(&self) -> String {
         read(&self.err)

@@ -39,6 +39,12 @@ pub fn few() -> Vec<Cell> {
     all().into_iter().filter(|cell| ["1G-256M-idle", "1G-10k"].contains(&cell.name)).collect()
 }
 
+/// A guest that boots and then does nothing, for what is measured without a move.
+#[must_use]
+pub fn bare() -> GuestPlan {
+    GuestPlan { fill_mib: 0, working_set_mib: 0, load: Load::Idle, ..all()[0].guest }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -124,8 +124,8 @@ mod tests {
     #[test]
     fn every_way_is_in_the_picture() {
         let picture = svg(&sample());
-        assert_eq!(picture.matches("no good run").count(), 2);
-        assert_eq!(picture.matches("class=\"ours\"").count(), 2);
+        assert_eq!(picture.matches("no good run").count(), 3);
+        assert_eq!(picture.matches("class=\"ours\"").count(), 3);
         assert_eq!(picture.matches('<').count(), picture.matches('>').count());
     }
 }

@@ -76,7 +76,7 @@ impl Pair {
             return Err(PeersError::Failed(problems.join("; ")));
         }
         let downtime_ms = report.switchover.map(|switchover| switchover.downtime_us as f64 / 1e3);
-        let (total_ms, wire_bytes) = (report.total_us as f64 / 1e3, report.traffic.bytes);
+        let (total_ms, wire_bytes) = (Some(report.total_us as f64 / 1e3), report.traffic.bytes);
         Ok(Told { wall, total_ms, downtime_ms, wire_bytes })
     }
 }

@@ -1,20 +1,20 @@
 //! QEMU's side: two processes with the demo guest's image, driven as its own tools would.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
-use vmm::lab::guest::{GuestPlan, Load};
+use vmm::lab::guest::GuestPlan;
 
 use super::error::{PeersError, within};
 use super::qmp::Qmp;
 use super::ruler::{Consoles, console};
 use super::tied::tied;
 use super::ways::{QemuWay, Start};
-use super::{DESTINATION, LIMIT, SOURCE, Told};
+use super::{DESTINATION, LIMIT, SOURCE, Told, cells};
 use crate::{Process, World};
 
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -72,8 +72,7 @@ impl Qemu {
 
     /// Nothing when it boots the guest, else why not.
     async fn boots(&self, world: &World) -> Result<Option<String>, PeersError> {
-        let guest = GuestPlan { load: Load::Idle, fill_mib: 0, ..super::cells::few()[0].guest };
-        let mut process = self.start(world, SOURCE, &guest, &[])?;
+        let mut process = self.start(world, SOURCE, &cells::bare(), &[])?;
         let consoles = Consoles::of(world);
         let start = Instant::now();
         while consoles.transcript().work().is_empty() {
@@ -104,30 +103,29 @@ impl Qemu {
         guest: &GuestPlan,
         more: &[&str],
     ) -> Result<Process, PeersError> {
+        let mut command = self.command(world, guest, &format!("file:{}", console(world, name).display()))?;
+        command.args(["-name", &format!("{name},debug-threads=on")]);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", control(world, name).display())]);
+        command.args(more);
+        Ok(world.start(tied(&command), name))
+    }
+
+    /// A QEMU that boots the guest, whose console is at `serial`.
+    pub(super) fn command(
+        &self,
+        world: &World,
+        guest: &GuestPlan,
+        serial: &str,
+    ) -> Result<Command, PeersError> {
         let kernel = world.path("kernel");
         fs::write(&kernel, ::guest::IMAGE).map_err(PeersError::host("write the guest's image"))?;
         let (memory, cpus) = ((guest.memory.bytes() >> 20).to_string(), guest.cpus.get().to_string());
-        let file = |kind: &str, path: &Path, rest: &str| format!("{kind}:{}{rest}", path.display());
         let mut command = Command::new(PROGRAM);
-        command.args([
-            "-accel",
-            "kvm",
-            "-machine",
-            self.machine,
-            "-cpu",
-            self.cpu,
-            "-m",
-            &memory,
-            "-smp",
-            &cpus,
-        ]);
-        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        command.args(["-name", &format!("{name},debug-threads=on"), "-kernel"]).arg(&kernel);
-        command.args(["-append", &guest.command_line()]);
-        command.args(["-serial", &file("file", &console(world, name), "")]);
-        command.args(["-qmp", &file("unix", &control(world, name), ",server=on,wait=off")]);
-        command.args(more).current_dir(world.folder());
-        Ok(world.start(tied(&command), name))
+        command.args(["-accel", "kvm", "-machine", self.machine, "-cpu", self.cpu]);
+        command.args(["-m", &memory, "-smp", &cpus, "-serial", serial]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-kernel"]);
+        command.arg(&kernel).args(["-append", &guest.command_line()]).current_dir(world.folder());
+        Ok(command)
     }
 }
 
@@ -176,7 +174,7 @@ impl Ready {
         };
         let (total, bytes) = (figure(&said["total-time"])?, figure(&said["ram"]["transferred"])?);
         let downtime_ms = said["downtime"].as_f64();
-        Ok(Told { wall, total_ms: total as f64, downtime_ms, wire_bytes: bytes })
+        Ok(Told { wall, total_ms: Some(total as f64), downtime_ms, wire_bytes: bytes })
     }
 
     async fn go(&mut self, way: &QemuWay) -> Result<(), PeersError> {

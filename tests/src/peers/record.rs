@@ -10,9 +10,11 @@ use vmm::lab::setting::Setting;
 use vmm::lab::stats::Spread;
 
 use super::cells::Cell;
+use super::cloud_hypervisor::CloudHypervisor;
 use super::error::PeersError;
 use super::qemu::Qemu;
 use super::run::Figures;
+use super::startup::StartUp;
 use super::ways::Way;
 
 /// A figure: its name, and where it comes from.
@@ -34,7 +36,13 @@ pub(super) const DESTINATION_RSS: Figure =
 pub(super) const WORK_DURING: Figure =
     ("work_during_share", |run| Some(run.guest.work_during_per_s / run.guest.work_before_per_s));
 pub(super) const WORK_AFTER: Figure =
-    ("work_after_share", |run| Some(run.guest.work_after_per_s / run.guest.work_before_per_s));
+    ("work_after_share", |run| Some(run.guest.work_after_per_s? / run.guest.work_before_per_s));
+
+/// Those in which ours is divided by the peers', and what the columns are called.
+pub(super) const COMPARED: [(&str, Figure); 4] =
+    [("gap", GAP), ("lost", LOST), ("total", TOTAL), ("CPU", CPU)];
+/// Below this a peer's figure is too small to be divided by.
+const LEAST: f64 = 0.05;
 
 const ALL: [Figure; 12] = [
     GAP,
@@ -61,11 +69,15 @@ pub struct Record {
     pub revision: Option<String>,
     /// The peer, as it ran here.
     pub qemu: Option<Qemu>,
+    /// Another, where it is installed.
+    pub cloud_hypervisor: Option<CloudHypervisor>,
     /// Why it ended early.
     pub stopped: Option<String>,
-    /// Cells that were not measured, and why.
+    /// What was not measured, and why.
     pub skipped: Vec<String>,
-    /// Those that were.
+    /// What it costs to start each VMM.
+    pub startups: Vec<StartUp>,
+    /// The cells that were measured.
     pub cells: Vec<CellRecord>,
 }
 
@@ -92,7 +104,7 @@ pub struct WayRecord {
 }
 
 /// One run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Run {
     /// Why it did not come to a good end.
     pub failure: Option<String>,
@@ -109,22 +121,51 @@ impl Record {
             setting: Setting::here(),
             revision: revision(),
             qemu: None,
+            cloud_hypervisor: None,
             stopped: None,
             skipped: Vec::new(),
+            startups: Vec::new(),
             cells: Vec::new(),
         }
     }
 
-    pub(super) fn begin(&mut self, cell: &Cell, ways: &[Way], raw_tcp: Vec<RawTcp>) -> &mut CellRecord {
-        let ways = ways.iter().map(|way| WayRecord { way: way.clone(), runs: Vec::new() }).collect();
-        self.cells.push(CellRecord { name: cell.name, guest: cell.guest, raw_tcp, ways });
-        self.cells.last_mut().expect("was just put there")
+    /// Something is not measured.
+    pub(super) fn skip(&mut self, what: String) {
+        eprintln!("skipped: {what}");
+        self.skipped.push(what);
+    }
+
+    /// What there is; or, when that failed and does not end everything, nothing.
+    pub(super) fn or_skip<T>(
+        &mut self,
+        what: &str,
+        result: Result<T, PeersError>,
+    ) -> Result<Option<T>, PeersError> {
+        match result {
+            Ok(it) => Ok(Some(it)),
+            Err(error) if error.is_final() => Err(error),
+            Err(error) => {
+                self.skip(format!("{what}{error}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where a cell's runs go; made when there is none yet.
+    pub(super) fn place(&mut self, cell: &Cell, ways: &[Way], raw_tcp: Vec<RawTcp>) -> &mut CellRecord {
+        let at = self.cells.iter().position(|it| it.name == cell.name).unwrap_or(self.cells.len());
+        if at == self.cells.len() {
+            let ways = ways.iter().map(|way| WayRecord { way: way.clone(), runs: Vec::new() }).collect();
+            self.cells.push(CellRecord { name: cell.name, guest: cell.guest, raw_tcp, ways });
+        }
+        &mut self.cells[at]
     }
 
     /// Whether there is something to show.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.cells.iter().flat_map(|cell| &cell.ways).all(|way| way.runs.is_empty())
+        self.startups.is_empty()
+            && self.cells.iter().flat_map(|cell| &cell.ways).all(|way| way.runs.is_empty())
     }
 
     /// Whether it came to its end, and every run of ours was good. That a peer's was not is a result.
@@ -145,8 +186,9 @@ impl CellRecord {
             (Some(it), _) => {
                 let (guest, total, cpu) = (&it.guest, it.total_ms, it.cost.cpu_s);
                 let (gap, lost, before) = (guest.gap_ms, guest.work_lost_ms, guest.gap_before_ms);
+                let others = it.cost.others_cpu_s;
                 format!(
-                    "{name}: gap {gap:.2} ms (before {before:.2}), lost {lost:.0} ms, total {total:.0} ms, CPU {cpu:.2} s"
+                    "{name}: gap {gap:.2} ms (before {before:.2}), lost {lost:.0} ms, total {total:.0} ms, CPU {cpu:.2} s (others {others:.2})"
                 )
             }
             (None, why) => format!("{name}: FAILED: {}", why.as_deref().unwrap_or("no reason")),
@@ -161,11 +203,15 @@ impl CellRecord {
         whose(true).chain(whose(false))
     }
 
-    /// The best of the peers' medians of a figure, with whose it is.
-    pub(super) fn best_peer(&self, figure: Figure) -> Option<(f64, &'static str)> {
-        let peers = self.ways.iter().filter(|way| !way.way.is_ours());
+    /// The best of these peers' medians of a figure, with whose it is; nothing when it is too small to compare with.
+    pub(super) fn best_peer(
+        &self,
+        figure: Figure,
+        among: impl Fn(&Way) -> bool,
+    ) -> Option<(f64, &'static str)> {
+        let peers = self.ways.iter().filter(|way| !way.way.is_ours() && among(&way.way));
         let medians = peers.filter_map(|way| Some((way.spread(figure)?.median, way.way.name)));
-        medians.min_by(|(one, _), (other, _)| one.total_cmp(other))
+        medians.min_by(|(one, _), (other, _)| one.total_cmp(other)).filter(|(best, _)| *best >= LEAST)
     }
 }
 
@@ -173,6 +219,11 @@ impl WayRecord {
     /// The runs that were good.
     pub(super) fn good(&self) -> impl Iterator<Item = &Figures> {
         self.runs.iter().filter_map(|run| run.figures.as_ref())
+    }
+
+    /// Why the others were not.
+    pub(super) fn failures(&self) -> impl Iterator<Item = &str> {
+        self.runs.iter().filter_map(|run| run.failure.as_deref())
     }
 
     /// The shape of a figure over those.
@@ -229,18 +280,19 @@ pub(super) mod tests {
             work_lost_ms: 2.0 * gap_ms,
             work_before_per_s: 1000.0,
             work_during_per_s: 900.0,
-            work_after_per_s: 1000.0,
+            work_after_per_s: Some(1000.0),
         };
         let cost = Cost {
             cpu_s: 1.0,
             engine_cpu_s: 0.5,
+            others_cpu_s: 0.0,
             source_rss_beyond_guest: Some(9_000_000),
             destination_rss_beyond_guest: None,
         };
         Figures {
             guest,
             total_ms: 500.0,
-            reported_total_ms: 490.0,
+            reported_total_ms: Some(490.0),
             reported_downtime_ms: None,
             wire_bytes: 1 << 30,
             cost,
@@ -259,7 +311,7 @@ pub(super) mod tests {
             round_trip_us: 15.0,
         };
         let ways = ways::few();
-        let cell = record.begin(&cells::few()[0], &ways, [1, 2, 4].map(raw).into());
+        let cell = record.place(&cells::few()[0], &ways, [1, 2, 4].map(raw).into());
         let mut peers = 0;
         for (at, way) in ways.iter().enumerate() {
             peers += usize::from(!way.is_ours());
@@ -277,12 +329,12 @@ pub(super) mod tests {
     fn what_failed_is_kept_without_a_part_in_medians() {
         let record = sample();
         let cell = &record.cells[0];
-        let (best, whose) = cell.best_peer(GAP).unwrap();
+        let (best, whose) = cell.best_peer(GAP, |_| true).unwrap();
         assert_eq!(best, 30.0);
         assert!(whose.starts_with("QEMU") && record.is_good());
         let json = serde_json::to_value(&record).unwrap();
         let ways = json["cells"][0]["ways"].as_array().unwrap();
-        assert_eq!(ways.iter().map(|way| way["runs"].as_array().unwrap().len()).sum::<usize>(), 10);
+        assert_eq!(ways.iter().map(|way| way["runs"].as_array().unwrap().len()).sum::<usize>(), 14);
         let ours = ways.iter().find(|way| way["name"] == "vmm pre-copy").unwrap();
         assert_eq!(ours["figures"]["gap_ms"]["median"], 3.0);
         assert_eq!((&ours["vmm"], &ours["runs"][0]["figures"]["cpu_s"]), (&"vmm".into(), &1.0.into()));

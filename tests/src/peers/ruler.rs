@@ -18,8 +18,18 @@ use super::error::PeersError;
 use super::{DESTINATION, SOURCE};
 use crate::{SecondOfWork, Transcript, World};
 
-/// Reports that say what the guest does when it is not moved.
-pub(super) const BEFORE: usize = 2;
+/// For how many undisturbed reports the guest works before it is moved, and after those that cover the move.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rhythm {
+    pub(super) before: usize,
+    pub(super) after: usize,
+}
+
+impl Rhythm {
+    pub(super) const FULL: Self = Self { before: 2, after: 1 };
+    pub(super) const BRIEF: Self = Self { before: 1, after: 0 };
+}
+
 /// Between two looks at a console.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -36,8 +46,8 @@ pub struct GuestFigures {
     pub work_before_per_s: f64,
     /// … in the reports that cover the move.
     pub work_during_per_s: f64,
-    /// … in the report after those.
-    pub work_after_per_s: f64,
+    /// … in the report after those, where it was waited for.
+    pub work_after_per_s: Option<f64>,
 }
 
 /// The consoles of a guest, in the order of its way.
@@ -78,12 +88,16 @@ impl Consoles {
     }
 }
 
-/// The figures of a move that began after `start` reports and was over when `end` were measured. One more than the one
-/// that covers the end must be there.
-pub(super) fn measure(reports: &[SecondOfWork], start: usize, end: usize) -> Option<GuestFigures> {
-    let before = reports.get(start.checked_sub(BEFORE)?..start)?;
+/// The figures of a move that began after `start` reports, `before` of which were undisturbed, and was over when `end` were
+/// measured. The one that covers the end must be there.
+pub(super) fn measure(
+    reports: &[SecondOfWork],
+    before: usize,
+    start: usize,
+    end: usize,
+) -> Option<GuestFigures> {
+    let before = reports.get(start.checked_sub(before)?..start)?;
     let covered = reports.get(start..=end)?;
-    let after = reports.get(end + 1)?;
     let longest = |part: &[SecondOfWork]| part.iter().map(|it| it.gap_us).max().unwrap_or(0) as f64 / 1e3;
     let pace = before.iter().map(|it| it.work_per_s as f64).sum::<f64>() / before.len() as f64;
     let (mut time, mut work) = (0.0, 0.0);
@@ -99,7 +113,7 @@ pub(super) fn measure(reports: &[SecondOfWork], start: usize, end: usize) -> Opt
         work_lost_ms: (1e3 * (time - work / pace)).max(0.0),
         work_before_per_s: pace,
         work_during_per_s: work / time,
-        work_after_per_s: after.work_per_s as f64,
+        work_after_per_s: reports.get(end + 1).map(|after| after.work_per_s as f64),
     })
 }
 
@@ -121,12 +135,13 @@ mod tests {
             second(5.2, 500, 200_000),
             second(6.2, 990, 70_000),
         ];
-        let figures = measure(&reports, 3, 4).unwrap();
+        let figures = measure(&reports, 2, 3, 4).unwrap();
         assert_eq!((figures.gap_ms, figures.gap_before_ms), (200.0, 0.06));
         assert!((figures.work_lost_ms - 700.0).abs() < 1.0, "{figures:?}");
-        assert_eq!((figures.work_before_per_s, figures.work_after_per_s), (1000.0, 990.0));
-        assert_eq!(measure(&reports, 3, 3).unwrap().gap_ms, 30.0);
-        assert_eq!(measure(&reports, 3, 5), None);
-        assert_eq!(measure(&reports, 1, 2), None);
+        assert_eq!((figures.work_before_per_s, figures.work_after_per_s), (1000.0, Some(990.0)));
+        assert_eq!(measure(&reports, 2, 3, 3).unwrap().gap_ms, 30.0);
+        assert_eq!(measure(&reports, 2, 3, 5).unwrap().work_after_per_s, None);
+        assert_eq!(measure(&reports, 1, 1, 2).unwrap().gap_before_ms, 90.0);
+        assert_eq!((measure(&reports, 2, 3, 6), measure(&reports, 2, 1, 2)), (None, None));
     }
 }

@@ -8,11 +8,10 @@ use vmm::lab::usage::VCPU_THREADS;
 
 use super::cells::Cell;
 use super::error::PeersError;
-use super::qemu::Qemu;
-use super::ruler::{self, BEFORE, Consoles, GuestFigures};
-use super::usage::{Cost, Meters, resident_guest};
+use super::ruler::{self, Consoles, GuestFigures, Rhythm};
+use super::usage::{Cost, Meters, Resident};
 use super::ways::{How, Way};
-use super::{Told, ours, qemu};
+use super::{Peers, Told, cloud_hypervisor, ours, qemu};
 use crate::{Process, World};
 
 /// Boot and fill: a fixed part, and what a slow host needs for each MiB.
@@ -29,11 +28,11 @@ pub struct Figures {
     pub guest: GuestFigures,
     /// From the command until both sides had ended the migration, by this program's clock; ms.
     pub total_ms: f64,
-    /// What the VMM says of it itself, ms.
-    pub reported_total_ms: f64,
+    /// What the VMM says of it itself, if it does; ms.
+    pub reported_total_ms: Option<f64>,
     /// The pause as the VMM's own hosts saw it, ms. No part in any comparison: the guest's gap is.
     pub reported_downtime_ms: Option<f64>,
-    /// Bytes sent, as the VMM says.
+    /// Bytes sent, as the VMM says; what loopback has carried, where it does not.
     pub wire_bytes: u64,
     /// What it cost the host.
     #[serde(flatten)]
@@ -41,25 +40,46 @@ pub struct Figures {
 }
 
 /// Boots the guest, moves it in this way, and measures.
-pub(super) async fn run(world: &World, cell: &Cell, way: &Way, qemu: &Qemu) -> Result<Figures, PeersError> {
+pub(super) async fn run(
+    world: &World,
+    cell: &Cell,
+    way: &Way,
+    peers: &Peers,
+    rhythm: Rhythm,
+) -> Result<Figures, PeersError> {
     match &way.how {
         How::Vmm { mode, streams } => {
             let pair = ours::Pair::start(world, &cell.guest);
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
-                let mut watch = Watch::begin(world, cell, [source, destination], VCPU_THREADS).await?;
+                let mut watch =
+                    Watch::begin(world, cell, rhythm, [source, destination], VCPU_THREADS).await?;
                 let told = pair.migrate(world, (*mode, *streams), &mut watch.meters).await?;
                 watch.end(told).await
             };
             moved.await.map_err(|error| with_last_words(error, [source, destination]))
         }
         How::Qemu(way) => {
-            let pair = qemu.pair(world, &cell.guest)?;
+            let pair = peers.qemu.pair(world, &cell.guest)?;
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
                 let ready = pair.prepare(way).await?;
-                let watch = Watch::begin(world, cell, [source, destination], qemu::VCPU_THREADS).await?;
+                let watch =
+                    Watch::begin(world, cell, rhythm, [source, destination], qemu::VCPU_THREADS).await?;
                 let told = ready.migrate(way).await?;
+                watch.end(told).await
+            };
+            moved.await.map_err(|error| with_last_words(error, [source, destination]))
+        }
+        How::CloudHypervisor { connections } => {
+            let absent = || PeersError::Failed("it is not installed here".to_owned());
+            let pair = peers.cloud_hypervisor.as_ref().ok_or_else(absent)?.pair(world, &cell.guest)?;
+            let (source, destination) = (&pair.source, &pair.destination);
+            let moved = async {
+                let ready = pair.prepare().await?;
+                let mut watch =
+                    Watch::begin(world, cell, rhythm, [source, destination], VCPU_THREADS).await?;
+                let told = ready.migrate(*connections, &mut watch.meters).await?;
                 watch.end(told).await
             };
             moved.await.map_err(|error| with_last_words(error, [source, destination]))
@@ -72,6 +92,7 @@ struct Watch {
     consoles: Consoles,
     meters: Meters,
     destination: u32,
+    rhythm: Rhythm,
     /// Reports made before the move began.
     start: usize,
 }
@@ -82,6 +103,7 @@ impl Watch {
     async fn begin(
         world: &World,
         cell: &Cell,
+        rhythm: Rhythm,
         [source, destination]: [&Process; 2],
         vcpus: &'static str,
     ) -> Result<Self, PeersError> {
@@ -91,26 +113,27 @@ impl Watch {
         let taking = async {
             let backed = BackedMemory::for_guest(&cell.guest).await?;
             // The report that the guest is at is not of an undisturbed second.
-            Ok::<_, PeersError>((backed, consoles.measured() + 1 + BEFORE))
+            Ok::<_, PeersError>((backed, consoles.measured() + 1 + rhythm.before))
         };
         let (filled, taken) = tokio::join!(filling, taking);
-        let (guest, (backed, start)) = (filled.map(|()| resident_guest(source.id()))?, taken?);
+        let (guest, (backed, start)) = (filled.map(|()| Resident::of(source.id()).guest)?, taken?);
         consoles.hear(start, REPORTS, "the guest reports from its work").await?;
-        let meters = Meters::start([source.id(), destination.id()], vcpus, guest)?;
         drop(backed);
-        Ok(Self { consoles, meters, destination: destination.id(), start })
+        let meters = Meters::start([source.id(), destination.id()], vcpus, guest)?;
+        Ok(Self { consoles, meters, destination: destination.id(), rhythm, start })
     }
 
     /// The move is over: the figures, if the guest is whole.
     async fn end(mut self, told: Told) -> Result<Figures, PeersError> {
         self.meters.read();
         let end = self.consoles.measured();
-        self.consoles.hear(end + 2, REPORTS, "the guest reports from where it has moved to").await?;
+        let last = end + 1 + self.rhythm.after;
+        self.consoles.hear(last, REPORTS, "the guest reports from where it has moved to").await?;
         // Only now: to walk through a guest's memory takes the host a while.
         let cost = self.meters.cost(self.destination);
         let transcript = self.consoles.transcript();
         transcript.check().map_err(PeersError::Failed)?;
-        let guest = ruler::measure(&transcript.work(), self.start, end)
+        let guest = ruler::measure(&transcript.work(), self.rhythm.before, self.start, end)
             .ok_or_else(|| PeersError::Failed("the guest's reports do not cover the move".to_owned()))?;
         Ok(Figures {
             guest,
@@ -128,7 +151,9 @@ fn with_last_words(error: PeersError, processes: [&Process; 2]) -> PeersError {
     if error.is_final() {
         return error;
     }
-    let complains = |line: &&str| line.starts_with("vmm: ") || line.starts_with(qemu::PROGRAM);
+    let complains = |line: &&str| {
+        ["vmm: ", qemu::PROGRAM, cloud_hypervisor::PROGRAM].iter().any(|name| line.starts_with(name))
+    };
     let last = |process: &Process| process.err().lines().rfind(complains).map(str::to_owned);
     let words: Vec<_> = processes.into_iter().filter_map(last).collect();
     let said = if words.is_empty() { String::new() } else { format!(" ({})", words.join("; ")) };

@@ -17,6 +17,8 @@ pub struct Cost {
     pub cpu_s: f64,
     /// The same without the vCPU threads.
     pub engine_cpu_s: f64,
+    /// CPU time that all else on this host took meanwhile, and the host below it, seconds: what disturbed the move.
+    pub others_cpu_s: f64,
     /// The source's peak of resident memory, beyond what it had of the guest's memory; bytes.
     pub source_rss_beyond_guest: Option<u64>,
     /// The destination's.
@@ -28,14 +30,17 @@ pub struct Cost {
 pub(super) struct Meters {
     vcpus: &'static str,
     all: Vec<Meter>,
+    /// CPU time of the whole host at the beginning, and when it was read last; seconds.
+    host: [f64; 2],
     source_guest: u64,
 }
 
 impl Meters {
-    /// Begins with the source, which is the first, and the destination. `source_guest`: as [`resident_guest`] says.
+    /// Begins with the source, which is the first, and the destination. `source_guest`: as [`Resident`] says.
     pub(super) fn start(pids: [u32; 2], vcpus: &'static str, source_guest: u64) -> Result<Self, PeersError> {
-        let mut meters = Self { vcpus, all: Vec::new(), source_guest };
+        let mut meters = Self { vcpus, all: Vec::new(), host: [0.0; 2], source_guest };
         pids.into_iter().try_for_each(|pid| meters.add(pid))?;
+        meters.host = [host_cpu_s(); 2];
         Ok(meters)
     }
 
@@ -49,6 +54,7 @@ impl Meters {
     /// Reads all of them: before one ends, and at the end.
     pub(super) fn read(&mut self) {
         self.all.iter_mut().for_each(Meter::read);
+        self.host[1] = host_cpu_s();
     }
 
     /// What was used. `destination`: its process, which has the guest now.
@@ -60,29 +66,56 @@ impl Meters {
         Cost {
             cpu_s: cpu,
             engine_cpu_s: (cpu - vcpus).max(0.0),
+            others_cpu_s: (self.host[1] - self.host[0] - cpu).max(0.0),
             source_rss_beyond_guest: beyond(0, self.source_guest),
-            destination_rss_beyond_guest: beyond(1, resident_guest(destination)),
+            destination_rss_beyond_guest: beyond(1, Resident::of(destination).guest),
         }
     }
 }
 
-/// Guest memory that is resident in this process, bytes (smaps, proc(5)).
-pub(super) fn resident_guest(pid: u32) -> u64 {
-    large(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default())
+/// CPU time that was used on this host since it booted, seconds.
+fn host_cpu_s() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_ticks(&stat) as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-fn large(smaps: &str) -> u64 {
-    let kib =
-        |line: &str, name: &str| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
-    let (mut size, mut sum) = (0, 0);
-    for line in smaps.lines() {
-        if let Some(it) = kib(line, "Size:") {
-            size = it;
-        } else if let Some(it) = kib(line, "Rss:").filter(|_| size > LARGE_KIB) {
-            sum += it << 10;
-        }
+/// All but idle and waiting, what the host below has taken included (proc(5): user, nice, system, idle, iowait, irq,
+/// softirq, steal). What guests used is in the first two.
+fn busy_ticks(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "));
+    let ticks: Vec<u64> = line.unwrap_or_default().split_whitespace().flat_map(str::parse).collect();
+    ticks.iter().take(8).sum::<u64>() - ticks.iter().skip(3).take(2).sum::<u64>()
+}
+
+/// Memory that is resident in a process, bytes (smaps, proc(5)).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Resident {
+    /// The guest's.
+    pub(super) guest: u64,
+    /// All other.
+    pub(super) other: u64,
+}
+
+impl Resident {
+    /// Of this process, now.
+    pub(super) fn of(pid: u32) -> Self {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default())
     }
-    sum
+
+    fn parse(smaps: &str) -> Self {
+        let kib =
+            |line: &str, name: &str| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+        let (mut size, mut sums) = (0, Self::default());
+        for line in smaps.lines() {
+            if let Some(it) = kib(line, "Size:") {
+                size = it;
+            } else if let Some(it) = kib(line, "Rss:") {
+                let sum = if size > LARGE_KIB { &mut sums.guest } else { &mut sums.other };
+                *sum += it << 10;
+            }
+        }
+        sums
+    }
 }
 
 #[cfg(test)]
@@ -90,9 +123,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_host_is_busy_with_all_but_idling() {
+        let stat = "cpu  1 2 4 1000 2000 8 16 32 4000 4000\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!((busy_ticks(stat), busy_ticks("")), (63, 0));
+        assert!(host_cpu_s() > 0.0);
+    }
+
+    #[test]
     fn only_large_mappings_are_the_guests() {
         let smaps = "1-2 rw-p 0 0:0 0\nSize: 65536 kB\nKernelPageSize: 4 kB\nRss: 9 kB\n3-4 rw-s\n\
                      Size: 1048576 kB\nRss:   7 kB\nPss: 7 kB\n";
-        assert_eq!(large(smaps), 7 << 10);
+        assert_eq!(Resident::parse(smaps), Resident { guest: 7 << 10, other: 9 << 10 });
     }
 }

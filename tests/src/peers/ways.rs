@@ -1,4 +1,4 @@
-//! The ways to move a guest: those of our VMM, and QEMU's at its best.
+//! The ways to move a guest: those of our VMM, QEMU's at its best, and Cloud Hypervisor's.
 //!
 //! QEMU's bandwidth is unlimited in all of them: its default of 128 MiB/s is meant for shared networks.
 
@@ -33,6 +33,12 @@ pub enum How {
     },
     /// QEMU.
     Qemu(QemuWay),
+    /// Cloud Hypervisor, by so many connections.
+    #[serde(rename = "cloud-hypervisor")]
+    CloudHypervisor {
+        /// `connections`.
+        connections: u32,
+    },
 }
 
 /// What QEMU is told, in its own words.
@@ -66,6 +72,12 @@ impl Way {
         matches!(self.how, How::Vmm { .. })
     }
 
+    /// Whether it is Cloud Hypervisor's.
+    #[must_use]
+    pub fn is_cloud_hypervisors(&self) -> bool {
+        matches!(self.how, How::CloudHypervisor { .. })
+    }
+
     fn vmm(name: &'static str, mode: Mode, streams: Option<u32>) -> Self {
         Self { name, how: How::Vmm { mode, streams } }
     }
@@ -80,6 +92,10 @@ impl Way {
         Self { name, how: How::Qemu(way) }
     }
 
+    fn cloud_hypervisor(name: &'static str, connections: u32) -> Self {
+        Self { name, how: How::CloudHypervisor { connections } }
+    }
+
     fn postcopy(name: &'static str, start: Start, more: &'static [&str]) -> Self {
         let downtime_limit = if start == Start::AtOnce { USUAL_DOWNTIME_MS } else { NEVER_MS };
         let way =
@@ -88,7 +104,7 @@ impl Way {
     }
 }
 
-/// All of them, those of both in turn.
+/// All of them, ours and the others' in turn.
 #[must_use]
 pub fn all() -> Vec<Way> {
     let ours = [
@@ -98,7 +114,7 @@ pub fn all() -> Vec<Way> {
         Way::vmm("vmm pre-copy 4 streams", Mode::Precopy, Some(4)),
     ];
     const PREEMPT: &[&str] = &["postcopy-preempt"];
-    let qemu = [
+    let theirs = [
         Way::precopy("QEMU pre-copy 300 ms", USUAL_DOWNTIME_MS, None, &[]),
         Way::precopy("QEMU pre-copy 10 ms", 10, None, &[]),
         Way::precopy("QEMU multifd 2", USUAL_DOWNTIME_MS, Some(2), &[]),
@@ -107,21 +123,33 @@ pub fn all() -> Vec<Way> {
         Way::postcopy("QEMU post-copy at once", Start::AtOnce, &[]),
         Way::postcopy("QEMU post-copy at once + preempt", Start::AtOnce, PREEMPT),
         Way::postcopy("QEMU post-copy after a pass + preempt", Start::AfterOnePass, PREEMPT),
+        Way::cloud_hypervisor("Cloud Hypervisor 1 connection", 1),
+        Way::cloud_hypervisor("Cloud Hypervisor 4 connections", 4),
     ];
-    in_turn(ours.into(), qemu.into())
+    in_turn(ours.into(), theirs.into())
 }
+
+/// Those of a check: ours, and QEMU's that are best at something.
+const CHECKED: [&str; 5] = [
+    "vmm pre-copy",
+    "vmm hybrid",
+    "vmm post-copy",
+    "QEMU pre-copy 300 ms",
+    "QEMU post-copy at once + preempt",
+];
+/// Those of a short look besides.
+const FEW: [&str; 2] = ["QEMU multifd 4", "Cloud Hypervisor 1 connection"];
 
 /// The ways of a short look.
 #[must_use]
 pub fn few() -> Vec<Way> {
-    const FEW: [&str; 5] = [
-        "vmm pre-copy",
-        "vmm post-copy",
-        "QEMU pre-copy 300 ms",
-        "QEMU multifd 4",
-        "QEMU post-copy at once + preempt",
-    ];
-    all().into_iter().filter(|way| FEW.contains(&way.name)).collect()
+    all().into_iter().filter(|way| CHECKED.contains(&way.name) || FEW.contains(&way.name)).collect()
+}
+
+/// The ways of a check.
+#[must_use]
+pub fn checked() -> Vec<Way> {
+    all().into_iter().filter(|way| CHECKED.contains(&way.name)).collect()
 }
 
 /// Both lists in one, spread evenly: what is compared is measured at about the same time.
@@ -142,7 +170,7 @@ mod tests {
     #[test]
     fn those_of_both_take_turns() {
         let whose: Vec<_> = all().iter().map(Way::is_ours).collect();
-        assert!(whose.windows(3).all(|three| three.contains(&true) && three.contains(&false)), "{whose:?}");
-        assert_eq!((whose.len(), few().len()), (12, 5));
+        assert!(whose.windows(4).all(|three| three.contains(&true) && three.contains(&false)), "{whose:?}");
+        assert_eq!((whose.len(), few().len(), checked().len()), (14, 7, 5));
     }
 }

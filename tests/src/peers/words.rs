@@ -7,14 +7,12 @@ use vmm::bench::RawTcp;
 use vmm::lab::stats::Spread;
 use vmm::lab::table::{or_dash, short};
 
+use super::cells::bare;
 use super::record::{
-    BYTES, BYTES_PER_S, CPU, CellRecord, DESTINATION_RSS, ENGINE_CPU, Figure, GAP, GAP_BEFORE, LOST, Record,
-    SOURCE_RSS, TOTAL, WORK_AFTER, WORK_DURING, WayRecord,
+    BYTES, BYTES_PER_S, COMPARED, CPU, CellRecord, DESTINATION_RSS, ENGINE_CPU, GAP, GAP_BEFORE, LOST,
+    Record, SOURCE_RSS, TOTAL, WORK_AFTER, WORK_DURING, WayRecord,
 };
 use super::ways::How;
-
-/// Below this a peer's figure is too small to be divided by.
-const LEAST: f64 = 0.05;
 
 /// The whole of it.
 pub(super) fn words(record: &Record) -> String {
@@ -24,12 +22,18 @@ pub(super) fn words(record: &Record) -> String {
     if let Some(qemu) = &record.qemu {
         let _ = write!(text, "; {}, `-machine {} -cpu {}`", qemu.version, qemu.machine, qemu.cpu);
     }
+    if let Some(it) = &record.cloud_hypervisor {
+        let _ = write!(text, "; {}", it.version);
+    }
     let command = setting.command_line.get(1..).unwrap_or_default().join(" ");
     let _ = writeln!(text, "; {}, by `tests/peers/run {}`\n", setting.date, command.trim());
     for warning in setting.warning().iter().chain(&record.stopped) {
         let _ = writeln!(text, "**{warning}**\n");
     }
-    text += &ratios(record);
+    if !record.cells.is_empty() {
+        text += &ratios(record);
+    }
+    text += &startups(record);
     record.cells.iter().for_each(|cell| text += &section(cell));
     for skipped in &record.skipped {
         let _ = writeln!(text, "\nSkipped: {skipped}");
@@ -39,15 +43,14 @@ pub(super) fn words(record: &Record) -> String {
 
 /// Each of our ways by the best of the peers', figure by figure.
 fn ratios(record: &Record) -> String {
-    const COLUMNS: [(&str, Figure); 4] = [("gap", GAP), ("lost", LOST), ("total", TOTAL), ("CPU", CPU)];
     let mut text = "Ours ÷ the best peer, each figure by the peer's way that is best at it (below 1: ours is better)\n\n\
                     | cell | ours | gap | lost | total | CPU |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for cell in &record.cells {
         for ours in cell.ways.iter().filter(|way| way.way.is_ours()) {
             let _ = write!(text, "| {} | {} |", cell.name, ours.way.name);
-            for (_, figure) in COLUMNS {
-                let best = cell.best_peer(figure).filter(|(best, _)| *best >= LEAST);
+            for (_, figure) in COMPARED {
+                let best = cell.best_peer(figure, |_| true);
                 let ratio =
                     ours.spread(figure).zip(best).map(|(ours, (best, whose))| (ours.median / best, whose));
                 let _ =
@@ -55,6 +58,30 @@ fn ratios(record: &Record) -> String {
             }
             text.push('\n');
         }
+    }
+    text
+}
+
+fn startups(record: &Record) -> String {
+    if record.startups.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n### Start-up: {}\n\n| VMM | starts | first byte of the console ms | RSS beyond the guest MiB | program MiB \
+         | libraries MiB |\n|---|---|---|---|---|---|\n",
+        bare().describe()
+    );
+    let mib = |bytes: f64| format!("{:.1}", bytes / f64::from(1 << 20));
+    for it in &record.startups {
+        let cells = [
+            it.vmm.clone(),
+            it.first_byte_ms.runs.to_string(),
+            range(it.first_byte_ms),
+            mib(it.rss_beyond_guest.median),
+            mib(it.program_bytes as f64),
+            mib(it.library_bytes as f64),
+        ];
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text
 }
@@ -70,9 +97,8 @@ fn section(cell: &CellRecord) -> String {
              | work during, after % | of raw TCP, cold / warm % |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
     cell.shown().for_each(|way| text += &row(way, &cell.raw_tcp));
     for way in cell.shown() {
-        let failures: Vec<_> = way.runs.iter().filter_map(|run| run.failure.as_deref()).collect();
-        if let Some(first) = failures.first() {
-            let (failed, runs) = (failures.len(), way.runs.len());
+        if let Some(first) = way.failures().next() {
+            let (failed, runs) = (way.failures().count(), way.runs.len());
             let _ = writeln!(text, "\n{}: {failed} of {runs} failed, the first: {first}", way.way.name);
         }
     }
@@ -111,6 +137,7 @@ fn connections(way: &WayRecord) -> u32 {
     match &way.way.how {
         How::Vmm { streams, .. } => streams.unwrap_or_else(default_streams),
         How::Qemu(way) => way.multifd_channels.unwrap_or(1),
+        How::CloudHypervisor { connections } => *connections,
     }
 }
 
