@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use migrate::client::Client;
 use migrate::options::Mode;
 use migrate::progress::Event;
-use migrate::report::Report;
+use migrate::report::{Phase, Report};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use vmm::lab::guest::GuestPlan;
 use vmm::lab::verdict;
@@ -62,10 +62,9 @@ impl Pair {
         }
         let (out, mut err) =
             (child.stdout.take().expect("asked for"), child.stderr.take().expect("asked for"));
-        let report =
-            within(LIMIT + AFTER, "the migration ends", follow(BufReader::new(out), meters)).await??;
+        let followed = follow(BufReader::new(out), meters, start);
+        let (report, wall) = within(LIMIT + AFTER, "the migration ends", followed).await??;
         within(START, "migrate ends", child.wait()).await?.map_err(PeersError::host("wait for migrate"))?;
-        let wall = start.elapsed();
         let Some(report) = report else {
             let mut said = String::new();
             let _ = within(START, "migrate's words", err.read_to_string(&mut said)).await?;
@@ -82,14 +81,20 @@ impl Pair {
 }
 
 /// Reads events to the end. What the source uses is read when the guest has left it, and at the end: soon it is gone.
+/// The migration is over when nothing is left on the source; what follows is what the guest says of it, which the source
+/// waits for 0.25 s for the report's sake.
 async fn follow(
     out: BufReader<tokio::process::ChildStdout>,
     meters: &mut Meters,
-) -> Result<Option<Report>, PeersError> {
-    let (mut lines, mut report) = (out.lines(), None);
+    start: Instant,
+) -> Result<(Option<Report>, Duration), PeersError> {
+    let (mut lines, mut report, mut over) = (out.lines(), None, None);
     while let Some(line) = lines.next_line().await.map_err(PeersError::host("hear migrate"))? {
         match serde_json::from_str(&line) {
             Ok(Event::Switched { .. }) => meters.read(),
+            Ok(Event::Phase { phase: Phase::Finish }) => {
+                over.get_or_insert_with(|| start.elapsed());
+            }
             Ok(Event::Ended { report: it }) => {
                 meters.read();
                 report = Some(*it);
@@ -97,7 +102,7 @@ async fn follow(
             _ => {}
         }
     }
-    Ok(report)
+    Ok((report, over.unwrap_or_else(|| start.elapsed())))
 }
 
 fn start(world: &World, name: &str, words: &[&str]) -> Process {

@@ -40,7 +40,7 @@ pub(super) const WORK_AFTER: Figure =
 
 /// Those in which ours is divided by the peers', and what the columns are called.
 pub(super) const COMPARED: [(&str, Figure); 4] =
-    [("gap", GAP), ("lost", LOST), ("total", TOTAL), ("CPU", CPU)];
+    [("gap", GAP), ("lost", LOST), ("total", TOTAL), ("CPU without vCPUs", ENGINE_CPU)];
 /// Below this a peer's figure is too small to be divided by.
 const LEAST: f64 = 0.05;
 

@@ -44,7 +44,7 @@ pub(super) fn words(record: &Record) -> String {
 /// Each of our ways by the best of the peers', figure by figure.
 fn ratios(record: &Record) -> String {
     let mut text = "Ours ÷ the best peer, each figure by the peer's way that is best at it (below 1: ours is better)\n\n\
-                    | cell | ours | gap | lost | total | CPU |\n|---|---|---|---|---|---|\n"
+                    | cell | ours | gap | lost | total | CPU without vCPUs |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for cell in &record.cells {
         for ours in cell.ways.iter().filter(|way| way.way.is_ours()) {
