@@ -79,7 +79,7 @@ pub trait Ram: Send + Sync {
     /// that whoever else needs that core need not wait for the end of a long one.
     fn move_in_short_turns(&self) {}
 
-    /// Pages that have ever been touched; all others read as zero and need not be sent.
+    /// Pages that were ever written, others among them perhaps; all that are not in it read as zero and need not be sent.
     ///
     /// # Errors
     /// When the host cannot say.

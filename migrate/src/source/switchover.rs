@@ -112,7 +112,7 @@ impl Journey<'_> {
         let harvesting = Instant::now();
         let mut late = PageSet::default();
         if self.mode() == Mode::Stopcopy {
-            pages = self.everything()?;
+            pages = self.everything();
         } else {
             late = guest.harvest().map_err(Failure::guest("read the dirty log"))?;
             pages.union(&late);

@@ -1,7 +1,8 @@
 //! Which parts of guest memory exist: asked of this process's page tables, without touching a page.
 //!
 //! A page exists that holds something: it is in memory or in swap. One that was never touched, was taken away, or was
-//! only ever read (the kernel shows its one page of zeros then) reads as zero and need not be sent.
+//! only ever read (the kernel shows its one page of zeros then) reads as zero and need not be sent. Some kernels count a huge
+//! page of zeros among those that exist, which costs time and no more.
 //! (Documentation/admin-guide/mm/pagemap.rst; constants from linux/fs.h.)
 
 #![expect(unsafe_code, reason = "PAGEMAP_SCAN takes pointers")]
@@ -73,7 +74,11 @@ fn scan(pagemap: &File, host: u64, bytes: u64, each: &mut impl FnMut(usize, u64)
         for region in &regions[..found] {
             each(region.start as usize, region.end - region.start);
         }
-        at = request[4].max(at + PAGE);
+        if request[4] <= at {
+            // It looked at nothing: no page may be passed over.
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        at = request[4];
     }
     Ok(())
 }

@@ -161,8 +161,10 @@ impl Arriving for Resident {
     }
 
     fn resume(&self) -> Result<()> {
+        // From the order to run on nothing may fail.
+        let ram = self.guest_ram()?;
         self.resume()?;
-        self.guest_ram()?.is_ready();
+        ram.is_ready();
         self.announce();
         Ok(())
     }

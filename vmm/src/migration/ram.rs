@@ -92,7 +92,7 @@ impl Ram for EngineRam {
     fn hash(&self, run: PageRun, into: &mut Vec<u64>) {
         let start = into.len();
         if bulk::hash_pages(&self.0, run.first * PAGE, run.bytes(), into).is_err() {
-            // The file cannot say what exists: hash what reading gives.
+            // The host cannot say what exists: hash what reading gives.
             into.truncate(start);
             let mut page = [0; PAGE as usize];
             for gfn in run.first..run.end() {
