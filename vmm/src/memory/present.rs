@@ -120,7 +120,7 @@ mod tests {
     fn both_questions_are_answered_alike() {
         let bytes = 16 << 20;
         let ram = GuestRam::new(Layout::for_bytes(bytes).unwrap()).unwrap();
-        ram.forbid_huge_pages(true);
+        ram.forbid_huge_pages();
         for page in [0, 1, 2, 511, 512, 1023, 2048, 4095] {
             bulk::copy_in(&ram, page * PAGE, &[1]);
         }

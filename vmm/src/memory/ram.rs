@@ -56,7 +56,7 @@ impl GuestRam {
         let spans = spans_of(&layout, &mmap)?;
         let ram = Self { layout, mmap, spans, pace: Mutex::new(Some(Pace::default())) };
         ram.advise(libc::MADV_DONTDUMP, "keep guest memory out of core dumps")?;
-        ram.take(Size::Huge);
+        ram.choose(Size::Huge);
         Ok(Arc::new(ram))
     }
 
@@ -129,22 +129,30 @@ impl GuestRam {
         Ok(())
     }
 
-    /// From here on the host backs RAM with small pages only, or as is best.
-    pub(super) fn forbid_huge_pages(&self, forbid: bool) {
+    /// From here on the host backs RAM with small pages only.
+    pub(super) fn forbid_huge_pages(&self) {
         let mut pace = self.pace();
-        *pace = (!forbid).then(Pace::default);
-        self.take(if forbid { Size::Small } else { Size::Huge });
+        *pace = None;
+        self.choose(Size::Small);
     }
 
-    /// All that was to be made ready is ready: from here on pages are as is best for the guest.
-    pub fn is_ready(&self) {
+    /// From here on the host backs RAM with huge pages again, where it has them.
+    pub(super) fn allow_huge_pages(&self) {
+        let mut pace = self.pace();
+        *pace = Some(Pace::default());
+        self.choose(Size::Huge);
+    }
+
+    /// All that was to be made ready is: small pages are no longer chosen for the host's pace, only where they were asked for.
+    pub fn end_making_ready(&self) {
         let mut pace = self.pace();
         if pace.as_mut().is_some_and(|pace| pace.begin_anew() == Size::Small) {
-            self.take(Size::Huge);
+            self.choose(Size::Huge);
         }
     }
 
-    fn take(&self, size: Size) {
+    /// Under the lock of [`pace`](Self::pace): choices of two threads must not cross.
+    fn choose(&self, size: Size) {
         let advice = match size {
             Size::Huge => libc::MADV_HUGEPAGE,
             Size::Small => libc::MADV_NOHUGEPAGE,
@@ -225,7 +233,7 @@ impl GuestRam {
         let took = start.elapsed();
         let mut pace = self.pace();
         if let Some(size) = pace.as_mut().and_then(|pace| pace.note(bytes, took)) {
-            self.take(size);
+            self.choose(size);
         }
     }
 
@@ -279,7 +287,7 @@ mod tests {
     #[test]
     fn only_touched_pages_are_populated_and_discarding_takes_them_away() {
         let ram = GuestRam::new(Layout::for_bytes(32 << 20).unwrap()).unwrap();
-        ram.forbid_huge_pages(true);
+        ram.forbid_huge_pages();
         ram.mmap().write_obj(7_u64, GuestAddress(5 * PAGE)).unwrap();
         let mut seen = Vec::new();
         ram.populated_within(0, 32 << 20, |gpa, bytes| seen.push((gpa, bytes))).unwrap();

@@ -65,7 +65,7 @@ impl Userfault {
     /// When the kernel has no userfaultfd, or refuses.
     pub fn catch(ram: Arc<GuestRam>) -> Result<Self, MemoryError> {
         // A huge page would bring neighbours into being that nobody has sent.
-        ram.forbid_huge_pages(true);
+        ram.forbid_huge_pages();
         let fd = open()?;
         for span in ram.spans() {
             let mut request = [span.host as u64, span.bytes, UFFDIO_REGISTER_MODE_MISSING, 0];
@@ -194,7 +194,7 @@ impl Userfault {
             let _ = ioctl(&self.fd, UFFDIO_UNREGISTER, &mut [span.host as u64, span.bytes]);
         }
         // The kernel's own thread joins what was placed page by page, in time.
-        self.ram.forbid_huge_pages(false);
+        self.ram.allow_huge_pages();
     }
 }
 

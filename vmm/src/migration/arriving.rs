@@ -164,7 +164,7 @@ impl Arriving for Resident {
         // From the order to run on nothing may fail.
         let ram = self.guest_ram()?;
         self.resume()?;
-        ram.is_ready();
+        ram.end_making_ready();
         self.announce();
         Ok(())
     }
