@@ -11,7 +11,7 @@ use tests::{Cut, Guest, Journey, Kind, Proxy, Vm, World, until};
 const SLOW: &str = "--mode postcopy --bandwidth 10M";
 
 fn busy_guest(world: &World) -> Journey<'_> {
-    Journey::begin(world, Guest::BUSY.cpus(2))
+    Journey::begin(world, Guest::BUSY)
 }
 
 fn following(event: &Event) -> bool {
@@ -30,7 +30,7 @@ fn is_in_doubt(vm: &Vm) {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn commit_is_lost_and_said_again() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
@@ -53,7 +53,7 @@ fn recovers(world: &World, journey: &Journey<'_>, to: &str) {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_host_that_is_gone_for_good_is_decided_about_when_its_commit_has_lapsed() {
-    let world = World::alone();
+    let world = World::quiet();
     let journey = busy_guest(&world);
     let mut next = world.receive("dies");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
@@ -71,7 +71,7 @@ fn a_host_that_is_gone_for_good_is_decided_about_when_its_commit_has_lapsed() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_whole_guest_outlives_its_source() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let next = world.receive("heir");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
@@ -90,7 +90,7 @@ fn a_whole_guest_outlives_its_source() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_destination_that_is_started_again_knows_from_its_journal_that_it_never_ran_the_guest() {
-    let world = World::alone();
+    let world = World::quiet();
     let journey = busy_guest(&world);
     let mut next = world.receive("forgetful");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Commit));
@@ -108,7 +108,7 @@ fn a_destination_that_is_started_again_knows_from_its_journal_that_it_never_ran_
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn a_link_lost_for_a_second_in_postcopy_is_got_over_by_itself() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Never);
@@ -138,7 +138,7 @@ fn a_link_lost_for_a_second_in_postcopy_is_got_over_by_itself() {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn an_operator_need_not_wait_until_the_time_for_recovery_is_over() {
-    let world = World::alone();
+    let world = World::quiet();
     let journey = busy_guest(&world);
     let mut next = world.receive("gone");
     let words = format!("{SLOW} --recovery-timeout 1h");
@@ -159,7 +159,7 @@ fn an_operator_need_not_wait_until_the_time_for_recovery_is_over() {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn a_torn_guest_is_made_whole_by_another_way() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Never);
@@ -176,7 +176,7 @@ fn a_torn_guest_is_made_whole_by_another_way() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_answer_to_commit_is_lost() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Running));
@@ -191,7 +191,7 @@ fn the_answer_to_commit_is_lost() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn the_destination_dies_with_commit() {
-    let world = World::alone();
+    let world = World::quiet();
     let journey = busy_guest(&world);
     let mut next = world.receive("dies");
     let proxy = Proxy::new(&next.address(), Cut::After(Kind::Commit));
@@ -205,7 +205,7 @@ fn the_destination_dies_with_commit() {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn the_destination_dies_in_postcopy() {
-    let world = World::alone();
+    let world = World::quiet();
     let journey = busy_guest(&world);
     let mut next = world.receive("dies");
     let mut migration = world.migrate(journey.here(), &next.address(), SLOW);
@@ -218,7 +218,7 @@ fn the_destination_dies_in_postcopy() {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn the_source_dies_in_postcopy() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let mut next = world.receive("bereft");
     let mut migration = world.migrate(journey.here(), &next.address(), SLOW);
@@ -241,7 +241,7 @@ fn the_source_dies_in_postcopy() {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn the_link_breaks_in_postcopy() {
-    let world = World::alone();
+    let world = World::quiet();
     let journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Never);
@@ -256,7 +256,7 @@ fn the_link_breaks_in_postcopy() {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn a_goodbye_that_is_lost_changes_nothing() {
-    let world = World::alone();
+    let world = World::quiet();
     let mut journey = busy_guest(&world);
     let next = world.receive("far");
     let proxy = Proxy::new(&next.address(), Cut::Before(Kind::Finish));
@@ -285,7 +285,7 @@ fn expected(cut: Cut) -> &'static [Outcome] {
 #[test]
 #[cfg_attr(any(no_kvm, no_userfaultfd), ignore = "needs /dev/kvm and /dev/userfaultfd")]
 fn whichever_message_is_the_last_the_guest_runs_once_at_most() {
-    let world = World::alone();
+    let world = World::quiet();
     let kinds =
         [Kind::Missing, Kind::State, Kind::Ready, Kind::Commit, Kind::Running, Kind::Push, Kind::Complete];
     let goodbye = [Kind::Hashes, Kind::Verified, Kind::Finish, Kind::Figures, Kind::Settled, Kind::Bye];
