@@ -31,7 +31,7 @@ pub mod handover;
 pub mod journal;
 pub mod options;
 pub mod pages;
-mod priority;
+pub mod priority;
 pub mod progress;
 pub mod protection;
 mod pulse;

@@ -30,8 +30,14 @@ pub(crate) fn core_beyond(busy: u32) -> bool {
     *CORES > busy as usize
 }
 
+/// Whether sender and receiver, where they are on one host, have to share a core beside a guest's vCPUs.
+#[must_use]
+pub fn share_a_core(vcpus: u32, streams: u32) -> bool {
+    !core_beyond(vcpus.saturating_add(2 * streams))
+}
+
 /// The calling thread moves bulk data: it gives way to vCPUs, and to the threads that serve page requests.
-pub(crate) fn give_way() {
+pub fn give_way() {
     // Linux keeps this for each thread, and means the calling one if none is named. Stepping back is always allowed;
     // were it not, bulk data would only be as urgent as the guest.
     let now = rustix::process::getpriority_process(None).unwrap_or(0);
@@ -83,7 +89,7 @@ impl Turns {
     /// turns.
     pub(crate) fn staying(vcpus: u32, streams: u32) -> Self {
         let mut turns = Self::beside(vcpus);
-        turns.is_to_stay = turns.to_spare && !core_beyond(vcpus.saturating_add(2 * streams));
+        turns.is_to_stay = turns.to_spare && share_a_core(vcpus, streams);
         turns
     }
 

@@ -64,6 +64,9 @@ pub trait Link: Send + Sync + Debug {
     /// When the system refuses.
     fn set_limit(&self, limit: Duration) -> io::Result<()>;
 
+    /// Its ends share a core, if they are on one host: little is to wait in it.
+    fn keep_in_cache(&self) {}
+
     /// Ends reading, writing, or both. Whoever is blocked returns at once; what has arrived can still be read.
     fn shut(&self, how: Shutdown);
 

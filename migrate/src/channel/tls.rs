@@ -257,6 +257,10 @@ impl Link for TlsLink {
         self.tcp.set_limit(limit)
     }
 
+    fn keep_in_cache(&self) {
+        self.tcp.keep_in_cache();
+    }
+
     fn shut(&self, how: Shutdown) {
         self.tcp.shut(how);
     }

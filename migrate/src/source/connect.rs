@@ -12,6 +12,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Mode, OnTimeout};
+use crate::priority::share_a_core;
 use crate::wire::limits::VERSIONS;
 use crate::wire::message::{Versions, tame};
 use crate::wire::{Hello, Kind, Message, Preflight, RamMap, Role};
@@ -94,6 +95,9 @@ pub(super) fn open(context: &Context<'_>, role: Role, index: u32, call: u32) -> 
     let dial = elsewhere.as_deref().unwrap_or(route.dial);
     let link = dial.dial(role, route.deadlines.connect, &|link| alarm.watch(link, how));
     let link = link.map_err(|error| alarm.cause().unwrap_or_else(|| Failure::dial(dial.to(), &error)))?;
+    if role == Role::Data && share_a_core(context.description.vcpus, context.streams()) {
+        link.keep_in_cache();
+    }
     let line = Line::new(link, route.deadlines.connect)?;
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
     let told = line.tell(&Message::Hello(Hello { versions, role, session: *session, index, call }));

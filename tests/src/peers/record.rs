@@ -308,6 +308,7 @@ pub(super) mod tests {
             bytes: 1,
             cold_bytes_per_s: still,
             warm_bytes_per_s: still,
+            beside_bytes_per_s: still,
             round_trip_us: 15.0,
         };
         let ways = ways::few();

@@ -94,7 +94,7 @@ fn section(cell: &CellRecord) -> String {
     let quiet = Spread::of(cell.ways.iter().flat_map(WayRecord::good).filter_map(GAP_BEFORE.1));
     let _ = writeln!(text, "- gap without a move: {} ms\n", or_dash(quiet, range));
     text += "| way | good | gap ms | lost ms | total ms | wire MB | CPU s | without vCPUs | RSS beyond the guest MB \
-             | work during, after % | of raw TCP, cold / warm % |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
+             | work during, after % | of raw TCP, cold / warm / beside % |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
     cell.shown().for_each(|way| text += &row(way, &cell.raw_tcp));
     for way in cell.shown() {
         if let Some(first) = way.failures().next() {
@@ -113,8 +113,8 @@ fn row(way: &WayRecord, raw: &[RawTcp]) -> String {
     let percent = |figure| number(figure, 100.0, 0);
     let raw = raw.iter().find(|raw| raw.streams == connections(way));
     let share = way.spread(BYTES_PER_S).zip(raw).map(|(rate, raw)| {
-        let of = |raw: Spread| 100.0 * rate.median / raw.median;
-        format!("{:.0} / {:.0}", of(raw.cold_bytes_per_s), of(raw.warm_bytes_per_s))
+        let of = |raw: Spread| format!("{:.0}", 100.0 * rate.median / raw.median);
+        [raw.cold_bytes_per_s, raw.warm_bytes_per_s, raw.beside_bytes_per_s].map(of).join(" / ")
     });
     let cells = [
         way.way.name.to_owned(),

@@ -1,16 +1,20 @@
 //! What plain TCP can do on this host between memories of the kind guests have: the measure of every move.
 //!
 //! Into memory never touched the kernel has to find and clear a page for every page that lands, which takes longer
-//! than the copy itself. A move lands in such memory; so both are measured, the second time into the same memory.
+//! than the copy itself. A move lands in such memory; so both are measured, the second time into the same memory. And a
+//! move has not the whole host: what is left beside the guest's vCPUs is measured as well.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use migrate::channel::tcp::keep_in_cache;
 use migrate::channel::whole::time_for;
+use migrate::priority::{give_way, share_a_core};
 use serde::Serialize;
 
 use crate::lab::LabError;
@@ -44,6 +48,9 @@ pub struct RawTcp {
     pub cold_bytes_per_s: Spread,
     /// Into memory touched before.
     pub warm_bytes_per_s: Spread,
+    /// Into memory never touched, while as many threads compute as the guest has vCPUs, to which the threads that send and
+    /// receive give way as a move's do.
+    pub beside_bytes_per_s: Spread,
     /// One byte there and back, µs, median.
     pub round_trip_us: f64,
 }
@@ -57,8 +64,8 @@ impl RawTcp {
     /// # Panics
     /// When the measuring thread does.
     pub async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
-        let bytes = (guest.fill_mib << 20).clamp(LEAST_BYTES, MOST_BYTES);
-        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes));
+        let (bytes, vcpus) = ((guest.fill_mib << 20).clamp(LEAST_BYTES, MOST_BYTES), guest.cpus.get());
+        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes, vcpus));
         measuring.await.expect("measuring does not panic")
     }
 
@@ -67,15 +74,17 @@ impl RawTcp {
     pub fn line(&self) -> String {
         let gb = |spread: Spread| spread.median / 1e9;
         let (cold, warm) = (gb(self.cold_bytes_per_s), gb(self.warm_bytes_per_s));
+        let beside = gb(self.beside_bytes_per_s);
         let connections = if self.streams == 1 { "connection" } else { "connections" };
         format!(
-            "{cold:.1} GB/s into untouched memory, {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
+            "{cold:.1} GB/s into untouched memory ({beside:.1} beside busy vCPUs), {warm:.1} GB/s into touched memory by {} {connections}; \
+             round trip {:.0} µs",
             self.streams, self.round_trip_us
         )
     }
 }
 
-fn measure(streams: u32, bytes: u64) -> Result<RawTcp, LabError> {
+fn measure(streams: u32, bytes: u64, vcpus: u32) -> Result<RawTcp, LabError> {
     let memory = || {
         let layout = Layout::for_bytes(bytes).and_then(GuestRam::new);
         layout.map_err(|error| LabError::Arguments(error.to_string()))
@@ -83,31 +92,57 @@ fn measure(streams: u32, bytes: u64) -> Result<RawTcp, LabError> {
     let source = memory()?;
     let filling: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
     (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
-    let mut rates = (Vec::new(), Vec::new());
+    let (mut cold, mut warm, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     drop(BackedMemory::take(bytes)?);
     for _ in 0..TIMES {
         let destination = memory()?;
-        for rates in [&mut rates.0, &mut rates.1] {
-            let took = transfer(&source, &destination, streams, bytes)
-                .map_err(LabError::host("measure plain TCP"))?;
+        for (rates, busy) in [(&mut cold, 0), (&mut warm, 0), (&mut beside, vcpus)] {
+            let fresh = if busy > 0 { Some(memory()?) } else { None };
+            let to = fresh.as_ref().unwrap_or(&destination);
+            let pairs = connections(streams, busy > 0 && share_a_core(busy, streams));
+            let took = pairs.and_then(|pairs| beside_busy(busy, || transfer(&source, to, &pairs, bytes)));
+            let took = took.map_err(LabError::host("measure plain TCP"))?;
             rates.push(bytes as f64 / took.as_secs_f64());
         }
     }
     Ok(RawTcp {
         streams,
         bytes,
-        cold_bytes_per_s: Spread::of(rates.0).expect("was measured"),
-        warm_bytes_per_s: Spread::of(rates.1).expect("was measured"),
+        cold_bytes_per_s: Spread::of(cold).expect("was measured"),
+        warm_bytes_per_s: Spread::of(warm).expect("was measured"),
+        beside_bytes_per_s: Spread::of(beside).expect("was measured"),
         round_trip_us: round_trip().map_err(LabError::host("measure a round trip"))?,
     })
 }
 
+/// Does it while so many threads compute.
+fn beside_busy<T>(busy: u32, work: impl FnOnce() -> T) -> T {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..busy {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
+        }
+        let result = work();
+        is_over.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
 /// Sends all of one memory to the other, each connection its share, and says how long that took.
-fn transfer(from: &Arc<GuestRam>, to: &Arc<GuestRam>, streams: u32, bytes: u64) -> io::Result<Duration> {
-    let pairs = (0..streams).map(|_| connect()).collect::<io::Result<Vec<_>>>()?;
+fn transfer(
+    from: &Arc<GuestRam>,
+    to: &Arc<GuestRam>,
+    pairs: &[(TcpStream, TcpStream)],
+    bytes: u64,
+) -> io::Result<Duration> {
+    let streams = pairs.len() as u64;
     let pieces = bytes / PIECE;
     let share = |stream: u64| {
-        let cut = |stream: u64| pieces * stream / u64::from(streams) * PIECE;
+        let cut = |stream: u64| pieces * stream / streams * PIECE;
         (cut(stream)..cut(stream + 1)).step_by(PIECE as usize).map(|gpa| (gpa, PIECE))
     };
     let start = Instant::now();
@@ -117,9 +152,11 @@ fn transfer(from: &Arc<GuestRam>, to: &Arc<GuestRam>, streams: u32, bytes: u64) 
             let share = share(stream as u64);
             let theirs = share.clone();
             workers.push(scope.spawn(move || {
+                give_way();
                 share.into_iter().try_for_each(|piece| bulk::send(from, &[], &[piece], near.as_fd()))
             }));
             workers.push(scope.spawn(move || {
+                give_way();
                 theirs.into_iter().try_for_each(|piece| bulk::receive(to, &[piece], far.as_fd(), time_for))
             }));
         }
@@ -146,6 +183,15 @@ fn round_trip() -> io::Result<f64> {
         near.shutdown(std::net::Shutdown::Both)?;
         Ok(Spread::of(times?).expect("was measured").median)
     })
+}
+
+/// Both ends of so many, as a move makes them.
+fn connections(streams: u32, in_cache: bool) -> io::Result<Vec<(TcpStream, TcpStream)>> {
+    let pairs = (0..streams).map(|_| connect()).collect::<io::Result<Vec<_>>>()?;
+    if in_cache {
+        pairs.iter().for_each(|(near, _)| keep_in_cache(near));
+    }
+    Ok(pairs)
 }
 
 /// Both ends of a connection over loopback.
@@ -178,7 +224,8 @@ mod tests {
         };
         for streams in [1, 3] {
             let to = memory();
-            assert!(!transfer(&from, &to, streams, bytes).unwrap().is_zero());
+            let pairs = connections(streams, streams == 1).unwrap();
+            assert!(!transfer(&from, &to, &pairs, bytes).unwrap().is_zero());
             assert!(hashes(&from) == hashes(&to), "{streams} connections");
         }
     }

@@ -181,7 +181,14 @@ pub(super) mod tests {
 
     fn raw() -> RawTcp {
         let still = Spread::of([1e9]).unwrap();
-        RawTcp { streams: 2, bytes: 1, cold_bytes_per_s: still, warm_bytes_per_s: still, round_trip_us: 15.0 }
+        RawTcp {
+            streams: 2,
+            bytes: 1,
+            cold_bytes_per_s: still,
+            warm_bytes_per_s: still,
+            beside_bytes_per_s: still,
+            round_trip_us: 15.0,
+        }
     }
 
     /// A cell in which this came of its runs.

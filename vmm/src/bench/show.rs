@@ -22,7 +22,8 @@ Medians with (min-max) of the good runs. Guest downtime: the longest time the gu
 migration, by its own clock. Host downtime: from the pause until the destination ran. Lost: guest work not done, in ms at\n\
 its own pace. CPU: of both VMMs without their vCPU threads. RSS: peak of source / destination, guest memory included.\n\
 Of raw: bytes sent by total time, as a share of what plain TCP carries by as many connections into memory never touched /\n\
-touched before; a destination's memory was never touched.";
+touched before / never touched, beside as many busy threads as the guest has vCPUs. A destination's memory was never touched,\n\
+and the guest is as busy.";
 
 /// The whole of it.
 pub(super) fn words(record: &Record, trace: bool) -> String {
@@ -141,7 +142,9 @@ fn range(spread: Spread) -> String {
 
 fn shares(bytes_per_s: f64, raw: &RawTcp) -> String {
     let share = |of: Spread| bytes_per_s / of.median * 100.0;
-    format!("{:.0}/{:.0}%", share(raw.cold_bytes_per_s), share(raw.warm_bytes_per_s))
+    let [cold, warm, beside] =
+        [raw.cold_bytes_per_s, raw.warm_bytes_per_s, raw.beside_bytes_per_s].map(share);
+    format!("{cold:.0}/{warm:.0}/{beside:.0}%")
 }
 
 fn problems(record: &Record) -> Vec<String> {

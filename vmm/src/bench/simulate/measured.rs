@@ -212,6 +212,7 @@ pub(super) mod tests {
                 bytes: 1,
                 cold_bytes_per_s: rate,
                 warm_bytes_per_s: rate,
+                beside_bytes_per_s: rate,
                 round_trip_us: 15.0,
             };
             let cell = record.begin(Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire }, raw);
