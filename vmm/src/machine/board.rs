@@ -160,8 +160,7 @@ impl Parts {
             return Err(MachineError::TooManyVcpus { wanted: count, most });
         }
         let ram = GuestRam::new(Layout::for_bytes(memory)?)?;
-        let vm = create_vm(kvm)?;
-        ram.register(&vm)?;
+        let vm = create_vm(kvm, &ram)?;
         let first = kvm.create_vcpu(&vm, 0)?;
         let cpu = cpu(&first)?;
         let vcpus = create_vcpus(kvm, &vm, first, count, &cpu)?;
@@ -223,8 +222,11 @@ impl Parts {
     }
 }
 
-fn create_vm(kvm: &KvmHost) -> Result<VmFd, KvmError> {
+/// A VM with memory, interrupt controllers and a timer. Memory comes first: to give it to a VM that has had chips added, KVM
+/// waits until it has put their former list away, which takes milliseconds (`kvm_io_bus_register_dev`, Linux 6.18).
+fn create_vm(kvm: &KvmHost, ram: &GuestRam) -> Result<VmFd, MachineError> {
     let vm = kvm.create_vm()?;
+    ram.register(&vm)?;
     vm.set_identity_map_address(KVM_IDENTITY_ADDRESS).map_err(KvmError::refused("place the identity map"))?;
     vm.set_tss_address(KVM_TSS_ADDRESS as usize).map_err(KvmError::refused("place the task state"))?;
     vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
