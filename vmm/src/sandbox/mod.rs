@@ -58,7 +58,19 @@ pub enum SandboxError {
 
 /// The filters of this process, once it has entered. Of the process and not of a value that is handed around: so are the
 /// filters, and a thread that forgot to be handed one would be free.
-static FILTERS: OnceLock<[Filter; ThreadKind::ALL.len()]> = OnceLock::new();
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+/// A filter for each kind of thread, made when the first thread of its kind is confined: most VMMs never have some of them.
+struct Filters {
+    seccomp: Seccomp,
+    of: [OnceLock<Filter>; ThreadKind::ALL.len()],
+}
+
+impl Filters {
+    fn of(&self, kind: ThreadKind) -> &Filter {
+        self.of[kind as usize].get_or_init(|| Filter::of(kind, self.seccomp))
+    }
+}
 
 /// Confines the process, for good. Comes before it has a second thread: those that there are would stay free. `None` leaves
 /// the files as they are.
@@ -78,9 +90,8 @@ pub fn enter(seccomp: Seccomp, files: Option<&Files>) -> Result<Landlocked, Sand
         .map_err(failed("keep this process from dumping its core"))?;
     let failed = |what| move |error| SandboxError::Seccomp { what, error };
     violation::tell().map_err(failed("handle the signal of a forbidden system call"))?;
-    let filters = ThreadKind::ALL.map(|kind| Filter::of(kind, seccomp));
-    let filters = FILTERS.get_or_init(|| filters);
-    filters[ThreadKind::Control as usize].install().map_err(failed("install the filter of system calls"))?;
+    let filters = FILTERS.get_or_init(|| Filters { seccomp, of: Default::default() });
+    filters.of(ThreadKind::Control).install().map_err(failed("install the filter of system calls"))?;
     Ok(landlocked)
 }
 
@@ -88,7 +99,7 @@ pub fn enter(seccomp: Seccomp, files: Option<&Files>) -> Result<Landlocked, Sand
 /// cannot be confined further goes on as it is, and that is said: a guest is not lost for want of a second fence.
 pub fn confine(kind: ThreadKind) {
     let Some(filters) = FILTERS.get() else { return };
-    if let Err(error) = filters[kind as usize].install() {
+    if let Err(error) = filters.of(kind).install() {
         eprintln!("vmm: cannot confine a thread ({kind:?}) further: {error}; it keeps the process's filter");
     }
 }
