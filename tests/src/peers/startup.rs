@@ -88,8 +88,10 @@ impl Whose<'_> {
     fn command(self, world: &World, guest: &GuestPlan) -> Result<Command, PeersError> {
         match self {
             Self::Ours => {
-                let (memory, line) = (guest.memory.to_string(), guest.command_line());
-                Ok(world.command("vmm", ["run", "--name", SOURCE, "--memory", &memory, "--cmdline", &line]))
+                let (memory, cpus) = (guest.memory.to_string(), guest.cpus.get().to_string());
+                let line = guest.command_line();
+                let run = ["run", "--memory", &memory, "--cpus", &cpus, "--cmdline", &line];
+                Ok(world.command("vmm", run.into_iter().chain(["--name", SOURCE])))
             }
             Self::Qemu(qemu) => qemu.command(world, guest, "stdio"),
             Self::CloudHypervisor(it) => it.command(world, guest),
