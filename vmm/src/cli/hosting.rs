@@ -31,8 +31,9 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let console = prepare(&args.hosting)?;
     let runtime = RuntimeDir::from_env()?;
-    let socket = ControlSocket::claim(&runtime, args.name.as_str())?;
     let config = args.machine();
+    let begun = machine::begin(&config)?;
+    let socket = ControlSocket::claim(&runtime, args.name.as_str())?;
     let journals = Journals::from_env(args.name.as_str()).remembering(args.uuid.is_some());
     // Before the VMM is confined to it. Only a guest that moves needs it, and is kept here without it.
     let _ = journals.prepare();
@@ -45,7 +46,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         );
     }
     confinement::of_run(&args.hosting, &runtime, &config)?;
-    let vm = machine::boot(&config, console, journals)?;
+    let vm = machine::boot(begun, &config, console, journals)?;
     words::say(&words::runs(args.name.as_str(), socket.path()));
     host(socket, vm, &args.hosting, None)
 }

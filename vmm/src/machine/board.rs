@@ -121,14 +121,18 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// For a guest that boots here: its CPU is what was chosen out of what this host offers.
-    pub(super) fn for_boot(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
+    /// For a guest that boots here, without its devices and what it boots: its CPU is what was chosen out of what this host
+    /// offers.
+    pub(super) fn empty(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
         let (count, memory) = (config.cpus.get(), config.memory.bytes());
-        let virtio = VirtioPlan::for_boot(config)?;
         let end = Layout::for_bytes(memory)?.end();
         let choose = |first: &VcpuFd| Ok(config.cpu.cpu(&vcpu::offer_by(kvm, first, count)?, count, end)?);
-        let parts = Self::build(kvm, count, memory, choose, None)?.with_virtio(virtio);
-        Ok(parts.with_boot(Some(config.boot())))
+        Self::build(kvm, count, memory, choose, None)
+    }
+
+    /// The same, with the devices and with what it boots.
+    pub(super) fn for_boot(self, config: &MachineConfig) -> Result<Self, MachineError> {
+        Ok(self.with_virtio(VirtioPlan::for_boot(config)?).with_boot(Some(config.boot())))
     }
 
     /// For a guest that comes from elsewhere: its CPU stays what it was.

@@ -122,6 +122,19 @@ pub struct Machine<Life> {
     life: PhantomData<Life>,
 }
 
+/// A machine that has CPUs and memory, and nothing of the guest's yet: most of what it takes to make one.
+pub struct Empty(Parts);
+
+impl Empty {
+    /// One for this guest. Opens no file of the guest's.
+    ///
+    /// # Errors
+    /// One line: what is missing on this host, or too much.
+    pub fn of(config: &MachineConfig) -> Result<Self, MachineError> {
+        Ok(Self(Parts::empty(&KvmHost::open()?, config)?))
+    }
+}
+
 /// A machine that could not be paused: it runs on.
 #[derive(Debug, thiserror::Error)]
 #[error("the guest cannot be paused: {error}")]
@@ -173,7 +186,19 @@ impl Machine<Paused> {
     /// # Errors
     /// One line: what is missing on this host, wrong with the kernel, or too much.
     pub fn boot(config: &MachineConfig, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
-        let parts = Parts::for_boot(&KvmHost::open()?, config)?;
+        Self::boot_in(Empty::of(config)?, config, hooks)
+    }
+
+    /// The same, in a machine that was made for it before.
+    ///
+    /// # Errors
+    /// One line: what is wrong with the kernel, a disk or an interface.
+    pub fn boot_in(
+        empty: Empty,
+        config: &MachineConfig,
+        hooks: impl Into<Hooks>,
+    ) -> Result<Self, MachineError> {
+        let parts = empty.0.for_boot(config)?;
         parts.load()?;
         Self::assemble(parts, hooks.into())
     }

@@ -72,8 +72,8 @@ impl Filters {
     }
 }
 
-/// Confines the process, for good. Comes before it has a second thread: those that there are would stay free. `None` leaves
-/// the files as they are.
+/// Confines the process, for good. Comes before it has other threads, or none but such as will have ended before there is
+/// anything of the guest's: those that there are stay free. `None` leaves the files as they are.
 ///
 /// # Errors
 /// When the kernel refuses. Some of it may be in force then.

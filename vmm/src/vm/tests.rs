@@ -87,6 +87,10 @@ fn resets_at_once(on_reset: OnReset) -> MachineConfig {
     }
 }
 
+fn run(config: &MachineConfig) -> Result<VmHandle, StartError> {
+    VmHandle::run("test", config, Console::new(), Journals::default(), || Empty::of(config))
+}
+
 fn boots(handle: &VmHandle) -> usize {
     String::from_utf8_lossy(&handle.inner.console.recent()).matches("[000001] demo guest").count()
 }
@@ -96,7 +100,7 @@ fn boots(handle: &VmHandle) -> usize {
 fn a_guest_that_resets_boots_again_but_not_without_pause() {
     let config = resets_at_once(OnReset::Reboot);
     let started = Instant::now();
-    let handle = VmHandle::run("test", &config, Console::new(), Journals::default()).unwrap();
+    let handle = run(&config).unwrap();
     while boots(&handle) < 4 {
         assert!(!handle.inner.ends_within(Duration::from_millis(10)) && started.elapsed().as_secs() < 30);
         assert!(matches!(handle.info().life, Life::Running | Life::Rebooting));
@@ -112,8 +116,7 @@ fn a_guest_that_resets_boots_again_but_not_without_pause() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_that_is_not_to_reboot_ends_with_its_reset() {
-    let handle =
-        VmHandle::run("test", &resets_at_once(OnReset::End), Console::new(), Journals::default()).unwrap();
+    let handle = run(&resets_at_once(OnReset::End)).unwrap();
     assert_eq!(handle.wait_ended(), Ending::Stopped);
     assert_eq!((boots(&handle), handle.info().reboots), (1, 0));
 }
@@ -122,8 +125,7 @@ fn a_guest_that_is_not_to_reboot_ends_with_its_reset() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_paused_as_it_resets_boots_paused() {
-    let handle =
-        VmHandle::run("test", &resets_at_once(OnReset::Reboot), Console::new(), Journals::default()).unwrap();
+    let handle = run(&resets_at_once(OnReset::Reboot)).unwrap();
     let reboots = |least| {
         let started = Instant::now();
         while handle.info().reboots < least {
@@ -150,7 +152,7 @@ fn what_is_gone_when_a_guest_resets_is_named() {
     let kernel = folder.path().join("kernel");
     std::fs::write(&kernel, guest::IMAGE).unwrap();
     let config = MachineConfig { kernel: Kernel::File(kernel.clone()), ..resets_at_once(OnReset::Reboot) };
-    let handle = VmHandle::run("test", &config, Console::new(), Journals::default()).unwrap();
+    let handle = run(&config).unwrap();
     std::fs::remove_file(&kernel).unwrap();
     let Ending::Crashed(why) = handle.wait_ended() else { panic!("it cannot have booted") };
     let begins = format!(
