@@ -42,8 +42,8 @@ use crate::vcpu::{self, CpuChoice, CpuError};
 
 use stage::Stage;
 
-/// Events a slow listener may be behind before it loses some.
-const EVENTS_KEPT: usize = 1024;
+/// Events a slow listener may be behind before it loses some: those of a minute. There is room for them from the beginning.
+const EVENTS_KEPT: usize = 256;
 
 /// Why there is no guest.
 #[derive(Debug, thiserror::Error)]
