@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The rooms, one way down: the two sides use [`handover`] (who may run the guest when: pure),
-//! [`convergence`] (what to do after a round: pure), [`wire`] (bytes to messages and back: no sockets) and
+//! [`convergence`] (what to do after a round: pure), `packing` (whether a frame is packed: pure), [`wire`] (bytes to messages and back: no sockets) and
 //! [`channel`] (byte streams with deadlines). They see the guest only through [`guest`] and pages as [`pages`].
 //! What can be told is in [`progress`] and [`report`]. Who may take part is said in [`protection`].
 //!
@@ -30,6 +30,7 @@ pub mod guest;
 pub mod handover;
 pub mod journal;
 pub mod options;
+mod packing;
 pub mod pages;
 pub mod priority;
 pub mod progress;

@@ -58,6 +58,19 @@ pub enum OnTimeout {
     Force,
 }
 
+/// Whether pages travel packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Where the network is slower than packing, as it shows on the way; otherwise not.
+    #[default]
+    Auto,
+    /// Never.
+    None,
+    /// Always, by zstd.
+    Zstd,
+}
+
 /// The options of one migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -77,6 +90,13 @@ pub struct Options {
     pub pause_before_switchover: bool,
     /// Bytes per second for bulk data, all connections together; `None`: as fast as it goes.
     pub bandwidth: Option<u64>,
+    /// The same once the guest runs there, 0: as fast as it goes; `None`: as before.
+    pub bandwidth_postcopy: Option<u64>,
+    /// Whether pages travel packed.
+    pub compression: Compression,
+    /// Bytes kept of what was sent, so that a page that is sent again is sent as the difference; 0: none. Only where pages
+    /// travel packed.
+    pub delta_cache: u64,
     /// Compare all RAM on both sides.
     pub verify: bool,
     /// Packets in flight.
@@ -87,6 +107,14 @@ pub struct Options {
     pub protection: Protection,
     /// From a lost link on, after commit: so long both sides try to find each other again before they say that they cannot.
     pub recovery: Duration,
+}
+
+impl Options {
+    /// Bytes per second for bulk data once the guest runs there; `None`: as fast as it goes.
+    #[must_use]
+    pub fn postcopy_limit(&self) -> Option<u64> {
+        self.bandwidth_postcopy.or(self.bandwidth).filter(|bytes| *bytes != 0)
+    }
 }
 
 /// Most data connections of one migration.
@@ -101,6 +129,9 @@ pub fn default_streams() -> u32 {
 
 /// Default for [`Options::max_downtime`].
 pub const DEFAULT_MAX_DOWNTIME: Duration = Duration::from_millis(300);
+
+/// Default for [`Options::delta_cache`]: 64 MiB.
+pub const DEFAULT_DELTA_CACHE: u64 = 64 << 20;
 
 /// Default for [`Options::recovery`].
 pub const DEFAULT_RECOVERY: Duration = Duration::from_secs(60);

@@ -228,6 +228,15 @@ pub struct Traffic {
     pub pages: u64,
     /// Pages sent as zero marks.
     pub zero_pages: u64,
+    /// Pages with content that were sent packed.
+    #[serde(default)]
+    pub packed_pages: u64,
+    /// Those of them that were sent as the difference to what was sent of them before.
+    #[serde(default)]
+    pub delta_pages: u64,
+    /// Bytes that were not sent because of that.
+    #[serde(default)]
+    pub saved_bytes: u64,
 }
 
 /// Post-copy figures, as the destination measured them.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use migrate::channel::memory::Place;
 use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::journal::Journals;
-use migrate::options::{Mode, Options};
+use migrate::options::{Compression, Mode, Options};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase};
 use migrate::source::{Departure, Disowned, Parted, Route, migrate_over};
@@ -80,13 +80,13 @@ fn attempt_to_the_end(
 }
 
 /// Cuts the link after every number of operations of one side, until a migration has fewer.
-fn every_loss_is_got_over(mode: Mode) {
+fn every_loss_is_got_over(mode: Mode, compression: Compression) {
     for on_source in [true, false] {
         let mut recovered = 0;
         for operations in 0..MANY {
             let fuse = Fuse::new(operations, Blow::Blip);
             let fused = Fusing { inner: Place::new(), fuse: fuse.clone() };
-            let options = Options { recovery: Duration::from_secs(20), ..options(mode) };
+            let options = Options { recovery: Duration::from_secs(20), compression, ..options(mode) };
             let deadlines = short(Duration::from_secs(2));
             let attempt = attempt_to_the_end(&options, deadlines, &fused, on_source);
             let what = format!("{mode:?}, lost after {operations} operations, of the source: {on_source}");
@@ -105,22 +105,32 @@ fn every_loss_is_got_over(mode: Mode) {
 
 #[test]
 fn a_loss_at_any_message_of_precopy_is_got_over() {
-    every_loss_is_got_over(Mode::Precopy);
+    every_loss_is_got_over(Mode::Precopy, Compression::None);
 }
 
 #[test]
 fn a_loss_at_any_message_of_stopcopy_is_got_over() {
-    every_loss_is_got_over(Mode::Stopcopy);
+    every_loss_is_got_over(Mode::Stopcopy, Compression::None);
 }
 
 #[test]
 fn a_loss_at_any_message_of_postcopy_is_got_over() {
-    every_loss_is_got_over(Mode::Postcopy);
+    every_loss_is_got_over(Mode::Postcopy, Compression::None);
 }
 
 #[test]
 fn a_loss_at_any_message_of_hybrid_is_got_over() {
-    every_loss_is_got_over(Mode::Hybrid);
+    every_loss_is_got_over(Mode::Hybrid, Compression::None);
+}
+
+#[test]
+fn a_loss_at_any_message_of_postcopy_is_got_over_with_packed_pages() {
+    every_loss_is_got_over(Mode::Postcopy, Compression::Zstd);
+}
+
+#[test]
+fn a_loss_at_any_message_of_hybrid_is_got_over_with_packed_pages() {
+    every_loss_is_got_over(Mode::Hybrid, Compression::Zstd);
 }
 
 /// A guest whose link is cut for good, on both sides.

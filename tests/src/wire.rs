@@ -20,6 +20,8 @@ pub enum Kind {
     Push = 18,
     Request = 20,
     Placed = 21,
+    Packed = 23,
+    PackedPush = 24,
     RoundEnd = 32,
     RoundDone = 33,
     Missing = 34,

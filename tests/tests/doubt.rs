@@ -8,7 +8,7 @@ use migrate::report::{Outcome, Phase};
 use tests::{Cut, Guest, Journey, Kind, Proxy, Vm, World, until};
 
 /// Post-copy of the busy guest takes ten seconds.
-const SLOW: &str = "--mode postcopy --bandwidth 10M";
+const SLOW: &str = "--mode postcopy --bandwidth 10M --compression none";
 
 fn busy_guest(world: &World) -> Journey<'_> {
     Journey::begin(world, Guest::BUSY)

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tests::{Cut, Guest, Journey, Kind, Proxy, World, until};
 
 /// Slow enough that pre-copy of the busy guest takes ten seconds.
-const SLOW: &str = "--mode precopy --bandwidth 10M";
+const SLOW: &str = "--mode precopy --bandwidth 10M --compression none";
 
 fn busy_guest(world: &World) -> Journey<'_> {
     Journey::begin(world, Guest::BUSY.cpus(2))
@@ -205,7 +205,7 @@ fn a_guest_that_writes_faster_than_the_link_stays_and_is_as_fast_as_before() {
     let journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=max fill=32"));
     let before = journey.here().works_on().work_per_s;
     let next = world.receive("far");
-    let words = "--mode precopy --bandwidth 40M --max-downtime 100ms --timeout 20s";
+    let words = "--mode precopy --bandwidth 40M --compression none --max-downtime 100ms --timeout 20s";
     let reason = journey.attempt(&next.address(), words).kept();
     assert!(
         ["hybrid", "postcopy", "post-copy"].iter().any(|way| reason.contains(way)),

@@ -202,7 +202,8 @@ fn strangers_at_the_destination_disturb_nobody() {
     drop(call(b"").expect("it listens"));
     drop(call(b"GET / HTTP/1.1\r\n\r\n").expect("it listens"));
     let _stay = [call(b""), call(b"VM\x01\x01\xff\xff\xff\xff"), call(&[0xff; 4096])];
-    let mut migration = world.migrate(journey.here(), &address, "--mode hybrid --verify --bandwidth 50M");
+    let mut migration =
+        world.migrate(journey.here(), &address, "--mode hybrid --verify --bandwidth 50M --compression none");
     migration.wait_for("the first pages", |event| matches!(event, Event::Progress(_)));
     // Nobody listens any more once the guest is there.
     let _late = [call(b"VM\x01\x10"), call(b"")];

@@ -69,7 +69,7 @@ fn a_network_goes_with_the_guest_by_hybrid() {
 }
 
 /// What a guest that stands still for long would get meanwhile.
-const LONG_PAUSE: &str = "--mode stopcopy --bandwidth 20M";
+const LONG_PAUSE: &str = "--mode stopcopy --bandwidth 20M --compression none";
 
 #[test]
 #[cfg_attr(any(no_kvm, no_netns), ignore = "needs /dev/kvm, /dev/net/tun and network namespaces")]

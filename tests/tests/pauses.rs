@@ -89,7 +89,8 @@ fn when_time_is_up_in_a_round_the_guest_moves_as_its_operator_has_said() {
     {
         let next = world.receive(&format!("next{station}"));
         // Round 0 alone would take three seconds.
-        let words = format!("{words} --timeout 1s --bandwidth 10M --max-downtime 1ms --verify");
+        let words =
+            format!("{words} --timeout 1s --bandwidth 10M --compression none --max-downtime 1ms --verify");
         let report = journey.attempt(&next.address(), &words).moved();
         assert_eq!(report.on_timeout, Some(done), "{words}");
         assert_eq!(report.postcopy.is_some(), done == OnTimeout::Postcopy, "{words}");

@@ -71,7 +71,7 @@ fn a_reset_gives_a_migration_up_and_the_guest_boots_again_here() {
     let world = World::alone();
     let journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=8 rate=100 fill=64 reset-after=4"));
     let there = world.receive("there");
-    let reason = journey.attempt(&there.address(), "--mode precopy --bandwidth 2M").kept();
+    let reason = journey.attempt(&there.address(), "--mode precopy --bandwidth 2M --compression none").kept();
     assert!(reason.contains("the guest asked for a reset"), "{reason}");
     works_in_boot(journey.here(), 1);
     journey.here().wait_until(Life::Running);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::values::{parse_bytes, parse_duration};
+use super::values::{parse_bytes, parse_bytes_or_zero, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
-use crate::options::{ClockPolicy, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout};
+use crate::options::{ClockPolicy, Compression, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout};
 use crate::protection::{Protection, ProtectionError};
 
 /// Moves a running virtual machine to another host.
@@ -62,6 +62,16 @@ pub struct StartArgs {
     /// Bytes per second at most, such as 100M; K, M and G are powers of 1024 [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub bandwidth: Option<u64>,
+    /// The same once the guest runs there and the rest follows by post-copy; 0: unlimited [default: as --bandwidth]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes_or_zero)]
+    pub bandwidth_postcopy: Option<u64>,
+    /// Whether pages travel compressed: auto does so where the network is slower than the CPU
+    #[arg(long, value_enum, default_value_t = Compression::Auto)]
+    pub compression: Compression,
+    /// Memory for pages as they were sent, so that one sent again is sent as a difference; 0: none. Only taken where
+    /// pages travel compressed
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_bytes_or_zero)]
+    pub delta_cache: u64,
     /// Compare all memory on both hosts afterwards
     #[arg(long)]
     pub verify: bool,
@@ -221,6 +231,9 @@ impl StartArgs {
             on_timeout: self.on_timeout,
             pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
+            bandwidth_postcopy: self.bandwidth_postcopy,
+            compression: self.compression,
+            delta_cache: Some(self.delta_cache),
             verify: self.verify,
             in_flight: self.in_flight,
             clock: self.clock,
@@ -250,7 +263,7 @@ mod tests {
     fn a_migration_with_everything() {
         let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
                     --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s \
-                    --recovery-timeout 5m";
+                    --recovery-timeout 5m --bandwidth-postcopy 0 --compression zstd --delta-cache 1G";
         let arguments = parse(line).unwrap();
         assert_eq!(arguments.vm(), Some("a"));
         let start = arguments.start.unwrap();
@@ -264,6 +277,9 @@ mod tests {
             on_timeout: OnTimeout::Postcopy,
             pause_before_switchover: true,
             bandwidth: Some(100 << 20),
+            bandwidth_postcopy: Some(0),
+            compression: Compression::Zstd,
+            delta_cache: Some(1 << 30),
             verify: true,
             in_flight: InFlightPolicy::Forward,
             clock: ClockPolicy::Continue,

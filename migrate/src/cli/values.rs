@@ -50,6 +50,14 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The same, or 0.
+///
+/// # Errors
+/// A line that says what is wrong with it.
+pub fn parse_bytes_or_zero(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_bytes(text) }
+}
+
 fn split(text: &str) -> (&str, &str) {
     text.split_at(text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len()))
 }

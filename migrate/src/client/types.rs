@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::options::{
-    ClockPolicy, DEFAULT_MAX_DOWNTIME, DEFAULT_RECOVERY, DEFAULT_TIMEOUT, InFlightPolicy, MAX_STREAMS, Mode,
-    OnTimeout, Options, default_streams,
+    ClockPolicy, Compression, DEFAULT_DELTA_CACHE, DEFAULT_MAX_DOWNTIME, DEFAULT_RECOVERY, DEFAULT_TIMEOUT,
+    InFlightPolicy, MAX_STREAMS, Mode, OnTimeout, Options, default_streams,
 };
 use crate::progress::Progress;
 use crate::protection::{Held, Protection};
@@ -91,6 +91,15 @@ pub struct MigrateRequest {
     pub pause_before_switchover: bool,
     /// Bytes per second; absent: unlimited.
     pub bandwidth: Option<u64>,
+    /// Bytes per second once the guest runs there, 0: unlimited; default: as before.
+    #[serde(default)]
+    pub bandwidth_postcopy: Option<u64>,
+    /// Whether pages travel packed; default: where the network is slower than packing.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Bytes kept of what was sent, to send differences against where pages travel packed, 0: none; default 64 MiB.
+    #[serde(default)]
+    pub delta_cache: Option<u64>,
     /// Compare all RAM on both sides.
     #[serde(default)]
     pub verify: bool,
@@ -146,6 +155,9 @@ impl MigrateRequest {
             on_timeout: self.on_timeout,
             pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
+            bandwidth_postcopy: self.bandwidth_postcopy,
+            compression: self.compression,
+            delta_cache: self.delta_cache.unwrap_or(DEFAULT_DELTA_CACHE),
             verify: self.verify,
             in_flight: self.in_flight,
             clock: self.clock,
@@ -305,6 +317,16 @@ mod tests {
         assert_eq!(refused(|r| r.streams = Some(17)), "17 streams: choose 1 to 16");
         assert_eq!(refused(|r| r.timeout_ms = Some(0)), "timeout is zero: leave it out or give more");
         assert_eq!(refused(|r| r.bandwidth = Some(0)), "bandwidth is zero: leave it out or give more");
+    }
+
+    #[test]
+    fn post_copy_is_limited_as_what_comes_before_unless_it_has_a_limit_of_its_own() {
+        let of = |before, after| {
+            let request = MigrateRequest { bandwidth: before, bandwidth_postcopy: after, ..request("h:1") };
+            request.options().map(|options| options.postcopy_limit()).unwrap()
+        };
+        assert_eq!([of(None, None), of(Some(5), None)], [None, Some(5)]);
+        assert_eq!([of(Some(5), Some(7)), of(Some(5), Some(0))], [Some(7), None]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::context::Context;
 use super::prepare::Prepare;
+use super::unpacking::Unpacked;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Ram;
@@ -16,6 +17,7 @@ use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
 use crate::priority::Turns;
 use crate::report::Traffic;
 use crate::wire::limits::{HEAD_BYTES, PAGES_PER_FRAME, PAGES_PER_PUSH, RUN_BYTES};
+use crate::wire::packed::{Unpacker, body_bytes};
 use crate::wire::{Admitted, Error, Head, Kind, Message, RamMap, Role};
 
 /// How long the control connection may take to say why a data connection ended.
@@ -35,6 +37,7 @@ pub(super) struct Landing {
     bytes: AtomicU64,
     pages: AtomicU64,
     zero_pages: AtomicU64,
+    pub(super) unpacked: Unpacked,
 }
 
 /// What may come on the connections that carry pages.
@@ -52,8 +55,8 @@ impl Stage {
     /// Whether a frame of `kind` may come now, on a connection for `role`; if not, what may.
     fn admit(self, kind: Kind, role: Role) -> Result<(), &'static str> {
         let (lands, places) = (
-            matches!(kind, Kind::Pages | Kind::Zeros | Kind::RoundEnd),
-            matches!(kind, Kind::Push | Kind::PushZeros),
+            matches!(kind, Kind::Pages | Kind::Packed | Kind::Zeros | Kind::RoundEnd),
+            matches!(kind, Kind::Push | Kind::PackedPush | Kind::PushZeros),
         );
         match (self, role) {
             (Self::Placing, _) if places => Ok(()),
@@ -78,6 +81,8 @@ pub(super) struct Scratch {
     table: Vec<u8>,
     runs: Vec<PageRun>,
     pub(super) content: Vec<u8>,
+    pub(super) body: Vec<u8>,
+    pub(super) unpacker: Unpacker,
 }
 
 impl Landing {
@@ -91,6 +96,7 @@ impl Landing {
             bytes: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             zero_pages: AtomicU64::new(0),
+            unpacked: Unpacked::default(),
         }
     }
 
@@ -99,6 +105,7 @@ impl Landing {
             bytes: self.bytes.load(Ordering::Relaxed),
             pages: self.pages.load(Ordering::Relaxed),
             zero_pages: self.zero_pages.load(Ordering::Relaxed),
+            ..self.unpacked.traffic()
         }
     }
 
@@ -121,11 +128,16 @@ impl Landing {
     }
 
     fn land(&self, line: &Line, ram: &dyn Ram, pages: Admitted<'_>) -> Result<(), Failure> {
+        self.expect_now(ram, pages);
+        line.link().receive_pages(ram, pages.runs()).map_err(line.broken())
+    }
+
+    /// These pages get content.
+    pub(super) fn expect_now(&self, ram: &dyn Ram, pages: Admitted<'_>) {
         for run in pages.runs() {
             self.prepare.now(*run, ram);
             self.received.insert_run(*run);
         }
-        line.link().receive_pages(ram, pages.runs()).map_err(line.broken())
     }
 
     fn land_zeros(&self, ram: &dyn Ram, zeros: Admitted<'_>) -> Result<(), Failure> {
@@ -163,7 +175,7 @@ impl Landing {
 impl Context<'_> {
     /// Takes a frame of pages, whichever kind, from `line`.
     pub(super) fn take_pages(&self, head: &Head, line: &Line, scratch: &mut Scratch) -> Result<(), Failure> {
-        let Scratch { table, runs, content } = scratch;
+        let Scratch { table, runs, content, body, unpacker } = scratch;
         let pages = admit(&self.map, head, line, table, runs)?;
         match head.kind {
             Kind::Pages => self.landing.land(line, &*self.ram, pages)?,
@@ -172,6 +184,9 @@ impl Context<'_> {
                 content.resize(pages.pages() as usize * PAGE_SIZE, 0);
                 line.link().receive(content).map_err(line.broken())?;
                 self.placing(line, head)?.place(self, pages, content)?;
+            }
+            Kind::Packed | Kind::PackedPush => {
+                self.take_packed(head, line, pages, body, content, unpacker)?
             }
             _ => self.placing(line, head)?.place_zeros(self, pages)?,
         }
@@ -222,7 +237,7 @@ impl Context<'_> {
         self.stage().admit(head.kind, role).map_err(|expected| line.unexpected(head.kind, expected))?;
         match head.kind {
             Kind::RoundEnd => self.take_round_end(&head, line, 1),
-            Kind::Push | Kind::PushZeros if role == Role::Data => {
+            Kind::Push | Kind::PackedPush | Kind::PushZeros if role == Role::Data => {
                 self.take_pages(&head, line, scratch)?;
                 line.tell(&Message::Placed)
             }
@@ -253,6 +268,9 @@ fn admit<'a>(
     table.resize(head.table_bytes().map_err(wrong)?, 0);
     line.link().receive(table).map_err(line.broken())?;
     let pages = map.admit(head.kind, table, runs).map_err(wrong)?;
+    if head.kind.is_packed() {
+        return body_bytes(head, &pages).map(|_| pages).map_err(wrong);
+    }
     let (most, content) = match head.kind {
         Kind::Pages => (PAGES_PER_FRAME, pages.pages()),
         Kind::Push => (PAGES_PER_PUSH, pages.pages()),
@@ -278,8 +296,8 @@ mod tests {
 
     #[test]
     fn each_kind_comes_on_its_connection_and_at_its_time() {
-        let lands = [Kind::Pages, Kind::Zeros, Kind::RoundEnd];
-        let places = [Kind::Push, Kind::PushZeros];
+        let lands = [Kind::Pages, Kind::Packed, Kind::Zeros, Kind::RoundEnd];
+        let places = [Kind::Push, Kind::PackedPush, Kind::PushZeros];
         for stage in [Stage::Landing, Stage::Landed, Stage::Placing] {
             for role in [Role::Data, Role::Urgent] {
                 for kind in lands {

@@ -22,6 +22,7 @@ mod prepare;
 mod reception;
 mod session;
 mod switchover;
+mod unpacking;
 mod waiting;
 
 use std::fmt;

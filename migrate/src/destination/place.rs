@@ -24,7 +24,7 @@ use crate::report::Phase;
 use crate::threads::start;
 use crate::wire::limits::STREAMS;
 use crate::wire::message::{Accept, Refuse, tame};
-use crate::wire::{Kind, Message, Preflight, RamMap, Role};
+use crate::wire::{Codec, Kind, Message, Preflight, RamMap, Role};
 
 /// Reasons of a refusal that are told: more than there are features between the oldest CPU and the latest.
 const REASONS: usize = 256;
@@ -115,7 +115,10 @@ impl Place<'_> {
                 return failed(Failure::journal(journals, &error));
             }
         };
-        let accepted = control.tell(&Message::Accept(Accept { rehearsal: guest.rehearse() }));
+        let accepted = control.tell(&Message::Accept(Accept {
+            rehearsal: guest.rehearse(),
+            codec: Codec::of_offer(&preflight.codecs),
+        }));
         let lines =
             match accepted.and_then(|()| self.welcome(&control, &preflight, hello.call, preflight.packets)) {
                 Ok(lines) => lines,

@@ -180,10 +180,10 @@ impl<'a> Session<'a> {
         loop {
             let head = control.hear_head()?;
             match head.kind {
-                Kind::Pages | Kind::Zeros if context.placing.get().is_some() => {
+                Kind::Pages | Kind::Packed | Kind::Zeros if context.placing.get().is_some() => {
                     return Err(control.unexpected(head.kind, "no more pages on this connection"));
                 }
-                Kind::Pages | Kind::Zeros => {
+                Kind::Pages | Kind::Packed | Kind::Zeros => {
                     context.take_pages(&head, control, &mut scratch)?;
                     continue;
                 }

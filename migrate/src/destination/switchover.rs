@@ -55,6 +55,10 @@ impl<'a> Session<'a> {
             self.wait_last_round(cargo)?;
             self.verify_paused(cargo)?;
         }
+        if context.landing.unpacked.any() {
+            // The restore must not write what a difference is to.
+            self.wait_last_round(cargo)?;
+        }
         let since = Instant::now();
         let restored = context.guest.restore(&cargo.blob, cargo.source);
         restored.map_err(Failure::guest("restore the guest's state"))?;

@@ -7,15 +7,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::context::Context;
+use super::packing::Packing;
 use crate::alarm::Woken;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
-use crate::options::{Mode, OnTimeout};
+use crate::options::{Compression, Mode, OnTimeout};
 use crate::priority::share_a_core;
 use crate::wire::limits::VERSIONS;
 use crate::wire::message::{Versions, tame};
-use crate::wire::{Hello, Kind, Message, Preflight, RamMap, Role};
+use crate::wire::{Codec, Hello, Kind, Message, Preflight, RamMap, Role};
 
 /// All connections of a migration, and what was learned while making them.
 #[derive(Debug, Clone)]
@@ -133,6 +134,7 @@ fn not_ours(control: &Line, failure: Failure) -> Failure {
 
 /// Describes the guest; all reasons against it come at once.
 fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure> {
+    let packs = context.options.compression != Compression::None;
     control.tell(&Message::Preflight(Box::new(Preflight {
         description: context.description.clone(),
         mode: context.options.mode,
@@ -141,9 +143,16 @@ fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure
         packets: context.forwards(),
         may_postcopy: may_postcopy(context),
         recovery_ms: context.options.recovery.as_millis() as u64,
+        codecs: if packs { vec![Codec::Zstd.word().to_owned()] } else { Vec::new() },
     })))?;
     match control.hear()? {
-        Message::Accept(accept) => Ok(accept.rehearsal),
+        Message::Accept(accept) => {
+            if packs && accept.codec.is_some() {
+                let packing = Packing::new(context.options, context.description.pages());
+                context.packing.get_or_init(|| packing);
+            }
+            Ok(accept.rehearsal)
+        }
         Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
         other => Err(control.unexpected(other.kind(), Kind::Accept.word())),
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::Route;
 use super::crew::Round;
+use super::packing::Packing;
 use super::page_server::Unsent;
 use super::time_limit::{Passing, TimeLimit};
 use crate::alarm::Alarm;
@@ -31,7 +32,12 @@ pub(super) struct Context<'a> {
     pub(super) route: Route<'a>,
     pub(super) alarm: Arc<Alarm>,
     pub(super) observer: &'a dyn Observer,
+    /// Of bulk data, until the guest runs there.
     pub(super) limiter: Option<Limiter>,
+    /// … and from then on.
+    pub(super) limiter_postcopy: Option<Limiter>,
+    /// Set where both sides can pack.
+    pub(super) packing: OnceLock<Packing>,
     pub(super) meter: Meter,
     /// Names the migration.
     pub(super) session: Uuid,
@@ -60,6 +66,9 @@ pub(super) struct Meter {
     pub(super) bytes: AtomicU64,
     pub(super) pages: AtomicU64,
     pub(super) zero_pages: AtomicU64,
+    pub(super) packed_pages: AtomicU64,
+    pub(super) delta_pages: AtomicU64,
+    pub(super) saved_bytes: AtomicU64,
     pub(super) total: AtomicU64,
     pub(super) round: AtomicU32,
     pub(super) dirty_per_s: AtomicU64,
@@ -87,6 +96,8 @@ impl<'a> Context<'a> {
             alarm,
             observer,
             limiter: options.bandwidth.map(Limiter::new),
+            limiter_postcopy: options.postcopy_limit().map(Limiter::new),
+            packing: OnceLock::new(),
             meter: Meter::default(),
             session,
             control: RwLock::default(),
@@ -232,6 +243,9 @@ impl Meter {
             bytes: self.bytes.load(Ordering::Relaxed),
             pages: self.pages.load(Ordering::Relaxed),
             zero_pages: self.zero_pages.load(Ordering::Relaxed),
+            packed_pages: self.packed_pages.load(Ordering::Relaxed),
+            delta_pages: self.delta_pages.load(Ordering::Relaxed),
+            saved_bytes: self.saved_bytes.load(Ordering::Relaxed),
         }
     }
 

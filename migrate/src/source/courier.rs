@@ -3,12 +3,17 @@
 //! A courier owns one link's side of the data plane and buffers that are reused for every frame. Pages are
 //! written straight from guest memory, many runs a frame; zero pages become marks. No allocation a page.
 
+mod judged;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use self::judged::Press;
 use super::context::Context;
 use crate::alarm::Woken;
 use crate::channel::Link;
+use crate::channel::limiter::Limiter;
 use crate::failure::Failure;
 use crate::pages::PageRun;
 use crate::priority::{PORTION, Turns};
@@ -60,6 +65,8 @@ pub(super) struct Courier<'a> {
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
     head: Vec<u8>,
+    /// Taken when a frame is not sent straight from guest memory.
+    press: Option<Box<Press>>,
 }
 
 impl<'a> Courier<'a> {
@@ -76,6 +83,7 @@ impl<'a> Courier<'a> {
             turns: Turns::beside(context.description.vcpus),
             found: Vec::with_capacity(runs),
             head: Vec::with_capacity(HEAD_BYTES + runs * RUN_BYTES),
+            press: None,
         }
     }
 
@@ -101,7 +109,16 @@ impl<'a> Courier<'a> {
 
     /// Waits until the rate limit allows more; nothing need be claimed for it yet.
     pub(super) fn wait_turn(&self) -> Result<(), Failure> {
-        self.pace(0)
+        self.waiting(|| self.pace(0))
+    }
+
+    /// Does what holds up sending: where it takes long, the link is slow.
+    pub(super) fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let Some(packing) = self.context.packing.get() else { return wait() };
+        let since = Instant::now();
+        let waited = wait();
+        packing.waited(since.elapsed());
+        waited
     }
 
     /// Sends the pages of `run`, now or with a later one.
@@ -147,16 +164,10 @@ impl<'a> Courier<'a> {
         if self.data.is_empty() {
             return Ok(());
         }
-        let content = self.pages * crate::pages::PAGE_SIZE as u64;
-        let table = self.data.len() * RUN_BYTES;
-        let head = Head::new(self.manner.kinds().0, table + content as usize, self.data.len() as u64);
-        self.head.clear();
-        self.head.extend_from_slice(&head.encode());
-        put_runs(&self.data, &mut self.head);
-        let bytes = self.head.len() + content as usize;
-        self.pay(bytes)?;
-        let sent = self.link.send_pages(&self.head, self.context.ram(), &self.data);
-        sent.map_err(self.broken())?;
+        let bytes = match self.context.packing.get() {
+            Some(packing) => self.send_judged(packing)?,
+            None => self.send_straight()?,
+        };
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
         self.frames += 1;
@@ -168,9 +179,30 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
+    /// The head of a frame with the pages that wait, as they are.
+    fn content_head(&self) -> Head {
+        let content = self.pages as usize * crate::pages::PAGE_SIZE;
+        let table = self.data.len() * RUN_BYTES;
+        Head::new(self.manner.kinds().0, table + content, self.data.len() as u64)
+    }
+
+    /// Sends the pages that wait from guest memory; bytes of the frame.
+    fn send_straight(&mut self) -> Result<usize, Failure> {
+        let head = self.content_head();
+        self.head.clear();
+        self.head.extend_from_slice(&head.encode());
+        put_runs(&self.data, &mut self.head);
+        let bytes = HEAD_BYTES + head.length;
+        self.pay(bytes)?;
+        let sent = self.link.send_pages(&self.head, self.context.ram(), &self.data);
+        sent.map_err(self.broken())?;
+        Ok(bytes)
+    }
+
     fn send_zeros(&mut self) -> Result<(), Failure> {
         let kind = self.manner.kinds().1;
         let zeros = std::mem::take(&mut self.zeros);
+        self.context.packing.get().into_iter().for_each(|packing| packing.forget(&zeros));
         for runs in zeros.chunks(kind.runs()) {
             self.head.clear();
             let head = Head::new(kind, runs.len() * RUN_BYTES, runs.len() as u64);
@@ -196,7 +228,7 @@ impl<'a> Courier<'a> {
 
     /// Pays for a frame, and waits where the manner allows it.
     fn pay(&self, bytes: usize) -> Result<(), Failure> {
-        match (self.manner, &self.context.limiter) {
+        match (self.manner, self.limiter()) {
             (Manner::Land, _) => return self.pace(bytes),
             (Manner::Place, Some(limiter)) => limiter.charge(bytes),
             _ => {}
@@ -205,12 +237,19 @@ impl<'a> Courier<'a> {
     }
 
     fn pace(&self, bytes: usize) -> Result<(), Failure> {
-        let Some(limiter) = &self.context.limiter else { return Ok(()) };
+        let Some(limiter) = self.limiter() else { return Ok(()) };
         if limiter.pace(bytes, &self.context.alarm) != Woken::Stopped {
             return Ok(());
         }
         let stopped = Failure::Bug("paced after the end".to_owned());
         Err(self.context.alarm.cause().unwrap_or(stopped))
+    }
+
+    fn limiter(&self) -> Option<&Limiter> {
+        match self.manner {
+            Manner::Land | Manner::LandAtOnce => self.context.limiter.as_ref(),
+            Manner::Place | Manner::PlaceAtOnce => self.context.limiter_postcopy.as_ref(),
+        }
     }
 
     fn broken(&self) -> impl FnOnce(std::io::Error) -> Failure {

@@ -72,7 +72,7 @@ impl Unsent {
             self.pages.claim_run(block).into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
             while courier.frames() > placed + ahead {
-                hear_placed(back)?;
+                courier.waiting(|| hear_placed(back))?;
                 placed += 1;
             }
         }

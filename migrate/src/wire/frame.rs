@@ -5,7 +5,8 @@ use std::fmt;
 use super::Error;
 use super::limits::{
     BITMAP_WORDS, CONTROL_BYTES, FRAME_VERSION, HASHES_PER_FRAME, HEAD_BYTES, MAGIC, PACKET_BYTES,
-    PAGES_PER_FRAME, PAGES_PER_PUSH, REQUESTS_PER_FRAME, RUN_BYTES, RUNS_PER_FRAME, SMALL_BYTES, STATE_BYTES,
+    PAGES_PER_FRAME, PAGES_PER_PACKED, PAGES_PER_PUSH, REQUESTS_PER_FRAME, RUN_BYTES, RUNS_PER_FRAME,
+    SMALL_BYTES, STATE_BYTES,
 };
 use crate::pages::PAGE_SIZE;
 
@@ -149,6 +150,10 @@ kinds! {
     Placed = 21, "placed", 0;
     /// A packet that came for the guest where it ran before.
     Packet = 22, "packet", PACKET_BYTES;
+    /// Pages with content, packed.
+    Packed = 23, "packed", bulk(PAGES_PER_PACKED as usize, PAGES_PER_PACKED);
+    /// Pages with content, packed, to be placed (post-copy).
+    PackedPush = 24, "packed-push", bulk(PAGES_PER_PACKED as usize, PAGES_PER_PACKED);
     /// This connection has sent its part of a round.
     RoundEnd = 32, "round-end", 0;
     /// All of the round has landed.
@@ -188,12 +193,19 @@ kinds! {
 }
 
 impl Kind {
+    /// Whether the content is [packed](super::packed).
+    #[must_use]
+    pub fn is_packed(self) -> bool {
+        matches!(self, Kind::Packed | Kind::PackedPush)
+    }
+
     /// Most runs in the kind's table; 0 for kinds without one.
     #[must_use]
     pub fn runs(self) -> usize {
         match self {
             Kind::Pages | Kind::Zeros | Kind::PushZeros => RUNS_PER_FRAME,
             Kind::Push => PAGES_PER_PUSH as usize,
+            Kind::Packed | Kind::PackedPush => PAGES_PER_PACKED as usize,
             _ => 0,
         }
     }

@@ -29,6 +29,9 @@ pub const STREAMS: u32 = crate::options::MAX_STREAMS;
 /// Pages in one pushed frame (post-copy): 256 KiB, so that nothing waits long behind one.
 pub const PAGES_PER_PUSH: u64 = 64;
 
+/// Pages in one packed frame, and runs: it is unpacked as a whole before any of it is used.
+pub const PAGES_PER_PACKED: u64 = 64;
+
 /// Page requests in one frame.
 pub const REQUESTS_PER_FRAME: usize = 64;
 

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{HEAD_BYTES, TEXT_CHARS};
+use super::packed::Codec;
 use super::rejoin::{Rejoin, Told};
 use super::runs::le_u64s;
 use super::{Error, Head, Kind};
@@ -118,6 +119,9 @@ pub struct Preflight {
     /// How long the source will call again when the link is lost from commit on, ms.
     #[serde(default)]
     pub recovery_ms: u64,
+    /// [How](Codec::word) pages may come packed.
+    #[serde(default)]
+    pub codecs: Vec<String>,
 }
 
 impl Preflight {
@@ -139,6 +143,9 @@ impl Preflight {
 pub struct Accept {
     /// Measured on the machine just built.
     pub rehearsal: Rehearsal,
+    /// How pages may come packed, of what was offered; absent: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codec: Option<Codec>,
 }
 
 /// It may not.
@@ -299,7 +306,7 @@ impl Message {
             Kind::Finish => Self::Finish,
             Kind::Bye => Self::Bye,
             Kind::Alive => Self::Alive,
-            Kind::Pages | Kind::Zeros | Kind::Push | Kind::PushZeros => {
+            Kind::Pages | Kind::Zeros | Kind::Push | Kind::PushZeros | Kind::Packed | Kind::PackedPush => {
                 return Err(Error::Unexpected { got: head.kind, expected: "a message without pages" });
             }
         })

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   | head 16 bytes: magic version kind length argument | payload: length bytes |
-//!     frame.rs                                            message.rs (control), runs.rs (pages)
+//!     frame.rs                                            message.rs (control), runs.rs, packed.rs (pages)
 //! ```
 //!
 //! One invariant: nothing from the peer is believed before it is bounded. A length is checked before
@@ -12,11 +12,13 @@
 pub mod frame;
 pub mod limits;
 pub mod message;
+pub mod packed;
 pub mod rejoin;
 pub mod runs;
 
 pub use frame::{Head, Kind};
 pub use message::{Hello, Message, Preflight, Role};
+pub use packed::Codec;
 pub use runs::{Admitted, RamMap};
 
 /// Why bytes from a peer are not a message.

@@ -32,6 +32,16 @@ impl<'a> Admitted<'a> {
     pub fn pages(&self) -> u64 {
         self.pages
     }
+
+    /// The frame number of the page at this place, counted over all runs.
+    ///
+    /// # Panics
+    /// When there are not so many: the caller's bug.
+    #[must_use]
+    pub fn gfn(&self, at: usize) -> u64 {
+        let mut gfns = self.runs.iter().flat_map(|run| run.first..run.end());
+        gfns.nth(at).expect("a page of the table")
+    }
 }
 
 impl RamMap {
@@ -164,7 +174,7 @@ pub fn le_u64s(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(le_u64).collect()
 }
 
-fn le_u64(bytes: &[u8]) -> u64 {
+pub(super) fn le_u64(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 pub(crate) use host::SimHost;
 use migrate::Cancel;
 use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
-use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
+use migrate::options::{
+    ClockPolicy, Compression, DEFAULT_DELTA_CACHE, InFlightPolicy, Mode, OnTimeout, Options,
+};
 use migrate::progress::{Event, Observer};
 use migrate::protection::Protection;
 use migrate::report::Report;
@@ -39,6 +41,9 @@ pub(crate) fn options(mode: Mode) -> Options {
         on_timeout: OnTimeout::Cancel,
         pause_before_switchover: false,
         bandwidth: None,
+        bandwidth_postcopy: None,
+        compression: Compression::None,
+        delta_cache: DEFAULT_DELTA_CACHE,
         verify: false,
         in_flight: InFlightPolicy::Forward,
         clock: ClockPolicy::Continue,

@@ -16,7 +16,7 @@ use migrate::Cancel;
 use migrate::channel::{Deadlines, Dial, Link, memory};
 use migrate::guest::{Departing, Description, Packet, Ram, Result, Telemetry};
 use migrate::journal::Journals;
-use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout, Options};
+use migrate::options::{ClockPolicy, Compression, InFlightPolicy, Mode, OnTimeout, Options};
 use migrate::pages::{PageRun, PageSet};
 use migrate::progress::Silent;
 use migrate::protection::Protection;
@@ -129,6 +129,9 @@ fn options(asked: u16, deadlines: Deadlines) -> Options {
         on_timeout,
         pause_before_switchover: false,
         bandwidth: has(PACED).then_some(1 << 30),
+        bandwidth_postcopy: has(PACED).then_some(1 << 30),
+        compression: if has(TWO_STREAMS) { Compression::Zstd } else { Compression::Auto },
+        delta_cache: 1 << 20,
         verify: has(VERIFY),
         in_flight: InFlightPolicy::Forward,
         clock: ClockPolicy::Continue,

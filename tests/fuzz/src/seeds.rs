@@ -5,8 +5,9 @@ use migrate::options::Mode;
 use migrate::pages::{PAGE_SIZE, PageRun};
 use migrate::wire::limits::{RUN_BYTES, VERSIONS};
 use migrate::wire::message::{Hello, Preflight, Versions};
+use migrate::wire::packed::Packer;
 use migrate::wire::rejoin::{Fate, Knows, Rejoin, Told};
-use migrate::wire::{Head, Kind, Message, Role};
+use migrate::wire::{Codec, Head, Kind, Message, Role};
 use uuid::Uuid;
 
 /// The one migration of all seeds.
@@ -54,6 +55,7 @@ pub(crate) fn preflight(mode: Mode, ram: Vec<PageRun>, verify: bool, nics: u32) 
         packets: nics > 0,
         recovery_ms: if mode == Mode::Stopcopy { 0 } else { 60_000 },
         may_postcopy: mode == Mode::Hybrid,
+        codecs: vec![Codec::Zstd.word().to_owned()],
     }))
 }
 
@@ -65,13 +67,19 @@ pub(crate) fn frame(message: &Message) -> Vec<u8> {
 /// A frame of pages: its table, and where the kind has it their content, all of one byte.
 pub(crate) fn page_frame(kind: Kind, runs: &[PageRun], fill: u8) -> Vec<u8> {
     let pages: u64 = runs.iter().map(|run| run.count).sum();
-    let content = if matches!(kind, Kind::Pages | Kind::Push) { pages as usize * PAGE_SIZE } else { 0 };
-    let head = Head::new(kind, runs.len() * RUN_BYTES + content, runs.len() as u64);
+    let plain = vec![fill; pages as usize * PAGE_SIZE];
+    let mut content = Vec::new();
+    match kind {
+        Kind::Pages | Kind::Push => content = plain,
+        Kind::Packed | Kind::PackedPush => drop(Packer::new().pack(&plain, &plain, 0, &mut content)),
+        _ => {}
+    }
+    let head = Head::new(kind, runs.len() * RUN_BYTES + content.len(), runs.len() as u64);
     let mut bytes = head.encode().to_vec();
     for run in runs {
         bytes.extend(run.first.to_le_bytes());
         bytes.extend((run.count as u32).to_le_bytes());
     }
-    bytes.resize(bytes.len() + content, fill);
+    bytes.extend(content);
     bytes
 }

@@ -2,12 +2,13 @@
 
 use migrate::guest::{Packet, Rehearsal, Telemetry};
 use migrate::options::Mode;
-use migrate::pages::{PageRun, PageSet};
+use migrate::pages::{PAGE_SIZE, PageRun, PageSet};
 use migrate::report::{Postcopy, Takeover, Verification};
-use migrate::wire::limits::{HEAD_BYTES, VERSIONS};
+use migrate::wire::limits::{HEAD_BYTES, PAGES_PER_PACKED, VERSIONS};
 use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Role, Welcome, tame};
+use migrate::wire::packed::{Unpacker, body_bytes};
 use migrate::wire::rejoin::{Fate, Knows};
-use migrate::wire::{Head, Kind, Message, RamMap};
+use migrate::wire::{Codec, Head, Kind, Message, RamMap};
 
 use crate::seeds;
 
@@ -39,7 +40,22 @@ fn table(map: &RamMap, head: &Head, payload: &[u8]) {
         let pages = admitted.runs().iter().map(|run| run.count).sum::<u64>();
         assert!(pages == admitted.pages() && admitted.runs().iter().all(|run| map.holds(*run)));
         assert!(admitted.runs().len() <= head.kind.runs());
+        if head.kind.is_packed() && body_bytes(head, &admitted).is_ok() {
+            unpack(head.kind, payload.get(bytes..).unwrap_or_default(), pages);
+        }
     }
+}
+
+/// Unpacks pages that may be anything.
+fn unpack(kind: Kind, body: &[u8], pages: u64) {
+    assert!(pages <= PAGES_PER_PACKED);
+    let mut content = vec![0; pages as usize * PAGE_SIZE];
+    let base = |at: usize, into: &mut [u8]| {
+        assert!(at < pages as usize && kind == Kind::Packed);
+        into.fill(7);
+    };
+    // It says by itself when what comes out is not what was packed; no byte may be outside of what there is room for.
+    let _ = Unpacker::default().unpack(kind, body, &mut content, base);
 }
 
 fn heard(map: &RamMap, message: &Message) {
@@ -74,7 +90,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         .into_iter()
         .map(|message| (message.kind().word().to_owned(), seeds::frame(&message)))
         .collect();
-    for kind in [Kind::Pages, Kind::Zeros, Kind::Push, Kind::PushZeros] {
+    for kind in [Kind::Pages, Kind::Zeros, Kind::Push, Kind::PushZeros, Kind::Packed, Kind::PackedPush] {
         let runs = [PageRun { first: 3, count: 1 }, PageRun { first: 1 << 20, count: 1 }];
         seeds.push((kind.word().to_owned(), seeds::page_frame(kind, &runs, 7)));
     }
@@ -94,7 +110,10 @@ fn messages() -> Vec<Message> {
         seeds::hello(Role::Control, 0),
         Message::Welcome(Welcome { version: VERSIONS.1 }),
         seeds::preflight(Mode::Hybrid, ram(), false, 1),
-        Message::Accept(Accept { rehearsal: Rehearsal { save_us: 50, restore_us: 60 } }),
+        Message::Accept(Accept {
+            rehearsal: Rehearsal { save_us: 50, restore_us: 60 },
+            codec: Some(Codec::Zstd),
+        }),
         Message::Refuse(Refuse { reasons: vec!["no room".to_owned(), "no disk".to_owned()] }),
         seeds::rejoin(Knows::Committed),
         seeds::fate(Fate::Held, 3),

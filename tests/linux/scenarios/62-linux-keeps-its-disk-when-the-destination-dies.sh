@@ -7,7 +7,7 @@ make_hosts
 make_disks
 set_out records:/disk,clock
 await B
-attempt --mode precopy --bandwidth 4M &
+attempt --mode precopy --bandwidth 4M --compression none &
 attempt=$!
 hear 'round 0' migrate.log 30 "$attempt"
 kill -KILL "$there"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::client::types::MigrateRequest;
-use migrate::options::{ClockPolicy, InFlightPolicy, Mode, OnTimeout};
+use migrate::options::{ClockPolicy, Compression, InFlightPolicy, Mode, OnTimeout};
 use migrate::protection::Protection;
 use migrate::report::{Outcome, Report};
 use serde::Serialize;
@@ -137,6 +137,9 @@ impl<'a> Journey<'a> {
             on_timeout: OnTimeout::Cancel,
             pause_before_switchover: false,
             bandwidth: None,
+            bandwidth_postcopy: None,
+            compression: Compression::Auto,
+            delta_cache: None,
             verify: order.verify,
             in_flight: InFlightPolicy::Forward,
             clock: ClockPolicy::Continue,

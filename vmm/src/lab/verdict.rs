@@ -76,7 +76,7 @@ pub(crate) mod tests {
         Report {
             outcome: Outcome::Moved,
             total_us: 400_000,
-            traffic: Traffic { bytes: 1 << 30, pages: 1 << 18, zero_pages: 0 },
+            traffic: Traffic { bytes: 1 << 30, pages: 1 << 18, ..Traffic::default() },
             postcopy: Some(Postcopy::default()),
             guest_measured: Some(GuestMeasured { downtime_us: 5000.0, ..GuestMeasured::default() }),
             verification: Some(Verification {

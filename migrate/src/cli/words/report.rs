@@ -124,11 +124,16 @@ fn switchover(page: &mut Page, it: &Switchover) {
 fn traffic(page: &mut Page, report: &Report) {
     let traffic = &report.traffic;
     let rate = if report.total_us == 0 { 0.0 } else { traffic.bytes as f64 * 1e6 / report.total_us as f64 };
-    let rows = [
+    let mut rows = vec![
         row("sent", bytes(traffic.bytes as f64), &format!("{}/s on average", bytes(rate))),
         row("pages", count(traffic.pages), "repeats counted"),
         row("zero pages", count(traffic.zero_pages), "sent as marks"),
     ];
+    if traffic.packed_pages > 0 {
+        let deltas = format!("{} of them as differences", count(traffic.delta_pages));
+        rows.push(row("packed pages", count(traffic.packed_pages), &deltas));
+        rows.push(row("not sent", bytes(traffic.saved_bytes as f64), "because they were packed"));
+    }
     page.section("Traffic", rows);
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn moved() -> Report {
             estimated_us: 14_000,
         }),
         takeover: Some(Takeover { missing_us: 60, last_pages_us: 0, start_us: 150 }),
-        traffic: Traffic { bytes: 279_140_000, pages: 68_096, zero_pages: 196_608 },
+        traffic: Traffic { bytes: 279_140_000, pages: 68_096, zero_pages: 196_608, ..Traffic::default() },
         postcopy: Some(Postcopy {
             missing_pages: 512,
             faults: 77,

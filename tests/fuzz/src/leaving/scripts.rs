@@ -5,7 +5,7 @@ use migrate::report::{Postcopy, Takeover, Verification};
 use migrate::wire::limits::VERSIONS;
 use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Welcome};
 use migrate::wire::rejoin::Fate;
-use migrate::wire::{Kind, Message};
+use migrate::wire::{Codec, Kind, Message};
 
 use super::{FORCED, HASTY, LAST_EPOCH, NICS, PACED, RECOVERS, TWO_STREAMS, VAST, VERIFY};
 use crate::peer::Steps;
@@ -91,7 +91,7 @@ fn welcomed() -> Steps {
 /// Accepted, and so many rounds done before the pause: words that come before their time wait in the link.
 fn accepted(rounds: u32) -> Steps {
     let rehearsal = Rehearsal { save_us: 50, restore_us: 50 };
-    let steps = welcomed().say(0, &Message::Accept(Accept { rehearsal }));
+    let steps = welcomed().say(0, &Message::Accept(Accept { rehearsal, codec: Some(Codec::Zstd) }));
     (0..rounds).fold(steps, |steps, round| steps.say(0, &Message::RoundDone { round }))
 }
 

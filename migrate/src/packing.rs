@@ -1,0 +1,312 @@
+//! Whether the next frame of pages is packed: by figures of the frames before. No clock and no link in it.
+//!
+//! Two rates decide: what the *link* takes, and what *packing* takes, both in bytes of content per second. Where the link is
+//! clearly the slower one, packing costs nothing: the network drains its buffers meanwhile. What is not known is tried, but
+//! only on a link that could be slower than any processor packs, and the less often the less it brought: a link faster than
+//! that sees no try at all, and one almost as fast a few of them.
+
+use std::time::Duration;
+
+use crate::options::Compression;
+
+/// No processor packs faster than this, bytes per second: on such a link nothing is tried.
+const FASTEST: f64 = 1e9;
+
+/// Frames that the link's rate is taken from, more or less: 4 MiB, which sockets' buffers may have room for.
+const MEMORY: f64 = 16.0;
+
+/// So many frames say something about the link.
+const TELLING: u32 = 16;
+
+/// The link is slow where packing is faster by this.
+const SLOW: f64 = 2.0;
+
+/// … and worth packing for where it is faster by this.
+const WORTH: f64 = 1.2;
+
+/// Frames that go by after a try that brought nothing on a slow link, at most: they are as good as free.
+const SHORT_REST: u32 = 16;
+
+/// Frames that go by after the first try that brought nothing on another link; four times as many each time.
+const FIRST_REST: u32 = 64;
+
+/// … at most: 1 GiB.
+const LONG_REST: u32 = 4096;
+
+/// Packed frames without any wait for the link before it is measured anew by plain ones: it may have become faster. Twice as
+/// many each time.
+const FIRST_CHECK: u32 = 1024;
+
+/// … at most.
+const LAST_CHECK: u32 = 16384;
+
+/// Plain frames that measure the link: more than its buffers have room for.
+const CHECK: u32 = 64;
+
+/// How a frame of pages goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Straight from guest memory.
+    Straight,
+    /// From a copy, which is kept; packed only where there are differences to something kept before.
+    Kept,
+    /// From a copy, packed where that makes it smaller.
+    Packed,
+}
+
+/// Decides for all connections of a migration.
+#[derive(Debug)]
+pub(crate) struct Judge {
+    always: bool,
+    link: Rate,
+    packing: Rate,
+    /// Frames that go by before the next try.
+    rest: u32,
+    /// … after the next try that brings nothing.
+    next_rest: u32,
+    /// Plain frames still to go that measure the link.
+    checking: u32,
+    /// Packed frames since the link was waited for last.
+    unchecked: u32,
+    next_check: u32,
+}
+
+impl Judge {
+    /// `None` is for whoever asks nobody.
+    pub(crate) fn new(compression: Compression) -> Self {
+        Self {
+            always: compression == Compression::Zstd,
+            link: Rate::default(),
+            packing: Rate::default(),
+            rest: 0,
+            next_rest: 1,
+            checking: 0,
+            unchecked: 0,
+            next_check: FIRST_CHECK,
+        }
+    }
+
+    /// How the next frame goes. `hurried`: somebody waits for it, and nothing is tried.
+    pub(crate) fn way(&mut self, hurried: bool) -> Way {
+        if self.always {
+            return Way::Packed;
+        }
+        let otherwise = if self.is_slow() { Way::Kept } else { Way::Straight };
+        if self.checking > 0 {
+            self.checking -= 1;
+            return otherwise;
+        }
+        if self.link.noted < TELLING || self.link.bytes_per_s() > FASTEST {
+            return otherwise;
+        }
+        if self.rest > 0 {
+            self.rest -= u32::from(!hurried);
+            return otherwise;
+        }
+        if hurried && !self.is_worth(WORTH) { otherwise } else { Way::Packed }
+    }
+
+    /// Whether packing is much faster than the link, as far as is known.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.always || self.is_worth(SLOW)
+    }
+
+    fn is_worth(&self, by: f64) -> bool {
+        self.packing.noted > 0
+            && self.link.noted >= TELLING
+            && self.packing.bytes_per_s() > by * self.link.bytes_per_s()
+    }
+
+    /// Packing of `content` bytes was tried: whether it made them smaller, and how long it took.
+    pub(crate) fn tried(&mut self, content: usize, smaller: bool, took: Duration) {
+        self.packing.note(content, took);
+        if smaller && self.is_worth(WORTH) {
+            (self.rest, self.next_rest) = (0, 1);
+        } else if self.is_slow() {
+            self.rest = self.next_rest.min(SHORT_REST);
+            self.next_rest = (2 * self.rest).min(SHORT_REST);
+        } else {
+            self.rest = self.next_rest.max(FIRST_REST);
+            self.next_rest = (4 * self.rest).min(LONG_REST);
+        }
+    }
+
+    /// A frame of so many bytes was sent, after so long a packing, and had to wait for the link.
+    pub(crate) fn sent(&mut self, bytes: usize, packing: Duration, sending: Duration) {
+        let all = packing + sending;
+        if packing.is_zero() || sending >= all / 4 {
+            // Where the link is waited for, it has not been idle while the frame was packed.
+            self.link.note(bytes, all);
+            self.unchecked = 0;
+            return;
+        }
+        self.unchecked += 1;
+        if self.unchecked >= self.next_check {
+            (self.unchecked, self.checking) = (0, CHECK);
+            self.next_check = (2 * self.next_check).min(LAST_CHECK);
+        }
+    }
+
+    /// Nothing could be sent for so long, because the destination was waited for.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.link.seconds += time.as_secs_f64();
+    }
+}
+
+/// Bytes per second of late.
+#[derive(Debug, Default)]
+struct Rate {
+    bytes: f64,
+    seconds: f64,
+    noted: u32,
+}
+
+impl Rate {
+    fn note(&mut self, bytes: usize, time: Duration) {
+        let kept = 1.0 - 1.0 / MEMORY;
+        self.bytes = self.bytes * kept + bytes as f64;
+        self.seconds = self.seconds * kept + time.as_secs_f64();
+        self.noted = self.noted.saturating_add(1);
+    }
+
+    fn bytes_per_s(&self) -> f64 {
+        self.bytes / self.seconds.max(1e-9)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: usize = 64 * 4096;
+
+    /// A link and a processor, both in bytes per second, and what becomes of a frame's bytes.
+    struct World {
+        link: f64,
+        packing: f64,
+        shrinks_to: f64,
+        /// When what was sent so far will have left the buffers, s, and now.
+        drained: f64,
+        now: f64,
+        buffers: f64,
+    }
+
+    impl World {
+        fn new(link: f64, packing: f64, shrinks_to: f64) -> Self {
+            Self { link, packing, shrinks_to, drained: 0.0, now: 0.0, buffers: 4e6 }
+        }
+
+        /// Sends `frames` and says how many were tried, and how many went packed.
+        fn send(&mut self, judge: &mut Judge, frames: u32) -> (u32, u32) {
+            let (mut tries, mut packed) = (0, 0);
+            for _ in 0..frames {
+                let (mut bytes, mut took) = (FRAME as f64, 0.0);
+                if judge.way(false) == Way::Packed {
+                    let smaller = self.shrinks_to < 0.875;
+                    took = FRAME as f64 / self.packing;
+                    judge.tried(FRAME, smaller, Duration::from_secs_f64(took));
+                    tries += 1;
+                    packed += u32::from(smaller);
+                    bytes *= if smaller { self.shrinks_to } else { 1.0 };
+                }
+                self.now += took;
+                let sending = self.now;
+                self.drained = self.drained.max(self.now) + bytes / self.link;
+                // Into the buffers at the speed of memory, then as they drain.
+                self.now = (self.now + bytes / 5e9).max(self.drained - self.buffers / self.link);
+                judge.sent(
+                    bytes as usize,
+                    Duration::from_secs_f64(took),
+                    Duration::from_secs_f64(self.now - sending),
+                );
+            }
+            (tries, packed)
+        }
+    }
+
+    #[test]
+    fn a_slow_link_is_noticed_within_its_buffers_and_packed_for_from_then_on() {
+        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(12.5e6, 400e6, 0.3));
+        let (_, packed) = world.send(&mut judge, 64);
+        assert!(packed > 32, "{packed}");
+        assert_eq!(world.send(&mut judge, 1000), (1000, 1000));
+        assert!(judge.is_slow());
+    }
+
+    #[test]
+    fn on_a_fast_link_nothing_is_tried() {
+        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(2e9, 400e6, 0.3));
+        assert_eq!(world.send(&mut judge, 4096), (0, 0));
+    }
+
+    #[test]
+    fn on_a_link_faster_than_the_processor_few_frames_are_tried() {
+        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(800e6, 400e6, 0.3));
+        let (tries, _) = world.send(&mut judge, 4096);
+        assert!((1..=4).contains(&tries), "{tries} of 1 GiB");
+        let (tries, _) = world.send(&mut judge, 4096);
+        assert!(tries <= 1, "{tries} of the next");
+    }
+
+    #[test]
+    fn a_link_of_one_gigabit_is_packed_for() {
+        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(125e6, 400e6, 0.4));
+        world.send(&mut judge, 256);
+        let before = world.now;
+        let (_, packed) = world.send(&mut judge, 4096);
+        let bytes_per_s = (4096 * FRAME) as f64 / (world.now - before);
+        assert!(packed > 3900 && bytes_per_s > 280e6, "{packed} at {bytes_per_s}");
+    }
+
+    #[test]
+    fn what_cannot_be_packed_is_tried_now_and_then_until_it_can() {
+        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(12.5e6, 800e6, 1.0));
+        world.send(&mut judge, 256);
+        let (tries, packed) = world.send(&mut judge, 1700);
+        assert!((95..=105).contains(&tries) && packed == 0, "{tries} tries");
+        world.shrinks_to = 0.2;
+        let (_, packed) = world.send(&mut judge, 100);
+        assert!(packed >= 84, "{packed}");
+    }
+
+    #[test]
+    fn a_link_that_becomes_faster_is_left_alone_again() {
+        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(12.5e6, 400e6, 0.3));
+        world.send(&mut judge, 256);
+        world.link = 2e9;
+        world.send(&mut judge, 2 * FIRST_CHECK);
+        assert_eq!(world.send(&mut judge, 1000), (0, 0));
+        world.link = 12.5e6;
+        let (_, packed) = world.send(&mut judge, 256);
+        assert!(packed > 100, "{packed}");
+    }
+
+    #[test]
+    fn whoever_is_waited_for_tries_nothing_but_uses_what_is_known() {
+        let mut judge = Judge::new(Compression::Auto);
+        (0..TELLING).for_each(|_| judge.sent(FRAME, Duration::ZERO, Duration::from_millis(20)));
+        assert_eq!(judge.way(true), Way::Straight);
+        assert_eq!(judge.way(false), Way::Packed);
+        judge.tried(FRAME, true, Duration::from_micros(700));
+        assert_eq!(judge.way(true), Way::Packed);
+        judge.tried(FRAME, false, Duration::from_micros(700));
+        assert_eq!(judge.way(true), Way::Kept, "it did not shrink, but may be sent again");
+    }
+
+    #[test]
+    fn waits_for_answers_are_the_links() {
+        let mut judge = Judge::new(Compression::Auto);
+        (0..2 * TELLING).for_each(|_| judge.sent(FRAME, Duration::ZERO, Duration::from_micros(50)));
+        assert_eq!(judge.way(false), Way::Straight);
+        judge.waited(Duration::from_secs(1));
+        assert_eq!(judge.way(false), Way::Packed);
+    }
+
+    #[test]
+    fn who_asks_for_it_always_gets_it() {
+        let mut judge = Judge::new(Compression::Zstd);
+        assert!(judge.is_slow() && judge.way(true) == Way::Packed);
+        judge.tried(FRAME, false, Duration::from_secs(1));
+        assert_eq!(judge.way(false), Way::Packed);
+    }
+}
