@@ -1,13 +1,32 @@
-//! Whether the next frame of pages is packed: by figures of the frames before. No clock and no link in it.
+//! Whether the next frame of pages is packed, and how well: by figures of the frames before. No clock and no link in it.
 //!
 //! Two rates decide: what the *link* takes, and what *packing* takes, both in bytes of content per second. Where the link is
 //! clearly the slower one, packing costs nothing: the network drains its buffers meanwhile. What is not known is tried, but
 //! only on a link that could be slower than any processor packs, and the less often the less it brought: a link faster than
-//! that sees no try at all, and one almost as fast a few of them.
+//! that sees no try at all, and one almost as fast a few of them. A link to far away is packed for from the first frame on:
+//! until it has told its rate it takes little, whatever that is.
+//!
+//! How well is a matter of time, too: where packing takes little of it, a level of zstd that finds more is worth its time.
 
 use std::time::Duration;
 
 use crate::options::Compression;
+
+/// Levels of zstd, from the fastest on. See docs/decisions/packed-by-zstd.md.
+const LEVELS: [i32; 3] = [2, 3, 6];
+
+/// Packed frames that say what a level costs, if they took a while: what shrinks to nothing goes by without a word.
+const WEIGHED: u32 = 64;
+const A_WHILE: Duration = Duration::from_millis(200);
+
+/// The next level is for links where packing takes less than this of the time.
+const LITTLE: f64 = 0.2;
+
+/// … and one that takes more than this is given up for good.
+const MUCH: f64 = 0.6;
+
+/// A round trip that no network of one house has: its beginning is slow, however fast it becomes.
+const FAR: Duration = Duration::from_millis(15);
 
 /// No processor packs faster than this, bytes per second: on such a link nothing is tried.
 const FASTEST: f64 = 1e9;
@@ -69,13 +88,28 @@ pub(crate) struct Judge {
     /// Packed frames since the link was waited for last.
     unchecked: u32,
     next_check: u32,
+    is_far: bool,
+    level: Level,
+}
+
+/// How much time packing takes, and what follows from it.
+#[derive(Debug)]
+struct Level {
+    /// Into [`LEVELS`].
+    now: usize,
+    most: usize,
+    frames: u32,
+    packing: Duration,
+    all: Duration,
 }
 
 impl Judge {
     /// `None` is for whoever asks nobody.
-    pub(crate) fn new(compression: Compression) -> Self {
+    pub(crate) fn new(compression: Compression, round_trip: Duration) -> Self {
         Self {
             always: compression == Compression::Zstd,
+            is_far: round_trip >= FAR,
+            level: Level::new(0, LEVELS.len() - 1),
             link: Rate::default(),
             packing: Rate::default(),
             rest: 0,
@@ -96,19 +130,39 @@ impl Judge {
             self.checking -= 1;
             return otherwise;
         }
-        if self.link.noted < TELLING || self.link.bytes_per_s() > FASTEST {
+        if !self.presumes() && (self.link.noted < TELLING || self.link.bytes_per_s() > FASTEST) {
             return otherwise;
         }
         if self.rest > 0 {
             self.rest -= u32::from(!hurried);
             return otherwise;
         }
-        if hurried && !self.is_worth(WORTH) { otherwise } else { Way::Packed }
+        if hurried && !self.pays() { otherwise } else { Way::Packed }
+    }
+
+    /// The level of zstd at which the next frame is packed.
+    pub(crate) fn level(&self) -> i32 {
+        LEVELS[self.level.now]
+    }
+
+    /// What the link takes, bytes per second, once that is known.
+    pub(crate) fn link_rate(&self) -> Option<f64> {
+        (self.link.noted >= TELLING).then(|| self.link.bytes_per_s())
     }
 
     /// Whether packing is much faster than the link, as far as is known.
     pub(crate) fn is_slow(&self) -> bool {
-        self.always || self.is_worth(SLOW)
+        self.always || self.presumes() || self.is_worth(SLOW)
+    }
+
+    /// Whether packing is faster than the link.
+    fn pays(&self) -> bool {
+        self.presumes() || self.is_worth(WORTH)
+    }
+
+    /// Whether the link is held to be slow because it is long.
+    fn presumes(&self) -> bool {
+        self.is_far && self.link.noted < TELLING
     }
 
     fn is_worth(&self, by: f64) -> bool {
@@ -120,7 +174,7 @@ impl Judge {
     /// Packing of `content` bytes was tried: whether it made them smaller, and how long it took.
     pub(crate) fn tried(&mut self, content: usize, smaller: bool, took: Duration) {
         self.packing.note(content, took);
-        if smaller && self.is_worth(WORTH) {
+        if smaller && self.pays() {
             (self.rest, self.next_rest) = (0, 1);
         } else if self.is_slow() {
             self.rest = self.next_rest.min(SHORT_REST);
@@ -129,6 +183,12 @@ impl Judge {
             self.rest = self.next_rest.max(FIRST_REST);
             self.next_rest = (4 * self.rest).min(LONG_REST);
         }
+    }
+
+    /// A packed frame was sent: how long that took.
+    pub(crate) fn sent_packed(&mut self, bytes: usize, packing: Duration, sending: Duration) {
+        self.level.weigh(packing, packing + sending);
+        self.sent(bytes, packing, sending);
     }
 
     /// A frame of so many bytes was sent, after so long a packing, and had to wait for the link.
@@ -150,6 +210,29 @@ impl Judge {
     /// Nothing could be sent for so long, because the destination was waited for.
     pub(crate) fn waited(&mut self, time: Duration) {
         self.link.seconds += time.as_secs_f64();
+    }
+}
+
+impl Level {
+    fn new(now: usize, most: usize) -> Self {
+        Self { now, most, frames: 0, packing: Duration::ZERO, all: Duration::ZERO }
+    }
+
+    fn weigh(&mut self, packing: Duration, all: Duration) {
+        self.frames += 1;
+        self.packing += packing;
+        self.all += all;
+        if self.frames < WEIGHED || self.all < A_WHILE {
+            return;
+        }
+        let share = self.packing.as_secs_f64() / self.all.as_secs_f64().max(1e-9);
+        *self = if share < LITTLE && self.now < self.most {
+            Self::new(self.now + 1, self.most)
+        } else if share > MUCH && self.now > 0 {
+            Self::new(self.now - 1, self.now - 1)
+        } else {
+            Self::new(self.now, self.most)
+        };
     }
 }
 
@@ -180,6 +263,10 @@ mod tests {
 
     const FRAME: usize = 64 * 4096;
 
+    fn judge() -> Judge {
+        Judge::new(Compression::Auto, Duration::from_millis(1))
+    }
+
     /// A link and a processor, both in bytes per second, and what becomes of a frame's bytes.
     struct World {
         link: f64,
@@ -201,7 +288,8 @@ mod tests {
             let (mut tries, mut packed) = (0, 0);
             for _ in 0..frames {
                 let (mut bytes, mut took) = (FRAME as f64, 0.0);
-                if judge.way(false) == Way::Packed {
+                let is_tried = judge.way(false) == Way::Packed;
+                if is_tried {
                     let smaller = self.shrinks_to < 0.875;
                     took = FRAME as f64 / self.packing;
                     judge.tried(FRAME, smaller, Duration::from_secs_f64(took));
@@ -214,11 +302,12 @@ mod tests {
                 self.drained = self.drained.max(self.now) + bytes / self.link;
                 // Into the buffers at the speed of memory, then as they drain.
                 self.now = (self.now + bytes / 5e9).max(self.drained - self.buffers / self.link);
-                judge.sent(
-                    bytes as usize,
-                    Duration::from_secs_f64(took),
-                    Duration::from_secs_f64(self.now - sending),
-                );
+                let times = [took, self.now - sending].map(Duration::from_secs_f64);
+                if is_tried && self.shrinks_to < 0.875 {
+                    judge.sent_packed(bytes as usize, times[0], times[1]);
+                } else {
+                    judge.sent(bytes as usize, times[0], times[1]);
+                }
             }
             (tries, packed)
         }
@@ -226,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_slow_link_is_noticed_within_its_buffers_and_packed_for_from_then_on() {
-        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(12.5e6, 400e6, 0.3));
+        let (mut judge, mut world) = (judge(), World::new(12.5e6, 400e6, 0.3));
         let (_, packed) = world.send(&mut judge, 64);
         assert!(packed > 32, "{packed}");
         assert_eq!(world.send(&mut judge, 1000), (1000, 1000));
@@ -235,13 +324,13 @@ mod tests {
 
     #[test]
     fn on_a_fast_link_nothing_is_tried() {
-        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(2e9, 400e6, 0.3));
+        let (mut judge, mut world) = (judge(), World::new(2e9, 400e6, 0.3));
         assert_eq!(world.send(&mut judge, 4096), (0, 0));
     }
 
     #[test]
     fn on_a_link_faster_than_the_processor_few_frames_are_tried() {
-        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(800e6, 400e6, 0.3));
+        let (mut judge, mut world) = (judge(), World::new(800e6, 400e6, 0.3));
         let (tries, _) = world.send(&mut judge, 4096);
         assert!((1..=4).contains(&tries), "{tries} of 1 GiB");
         let (tries, _) = world.send(&mut judge, 4096);
@@ -250,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_link_of_one_gigabit_is_packed_for() {
-        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(125e6, 400e6, 0.4));
+        let (mut judge, mut world) = (judge(), World::new(125e6, 400e6, 0.4));
         world.send(&mut judge, 256);
         let before = world.now;
         let (_, packed) = world.send(&mut judge, 4096);
@@ -260,7 +349,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_packed_is_tried_now_and_then_until_it_can() {
-        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(12.5e6, 800e6, 1.0));
+        let (mut judge, mut world) = (judge(), World::new(12.5e6, 800e6, 1.0));
         world.send(&mut judge, 256);
         let (tries, packed) = world.send(&mut judge, 1700);
         assert!((95..=105).contains(&tries) && packed == 0, "{tries} tries");
@@ -271,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_link_that_becomes_faster_is_left_alone_again() {
-        let (mut judge, mut world) = (Judge::new(Compression::Auto), World::new(12.5e6, 400e6, 0.3));
+        let (mut judge, mut world) = (judge(), World::new(12.5e6, 400e6, 0.3));
         world.send(&mut judge, 256);
         world.link = 2e9;
         world.send(&mut judge, 2 * FIRST_CHECK);
@@ -282,8 +371,35 @@ mod tests {
     }
 
     #[test]
+    fn a_link_to_far_away_is_packed_for_at_once_until_it_is_seen_to_be_fast() {
+        let far = || Judge::new(Compression::Auto, Duration::from_millis(50));
+        let (mut judge, mut slow) = (far(), World::new(12.5e6, 400e6, 0.1));
+        assert_eq!(slow.send(&mut judge, 2000), (2000, 2000));
+        let (mut judge, mut fast) = (far(), World::new(2e9, 400e6, 0.1));
+        assert_eq!(fast.send(&mut judge, FIRST_CHECK).1, FIRST_CHECK);
+        assert_eq!(fast.send(&mut judge, 4096), (0, 0));
+    }
+
+    #[test]
+    fn a_link_leaves_time_for_a_higher_level_or_does_not() {
+        let level = |link, packing| {
+            let mut judge = judge();
+            World::new(link, packing, 0.25).send(&mut judge, 2000);
+            judge.level()
+        };
+        assert_eq!([level(1.25e6, 400e6), level(62e6, 400e6), level(125e6, 400e6)], [6, 2, 2]);
+        let mut level = Level::new(0, 2);
+        let mut weigh = |percent: u64| {
+            (0..WEIGHED)
+                .for_each(|_| level.weigh(Duration::from_millis(percent), Duration::from_millis(100)));
+            level.now
+        };
+        assert_eq!([weigh(10), weigh(40), weigh(10), weigh(70), weigh(10)], [1, 1, 2, 1, 1]);
+    }
+
+    #[test]
     fn whoever_is_waited_for_tries_nothing_but_uses_what_is_known() {
-        let mut judge = Judge::new(Compression::Auto);
+        let mut judge = judge();
         (0..TELLING).for_each(|_| judge.sent(FRAME, Duration::ZERO, Duration::from_millis(20)));
         assert_eq!(judge.way(true), Way::Straight);
         assert_eq!(judge.way(false), Way::Packed);
@@ -295,7 +411,7 @@ mod tests {
 
     #[test]
     fn waits_for_answers_are_the_links() {
-        let mut judge = Judge::new(Compression::Auto);
+        let mut judge = judge();
         (0..2 * TELLING).for_each(|_| judge.sent(FRAME, Duration::ZERO, Duration::from_micros(50)));
         assert_eq!(judge.way(false), Way::Straight);
         judge.waited(Duration::from_secs(1));
@@ -304,7 +420,7 @@ mod tests {
 
     #[test]
     fn who_asks_for_it_always_gets_it() {
-        let mut judge = Judge::new(Compression::Zstd);
+        let mut judge = Judge::new(Compression::Zstd, Duration::ZERO);
         assert!(judge.is_slow() && judge.way(true) == Way::Packed);
         judge.tried(FRAME, false, Duration::from_secs(1));
         assert_eq!(judge.way(false), Way::Packed);

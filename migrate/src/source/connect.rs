@@ -50,7 +50,7 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
     let round_trip = asked.elapsed();
     control.set_limit(context.route.deadlines.idle)?;
-    let rehearsal = preflight(context, &control)?;
+    let rehearsal = preflight(context, &control, round_trip)?;
     let data = (0..context.streams()).map(|index| open(context, Role::Data, index, 0));
     let data = data.collect::<Result<Vec<_>, _>>()?;
     let urgent = (may_postcopy(context) || matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid))
@@ -133,7 +133,7 @@ fn not_ours(control: &Line, failure: Failure) -> Failure {
 }
 
 /// Describes the guest; all reasons against it come at once.
-fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure> {
+fn preflight(context: &Context<'_>, control: &Line, round_trip: Duration) -> Result<Rehearsal, Failure> {
     let packs = context.options.compression != Compression::None;
     control.tell(&Message::Preflight(Box::new(Preflight {
         description: context.description.clone(),
@@ -148,7 +148,7 @@ fn preflight(context: &Context<'_>, control: &Line) -> Result<Rehearsal, Failure
     match control.hear()? {
         Message::Accept(accept) => {
             if packs && accept.codec.is_some() {
-                let packing = Packing::new(context.options, context.description.pages());
+                let packing = Packing::new(context.options, context.description.pages(), round_trip);
                 context.packing.get_or_init(|| packing);
             }
             Ok(accept.rehearsal)

@@ -22,13 +22,13 @@ pub(super) struct Packing {
 }
 
 impl Packing {
-    /// For a guest of so many pages.
-    pub(super) fn new(options: &Options, pages: u64) -> Self {
+    /// For a guest of so many pages, over a link with this round trip.
+    pub(super) fn new(options: &Options, pages: u64, round_trip: Duration) -> Self {
         // In the other modes no page is sent twice.
         let rounds = matches!(options.mode, Mode::Precopy | Mode::Hybrid);
         let room = if rounds { (options.delta_cache / PAGE_SIZE as u64).min(pages) } else { 0 };
         Self {
-            judge: Mutex::new(Judge::new(options.compression)),
+            judge: Mutex::new(Judge::new(options.compression, round_trip)),
             kept: OnceLock::new(),
             room,
             has_packed: AtomicBool::new(false),
@@ -40,12 +40,27 @@ impl Packing {
         self.judge().way(hurried)
     }
 
+    /// The level of zstd at which the next frame is packed.
+    pub(super) fn level(&self) -> i32 {
+        self.judge().level()
+    }
+
+    /// What the link takes, bytes per second, once that is known.
+    pub(super) fn link_rate(&self) -> Option<f64> {
+        self.judge().link_rate()
+    }
+
     /// Packing so much was tried.
     pub(super) fn tried(&self, content: usize, smaller: bool, took: Duration) {
         self.judge().tried(content, smaller, took);
     }
 
-    /// A frame was sent.
+    /// A packed frame was sent.
+    pub(super) fn sent_packed(&self, bytes: usize, packing: Duration, sending: Duration) {
+        self.judge().sent_packed(bytes, packing, sending);
+    }
+
+    /// Another frame was sent.
     pub(super) fn sent(&self, bytes: usize, packing: Duration, sending: Duration) {
         self.judge().sent(bytes, packing, sending);
     }

@@ -32,6 +32,9 @@ pub const PAGES_PER_PUSH: u64 = 64;
 /// Pages in one packed frame, and runs: it is unpacked as a whole before any of it is used.
 pub const PAGES_PER_PACKED: u64 = 64;
 
+/// How far back packed pages of a connection reach, as a power of two: 2 MiB, which is what a reader keeps of each.
+pub const PACKED_WINDOW_LOG: u32 = 21;
+
 /// Page requests in one frame.
 pub const REQUESTS_PER_FRAME: usize = 64;
 

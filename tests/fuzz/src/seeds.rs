@@ -71,7 +71,7 @@ pub(crate) fn page_frame(kind: Kind, runs: &[PageRun], fill: u8) -> Vec<u8> {
     let mut content = Vec::new();
     match kind {
         Kind::Pages | Kind::Push => content = plain,
-        Kind::Packed | Kind::PackedPush => drop(Packer::new().pack(&plain, &plain, 0, &mut content)),
+        Kind::Packed | Kind::PackedPush => drop(Packer::new().pack(&plain, &plain, 0, 2, &mut content)),
         _ => {}
     }
     let head = Head::new(kind, runs.len() * RUN_BYTES + content.len(), runs.len() as u64);

@@ -60,7 +60,11 @@ impl Courier<'_> {
         self.pay(frame.len())?;
         self.link.send(frame).map_err(self.broken())?;
         let bytes = frame.len();
-        packing.sent(bytes, took, sending.elapsed());
+        if packed {
+            packing.sent_packed(bytes, took, sending.elapsed());
+        } else {
+            packing.sent(bytes, took, sending.elapsed());
+        }
         self.press = Some(press);
         Ok(bytes)
     }
@@ -92,11 +96,17 @@ impl Courier<'_> {
             return false;
         }
         let began = Instant::now();
-        let smaller = self.pack(packer, content, mixed, deltas, packed);
+        packed.clear();
+        packed.extend_from_slice(&[0; HEAD_BYTES]);
+        put_runs(&self.data, packed);
+        let smaller = packer.pack(content, mixed, deltas, packing.level(), packed);
         if way == Way::Packed {
             packing.tried(content.len(), smaller, began.elapsed());
         }
         if smaller {
+            let length = packed.len() - HEAD_BYTES;
+            let head = Head::new(self.manner.packed_kind(), length, self.data.len() as u64);
+            packed[..HEAD_BYTES].copy_from_slice(&head.encode());
             if self.manner == Manner::Land {
                 packing.note_packed();
             }
@@ -106,19 +116,5 @@ impl Courier<'_> {
             meter.saved_bytes.fetch_add((plain.len() - packed.len()) as u64, Ordering::Relaxed);
         }
         smaller
-    }
-
-    /// Makes a packed frame, if it is smaller.
-    fn pack(&self, packer: &mut Packer, plain: &[u8], mixed: &[u8], deltas: u64, into: &mut Vec<u8>) -> bool {
-        into.clear();
-        into.extend_from_slice(&[0; HEAD_BYTES]);
-        put_runs(&self.data, into);
-        if !packer.pack(plain, mixed, deltas, into) {
-            return false;
-        }
-        let length = into.len() - HEAD_BYTES;
-        let head = Head::new(self.manner.packed_kind(), length, self.data.len() as u64);
-        into[..HEAD_BYTES].copy_from_slice(&head.encode());
-        true
     }
 }
