@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
+use migrate::channel::tls::{TlsDial, TlsListen};
 use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::options::{Compression, Mode, Options};
+use migrate::protection::{Admission, Protection, authority};
 use migrate::report::{Outcome, Report, Traffic};
 use sim::attempt::{attempt, short};
 use sim::link::{Blow, Fuse, Fusing};
@@ -53,6 +55,23 @@ fn every_mode_moves_a_busy_guest_packed() {
                 "{packed_pages} of {pages}, {saved_bytes}"
             );
         }
+    }
+}
+
+#[test]
+fn every_mode_moves_a_busy_guest_packed_inside_tls() {
+    let files = tempfile::TempDir::new().expect("a folder");
+    let key = files.path().join("key");
+    authority::shared_key(&key).expect("a key");
+    for mode in MODES {
+        let options = Options { verify: true, streams: 2, ..packing(mode) };
+        let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+        let to = listen.address().expect("bound").to_string();
+        let identity = Admission::SharedKey { file: key.clone() }.identity().expect("a key");
+        let shown = Protection::SharedKey { file: key.clone() }.identity(&to).expect("a key");
+        let dial = TlsDial::new(TcpDial::new(&to), shown.expect("it protects"));
+        let traffic = moved(&options, &dial, Box::new(TlsListen::new(listen, identity))).traffic;
+        assert!(traffic.packed_pages == traffic.pages && traffic.pages > 0, "{mode:?} {traffic:?}");
     }
 }
 

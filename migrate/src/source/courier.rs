@@ -7,10 +7,12 @@ mod judged;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::judged::Press;
 use super::context::Context;
+use super::packing::Packing;
+use super::page_server;
 use crate::alarm::Woken;
 use crate::channel::Link;
 use crate::channel::limiter::Limiter;
@@ -59,8 +61,9 @@ pub(super) struct Courier<'a> {
     data: Vec<PageRun>,
     pages: u64,
     zeros: Vec<PageRun>,
-    /// Frames of pages and zero marks sent.
+    /// Frames of pages and zero marks sent, and bytes of one of late.
     frames: u64,
+    frame_bytes: f64,
     turns: Turns,
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
@@ -80,6 +83,7 @@ impl<'a> Courier<'a> {
             pages: 0,
             zeros: Vec::with_capacity(runs),
             frames: 0,
+            frame_bytes: 0.0,
             turns: Turns::beside(context.description.vcpus),
             found: Vec::with_capacity(runs),
             head: Vec::with_capacity(HEAD_BYTES + runs * RUN_BYTES),
@@ -105,6 +109,15 @@ impl<'a> Courier<'a> {
     /// Frames of pages and zero marks sent so far.
     pub(super) fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// How many of them may be under way at a time where they are answered.
+    pub(super) fn frames_ahead(&self, round_trip: Duration) -> u64 {
+        let link_rate = self.context.packing.get().and_then(Packing::link_rate);
+        link_rate.map_or_else(
+            || page_server::frames_ahead(round_trip),
+            |rate| page_server::frames_ahead_at(round_trip, rate, self.frame_bytes),
+        )
     }
 
     /// Waits until the rate limit allows more; nothing need be claimed for it yet.
@@ -170,7 +183,7 @@ impl<'a> Courier<'a> {
         };
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
-        self.frames += 1;
+        self.count(bytes);
         self.data.clear();
         self.pages = 0;
         if self.manner.has_time() {
@@ -210,7 +223,7 @@ impl<'a> Courier<'a> {
             put_runs(runs, &mut self.head);
             let head = std::mem::take(&mut self.head);
             self.send(&head)?;
-            self.frames += 1;
+            self.count(head.len());
             self.head = head;
             let pages = runs.iter().map(|run| run.count).sum();
             self.context.meter.zero_pages.fetch_add(pages, Ordering::Relaxed);
@@ -218,6 +231,11 @@ impl<'a> Courier<'a> {
         self.zeros = zeros;
         self.zeros.clear();
         Ok(())
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.frames += 1;
+        self.frame_bytes += (bytes as f64 - self.frame_bytes) / 8.0;
     }
 
     fn send(&self, frame: &[u8]) -> Result<(), Failure> {

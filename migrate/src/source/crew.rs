@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
+use std::time::Duration;
 
 use super::connect::Lines;
 use super::context::Context;
@@ -108,7 +109,7 @@ impl Crew {
                 context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
             })?;
         }
-        let ahead = page_server::frames_ahead(lines.round_trip);
+        let round_trip = lines.round_trip;
         let tasks = lines.data.iter().map(|line| {
             let (sender, tasks) = channel();
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
@@ -116,7 +117,7 @@ impl Crew {
                 give_way();
                 context.ram().move_in_short_turns();
                 context.alarm.guard("sends pages", || {
-                    if let Err(failure) = work(context, courier, &tasks, &back, ahead) {
+                    if let Err(failure) = work(context, courier, &tasks, &back, round_trip) {
                         context.alarm.trip(failure);
                     }
                 });
@@ -159,7 +160,7 @@ fn work(
     mut courier: Courier<'_>,
     tasks: &Receiver<Task>,
     back: &Line,
-    ahead: u64,
+    round_trip: Duration,
 ) -> Result<(), Failure> {
     courier.is_of_crew();
     while let Ok(task) = tasks.recv() {
@@ -174,11 +175,11 @@ fn work(
                 courier.change(Manner::PlaceAtOnce);
                 unsent.send_wanted(&first.wanted, &mut courier, back)?;
                 courier.change(Manner::Place);
-                unsent.push_blocks(first.around.into_iter(), &mut courier, back, ahead)?;
+                unsent.push_blocks(first.around.into_iter(), &mut courier, back, round_trip)?;
             }
             Task::Push(unsent) => {
                 courier.change(Manner::Place);
-                unsent.push(&mut courier, back, ahead)?;
+                unsent.push(&mut courier, back, round_trip)?;
             }
         }
     }

@@ -46,24 +46,29 @@ impl Unsent {
     }
 
     /// Pushes until nothing is unsent, beginning anew wherever the last request was.
-    pub(super) fn push(&self, courier: &mut Courier<'_>, back: &Line, ahead: u64) -> Result<(), Failure> {
+    pub(super) fn push(
+        &self,
+        courier: &mut Courier<'_>,
+        back: &Line,
+        round_trip: Duration,
+    ) -> Result<(), Failure> {
         let block = || {
             let first = self.seek()?;
             Some(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH })
         };
-        self.push_blocks(std::iter::from_fn(block), courier, back, ahead)
+        self.push_blocks(std::iter::from_fn(block), courier, back, round_trip)
     }
 
     /// Pushes what is unsent of each block.
     ///
     /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: the neighbours of a requested
-    /// page are not sent again. For the same reason at most `ahead` frames are under way at a time.
+    /// page are not sent again. For the same reason only so many frames are under way as the link takes up in a round trip.
     pub(super) fn push_blocks(
         &self,
         mut blocks: impl Iterator<Item = PageRun>,
         courier: &mut Courier<'_>,
         back: &Line,
-        ahead: u64,
+        round_trip: Duration,
     ) -> Result<(), Failure> {
         let mut placed = courier.frames();
         loop {
@@ -71,7 +76,7 @@ impl Unsent {
             let Some(block) = blocks.next() else { break };
             self.pages.claim_run(block).into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
-            while courier.frames() > placed + ahead {
+            while courier.frames() > placed + courier.frames_ahead(round_trip) {
                 courier.waiting(|| hear_placed(back))?;
                 placed += 1;
             }
@@ -117,6 +122,13 @@ impl Unsent {
 pub fn frames_ahead(round_trip: Duration) -> u64 {
     const FRAME_US_AT_10_GBPS: u128 = PAGES_PER_PUSH as u128 * PAGE_SIZE as u128 * 8 / 10_000;
     2 + (round_trip.as_micros() / FRAME_US_AT_10_GBPS) as u64
+}
+
+/// … where it is known that the link takes so many bytes per second, in frames of so many: two, and twice what it takes up in a
+/// round trip, so that a rate that was seen while too little was under way is soon seen to be higher.
+pub(super) fn frames_ahead_at(round_trip: Duration, bytes_per_s: f64, frame_bytes: f64) -> u64 {
+    let under_way = 2.0 * bytes_per_s * round_trip.as_secs_f64();
+    frames_ahead(round_trip).min(2 + (under_way / frame_bytes.max(1.0)) as u64)
 }
 
 fn hear_placed(back: &Line) -> Result<(), Failure> {
@@ -200,6 +212,16 @@ mod tests {
             [PageRun { first: 103, count: 1 }],
             "it is on its way, and overtakes itself"
         );
+    }
+
+    #[test]
+    fn no_more_is_under_way_than_a_link_takes_up() {
+        let far = Duration::from_millis(50);
+        assert_eq!(frames_ahead(far), 240);
+        // 100 Mb/s take up 610 KiB meanwhile.
+        assert_eq!(frames_ahead_at(far, 12.5e6, 262_144.0), 6);
+        assert_eq!(frames_ahead_at(far, 12.5e6, 4000.0), 240);
+        assert_eq!(frames_ahead_at(Duration::from_micros(50), 12.5e6, 1.0), 2, "loopback");
     }
 
     #[test]
