@@ -217,10 +217,10 @@ mod tests {
     #[test]
     fn no_more_is_under_way_than_a_link_takes_up() {
         let far = Duration::from_millis(50);
-        assert_eq!(frames_ahead(far), 240);
+        assert_eq!(frames_ahead(far), 241);
         // 100 Mb/s take up 610 KiB meanwhile.
         assert_eq!(frames_ahead_at(far, 12.5e6, 262_144.0), 6);
-        assert_eq!(frames_ahead_at(far, 12.5e6, 4000.0), 240);
+        assert_eq!(frames_ahead_at(far, 12.5e6, 4000.0), 241);
         assert_eq!(frames_ahead_at(Duration::from_micros(50), 12.5e6, 1.0), 2, "loopback");
     }
 

@@ -66,12 +66,17 @@ pub(crate) fn frame(message: &Message) -> Vec<u8> {
 
 /// A frame of pages: its table, and where the kind has it their content, all of one byte.
 pub(crate) fn page_frame(kind: Kind, runs: &[PageRun], fill: u8) -> Vec<u8> {
+    next_page_frame(&mut Packer::new(), kind, runs, fill)
+}
+
+/// … after others of its connection, packed by the same.
+pub(crate) fn next_page_frame(packer: &mut Packer, kind: Kind, runs: &[PageRun], fill: u8) -> Vec<u8> {
     let pages: u64 = runs.iter().map(|run| run.count).sum();
     let plain = vec![fill; pages as usize * PAGE_SIZE];
     let mut content = Vec::new();
     match kind {
         Kind::Pages | Kind::Push => content = plain,
-        Kind::Packed | Kind::PackedPush => drop(Packer::new().pack(&plain, &plain, 0, 2, &mut content)),
+        Kind::Packed | Kind::PackedPush => drop(packer.pack(&plain, &plain, 0, 2, &mut content)),
         _ => {}
     }
     let head = Head::new(kind, runs.len() * RUN_BYTES + content.len(), runs.len() as u64);

@@ -6,7 +6,7 @@ use migrate::pages::{PAGE_SIZE, PageRun, PageSet};
 use migrate::report::{Postcopy, Takeover, Verification};
 use migrate::wire::limits::{HEAD_BYTES, PAGES_PER_PACKED, VERSIONS};
 use migrate::wire::message::{Accept, Figures, Ready, Reason, Refuse, Role, Welcome, tame};
-use migrate::wire::packed::{Unpacker, body_bytes};
+use migrate::wire::packed::{Packer, Unpacker, body_bytes};
 use migrate::wire::rejoin::{Fate, Knows};
 use migrate::wire::{Codec, Head, Kind, Message, RamMap};
 
@@ -19,13 +19,13 @@ fn ram() -> Vec<PageRun> {
 
 pub(crate) fn run(input: &[u8]) {
     let map = RamMap::of(&seeds::description(ram(), 0)).expect("a map that can be");
-    let mut rest = input;
+    let (mut rest, mut unpacker) = (input, Unpacker::default());
     while let Some((bytes, body)) = rest.split_first_chunk::<HEAD_BYTES>() {
         let Ok(head) = Head::decode(bytes) else { return };
         assert_eq!(Head::decode(&head.encode()), Ok(head), "a head is written as it was read");
         assert!(head.length <= head.kind.limit());
         let payload = &body[..head.length.min(body.len())];
-        table(&map, &head, payload);
+        table(&map, &head, payload, &mut unpacker);
         if let Ok(message) = Message::decode(&head, payload) {
             heard(&map, &message);
         }
@@ -33,7 +33,7 @@ pub(crate) fn run(input: &[u8]) {
     }
 }
 
-fn table(map: &RamMap, head: &Head, payload: &[u8]) {
+fn table(map: &RamMap, head: &Head, payload: &[u8], unpacker: &mut Unpacker) {
     let Ok(bytes) = head.table_bytes() else { return };
     let mut runs = Vec::new();
     if let Ok(admitted) = map.admit(head.kind, &payload[..bytes.min(payload.len())], &mut runs) {
@@ -41,13 +41,13 @@ fn table(map: &RamMap, head: &Head, payload: &[u8]) {
         assert!(pages == admitted.pages() && admitted.runs().iter().all(|run| map.holds(*run)));
         assert!(admitted.runs().len() <= head.kind.runs());
         if head.kind.is_packed() && body_bytes(head, &admitted).is_ok() {
-            unpack(head.kind, payload.get(bytes..).unwrap_or_default(), pages);
+            unpack(unpacker, head.kind, payload.get(bytes..).unwrap_or_default(), pages);
         }
     }
 }
 
 /// Unpacks pages that may be anything.
-fn unpack(kind: Kind, body: &[u8], pages: u64) {
+fn unpack(unpacker: &mut Unpacker, kind: Kind, body: &[u8], pages: u64) {
     assert!(pages <= PAGES_PER_PACKED);
     let mut content = vec![0; pages as usize * PAGE_SIZE];
     let base = |at: usize, into: &mut [u8]| {
@@ -55,7 +55,7 @@ fn unpack(kind: Kind, body: &[u8], pages: u64) {
         into.fill(7);
     };
     // It says by itself when what comes out is not what was packed; no byte may be outside of what there is room for.
-    let _ = Unpacker::default().unpack(kind, body, &mut content, base);
+    let _ = unpacker.unpack(kind, body, &mut content, base);
 }
 
 fn heard(map: &RamMap, message: &Message) {
@@ -94,6 +94,9 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         let runs = [PageRun { first: 3, count: 1 }, PageRun { first: 1 << 20, count: 1 }];
         seeds.push((kind.word().to_owned(), seeds::page_frame(kind, &runs, 7)));
     }
+    let (mut packer, runs) = (Packer::new(), [PageRun { first: 5, count: 2 }]);
+    let mut next = |kind| seeds::next_page_frame(&mut packer, kind, &runs, 9);
+    seeds.push(("packed-in-a-row".to_owned(), [next(Kind::Packed), next(Kind::PackedPush)].concat()));
     let all: Vec<u8> = messages().iter().flat_map(seeds::frame).collect();
     seeds.push(("all-in-a-row".to_owned(), all));
     seeds
