@@ -90,7 +90,21 @@ pub(crate) struct Judge {
     unchecked: u32,
     next_check: u32,
     is_far: bool,
+    /// Connections that share the link.
+    streams: f64,
     level: Level,
+    unseen: Unseen,
+}
+
+/// Packed frames that the buffers took at once, since one was last waited for: what they say of the link is known when answers
+/// to them are waited for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unseen {
+    frames: u32,
+    bytes: usize,
+    /// Packing and sending them.
+    working: Duration,
+    waiting: Duration,
 }
 
 /// How much time packing takes, and what follows from it.
@@ -106,8 +120,10 @@ struct Level {
 
 impl Judge {
     /// `None` is for whoever asks nobody.
-    pub(crate) fn new(compression: Compression, round_trip: Duration) -> Self {
+    pub(crate) fn new(compression: Compression, round_trip: Duration, streams: u32) -> Self {
         Self {
+            streams: f64::from(streams),
+            unseen: Unseen::default(),
             always: compression == Compression::Zstd,
             is_far: round_trip >= FAR,
             level: Level::new(0, LEVELS.len() - 1),
@@ -131,7 +147,7 @@ impl Judge {
             self.checking -= 1;
             return otherwise;
         }
-        if !self.presumes() && (self.link.noted < TELLING || self.link.bytes_per_s() > FASTEST) {
+        if !self.presumes() && (self.link.noted < TELLING || self.is_fast()) {
             return otherwise;
         }
         if self.rest > 0 {
@@ -166,10 +182,15 @@ impl Judge {
         self.is_far && self.link.noted < TELLING
     }
 
+    /// Whether all connections together take so much that nothing is tried.
+    fn is_fast(&self) -> bool {
+        self.streams * self.link.bytes_per_s() > FASTEST
+    }
+
     fn is_worth(&self, by: f64) -> bool {
         self.packing.noted > 0
             && self.link.noted >= TELLING
-            && self.link.bytes_per_s() <= FASTEST
+            && !self.is_fast()
             && self.packing.bytes_per_s() > by * self.link.bytes_per_s()
     }
 
@@ -200,8 +221,16 @@ impl Judge {
             // Where the link is waited for, it has not been idle while the frame was packed.
             self.link.note(bytes, all);
             self.unchecked = 0;
+            self.unseen = Unseen::default();
             return;
         }
+        if self.unseen.frames >= TELLING {
+            // The link keeps up, as far as can be seen.
+            self.unseen = Unseen::default();
+        }
+        self.unseen.frames += 1;
+        self.unseen.bytes += bytes;
+        self.unseen.working += all;
         self.unchecked += 1;
         if self.unchecked >= self.next_check {
             (self.unchecked, self.checking) = (0, CHECK);
@@ -211,13 +240,32 @@ impl Judge {
 
     /// Nothing could be sent for so long, because the destination was waited for.
     pub(crate) fn waited(&mut self, time: Duration) {
-        self.link.seconds += time.as_secs_f64();
+        self.level.waited(time);
+        let Unseen { frames, bytes, working, waiting } = self.unseen;
+        if frames == 0 {
+            self.link.seconds += time.as_secs_f64();
+            return;
+        }
+        self.unseen.waiting += time;
+        let all = working + waiting + time;
+        if waiting + time >= all / 4 {
+            self.link.note(bytes, all);
+            self.unchecked = 0;
+            self.unseen = Unseen::default();
+        }
     }
 }
 
 impl Level {
     fn new(now: usize, most: usize) -> Self {
         Self { now, most, frames: 0, packing: Duration::ZERO, all: Duration::ZERO }
+    }
+
+    /// For the link, after a packed frame.
+    fn waited(&mut self, time: Duration) {
+        if self.frames > 0 {
+            self.all += time;
+        }
     }
 
     fn weigh(&mut self, packing: Duration, all: Duration) {
@@ -266,7 +314,7 @@ mod tests {
     const FRAME: usize = 64 * 4096;
 
     fn judge() -> Judge {
-        Judge::new(Compression::Auto, Duration::from_millis(1))
+        Judge::new(Compression::Auto, Duration::from_millis(1), 1)
     }
 
     /// A link and a processor, both in bytes per second, and what becomes of a frame's bytes.
@@ -313,6 +361,41 @@ mod tests {
             }
             (tries, packed)
         }
+    }
+
+    #[test]
+    fn packed_frames_that_are_answered_fill_a_far_link() {
+        const RTT: f64 = 0.05;
+        let (link, packing, bytes) = (12.5e6, 530e6, 47_000.0);
+        let mut judge = Judge::new(Compression::Auto, Duration::from_secs_f64(RTT), 1);
+        (0..TELLING).for_each(|_| judge.sent(FRAME, Duration::ZERO, Duration::from_millis(21)));
+        let (mut now, mut drained) = (0.0_f64, 0.0_f64);
+        let mut answers = std::collections::VecDeque::new();
+        let frames = 4000;
+        for _ in 0..frames {
+            let took = FRAME as f64 / packing;
+            assert_eq!(judge.way(false), Way::Packed);
+            judge.tried(FRAME, true, Duration::from_secs_f64(took));
+            now += took + 20e-6;
+            judge.sent_packed(bytes as usize, Duration::from_secs_f64(took), Duration::from_micros(20));
+            drained = drained.max(now) + bytes / link;
+            answers.push_back(drained + RTT);
+            let ahead = 2 + (2.0 * judge.link_rate().expect("is known") * RTT / bytes) as usize;
+            while answers.len() > ahead {
+                let answer = answers.pop_front().expect("there are some").max(now);
+                judge.waited(Duration::from_secs_f64(answer - now));
+                now = answer;
+            }
+        }
+        let least = f64::from(frames) * bytes / link;
+        assert!(now < 1.2 * least, "{now} s where the link takes {least}");
+        assert!(judge.level() > LEVELS[0], "it leaves time");
+    }
+
+    #[test]
+    fn connections_that_are_fast_together_are_left_alone() {
+        let mut judge = Judge::new(Compression::Auto, Duration::from_millis(1), 4);
+        assert_eq!(World::new(290e6, 400e6, 0.3).send(&mut judge, 4096), (0, 0));
     }
 
     #[test]
@@ -374,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_link_to_far_away_is_packed_for_at_once_until_it_is_seen_to_be_fast() {
-        let far = || Judge::new(Compression::Auto, Duration::from_millis(50));
+        let far = || Judge::new(Compression::Auto, Duration::from_millis(50), 1);
         let (mut judge, mut slow) = (far(), World::new(12.5e6, 400e6, 0.1));
         assert_eq!(slow.send(&mut judge, 2000), (2000, 2000));
         let (mut judge, mut fast) = (far(), World::new(2e9, 400e6, 0.1));
@@ -422,7 +505,7 @@ mod tests {
 
     #[test]
     fn who_asks_for_it_always_gets_it() {
-        let mut judge = Judge::new(Compression::Zstd, Duration::ZERO);
+        let mut judge = Judge::new(Compression::Zstd, Duration::ZERO, 1);
         assert!(judge.is_slow() && judge.way(true) == Way::Packed);
         judge.tried(FRAME, false, Duration::from_secs(1));
         assert_eq!(judge.way(false), Way::Packed);

@@ -148,7 +148,8 @@ fn preflight(context: &Context<'_>, control: &Line, round_trip: Duration) -> Res
     match control.hear()? {
         Message::Accept(accept) => {
             if packs && accept.codec.is_some() {
-                let packing = Packing::new(context.options, context.description.pages(), round_trip);
+                let packing =
+                    Packing::new(context.options, context.description.pages(), context.streams(), round_trip);
                 context.packing.get_or_init(|| packing);
             }
             Ok(accept.rehearsal)
