@@ -333,6 +333,24 @@ pub struct Rehearsal {
     pub restore_us: u64,
 }
 
+/// Pages of a block, which is what a host backs with one huge page: 2 MiB.
+pub const BLOCK_PAGES: u64 = 512;
+
+/// Parts that a block's content comes in.
+pub const BLOCK_PARTS: u64 = 8;
+
+/// Memory beside the guest's for the content of one block, which then becomes the guest's as it is.
+pub trait Stage: Send + Sync {
+    /// Lets `with` have the bytes of a part, which nobody else has meanwhile.
+    fn with_part(&self, part: u64, with: &mut dyn FnMut(&mut [u8]));
+
+    /// Places the whole block and wakes who waits for it. What the stage holds is lost. Once.
+    ///
+    /// # Errors
+    /// As for [`Faults::place`].
+    fn place(&self) -> Result<()>;
+}
+
 /// Faults on missing pages, and the way to resolve them.
 pub trait Faults: Send + Sync {
     /// Waits for touches of missing pages and appends their frame numbers (repeats are possible).
@@ -354,6 +372,13 @@ pub trait Faults: Send + Sync {
     /// # Errors
     /// When the kernel refuses; or a page was there already, with content that is not this.
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()>;
+
+    /// Memory for the content of the block of [`BLOCK_PAGES`] pages that begins at `first`, a multiple of that. All of them are
+    /// missing. None where this host has nothing better than [`place`](Self::place).
+    fn stage(&self, first: u64) -> Option<Arc<dyn Stage>> {
+        let _ = first;
+        None
+    }
 
     /// Makes a touched page that never was missing read as zero. Another touch may have done so before.
     ///

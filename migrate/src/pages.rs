@@ -254,6 +254,17 @@ impl AtomicPageSet {
         word.is_some_and(|w| w.load(Ordering::Acquire) & (1 << (gfn % 64)) != 0)
     }
 
+    /// How many pages of `run` are in the set at this moment.
+    #[must_use]
+    pub fn count_within(&self, run: PageRun) -> u64 {
+        let mut count = 0;
+        for_words(run, |index, mask| {
+            let word = self.words.get(index).map_or(0, |word| word.load(Ordering::Acquire));
+            count += u64::from((word & mask).count_ones());
+        });
+        count
+    }
+
     /// The first page at or after `gfn` that is still in the set.
     #[must_use]
     pub fn next_from(&self, gfn: u64) -> Option<u64> {

@@ -316,6 +316,20 @@ fn a_touched_zero_page_that_is_being_pushed_is_not_held_back() {
 }
 
 #[test]
+fn whole_blocks_are_moved_while_the_guest_touches_others() {
+    for (mode, streams) in [(Mode::Postcopy, 1), (Mode::Postcopy, 3), (Mode::Hybrid, 1)] {
+        let habit = Habit { pages: 16 * 512, working_set: 3000, solid_from: 1024, ..Habit::default() };
+        let options = Options { streams, ..options(mode) };
+        let mut built = None;
+        let (report, arrival) = in_memory(&options, habit, |_, host| built = Some(Arc::clone(&host.built)));
+        assert_moved(&report, &arrival);
+        let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
+        let moved = there.ram.moved_blocks.load(Ordering::Relaxed);
+        assert!(moved > 0 || mode == Mode::Hybrid, "{streams} streams");
+    }
+}
+
+#[test]
 fn what_will_be_missing_is_told_before_the_pause() {
     for mode in [Mode::Postcopy, Mode::Hybrid] {
         let wild = Habit { pages: 8192, working_set: 6000, burst: 5000, rest: None, ..Habit::default() };

@@ -1,6 +1,7 @@
 //! Post-copy's destination: which pages are missing, who waits for them, and putting them in place.
 //!
-//! [`Placing`] owns the set of missing pages. Whoever takes a page out of it places it, so each is placed once.
+//! [`Placing`] owns the set of missing pages. Whoever takes a page out of it places it, so each is placed once; pushed ones perhaps
+//! when the rest of their block has come ([`gather`](super::gather)).
 //! A touch of a page that was never missing is a hole: it is zero, and placed as such.
 
 use std::collections::HashMap;
@@ -9,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::context::Context;
+use super::gather::Gathering;
 use crate::channel::line::Line;
 use crate::failure::Failure;
-use crate::guest::Faults;
+use crate::guest::{self, Faults};
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 use crate::report::Postcopy;
 use crate::wire::limits::REQUESTS_PER_FRAME;
@@ -26,12 +28,14 @@ pub(super) struct Placing {
     missing: AtomicPageSet,
     missing_pages: AtomicU64,
     /// Not taken out by anyone yet.
-    unplaced: AtomicPageSet,
+    pub(super) unplaced: AtomicPageSet,
     /// Not in place yet.
     remaining: AtomicU64,
     /// Asked for and not in place yet, and since when.
-    requested: AtomicPageSet,
+    pub(super) requested: AtomicPageSet,
     waits: Mutex<Waits>,
+    /// Taken out, at hand, and not in place yet.
+    pub(super) gathering: Gathering,
     duplicates: AtomicU64,
     /// Decided once, by whoever comes first: the score (commit) or the faults' thread (the arrival has failed).
     fate: Mutex<Fate>,
@@ -77,6 +81,7 @@ impl Placing {
             remaining: AtomicU64::new(missing.len()),
             requested: AtomicPageSet::new(missing.limit()),
             waits: Mutex::default(),
+            gathering: Gathering::default(),
             duplicates: AtomicU64::new(0),
             fate: Mutex::new(Fate::Open),
             told: AtomicBool::new(false),
@@ -115,28 +120,40 @@ impl Placing {
         for run in pages.runs() {
             let (mine, others) = rest.split_at(run.bytes() as usize);
             rest = others;
-            self.put(context, *run, |won| {
+            self.put(*run, |won| {
                 let at = (won.first - run.first) as usize * PAGE_SIZE;
                 self.faults.place(won, &mine[at..at + won.bytes() as usize])
             })?;
         }
-        Ok(())
+        self.break_up_around(pages.runs())?;
+        self.tell_if_complete(context)
     }
 
     /// Places zero pages.
     pub(super) fn place_zeros(&self, context: &Context<'_>, pages: Admitted<'_>) -> Result<(), Failure> {
-        pages.runs().iter().try_for_each(|run| self.put(context, *run, |won| self.faults.place_zeros(won)))
+        pages.runs().iter().try_for_each(|run| self.put(*run, |won| self.faults.place_zeros(won)))?;
+        self.break_up_around(pages.runs())?;
+        self.tell_if_complete(context)
     }
 
-    fn put(
-        &self,
-        context: &Context<'_>,
-        run: PageRun,
-        place: impl Fn(PageRun) -> crate::guest::Result<()>,
-    ) -> Result<(), Failure> {
+    fn put(&self, run: PageRun, place: impl Fn(PageRun) -> guest::Result<()>) -> Result<(), Failure> {
+        self.place_won(&self.take(run), place)
+    }
+
+    /// Takes out what nobody has taken out yet; it is the caller's to place.
+    pub(super) fn take(&self, run: PageRun) -> Vec<PageRun> {
         let won = self.unplaced.claim_run(run);
         let count: u64 = won.iter().map(|run| run.count).sum();
         self.duplicates.fetch_add(run.count - count, Ordering::Relaxed);
+        won
+    }
+
+    /// Places what was taken out.
+    pub(super) fn place_won(
+        &self,
+        won: &[PageRun],
+        place: impl Fn(PageRun) -> guest::Result<()>,
+    ) -> Result<(), Failure> {
         for (at, run) in won.iter().enumerate() {
             if let Err(error) = place(*run) {
                 // They are missing still: a source that comes back is to send them again.
@@ -148,7 +165,7 @@ impl Placing {
             self.served(*run);
             self.remaining.fetch_sub(run.count, Ordering::AcqRel);
         }
-        self.tell_if_complete(context)
+        Ok(())
     }
 
     /// Somebody may have waited for pages of `run`.
@@ -173,6 +190,11 @@ impl Placing {
         *fate == Fate::Ready
     }
 
+    /// Whether all that is missing has been named, and no touch was let go.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(*self.fate(), Fate::Ready | Fate::Running(_))
+    }
+
     /// Pages that are missing still.
     pub(super) fn missing(&self) -> PageSet {
         self.unplaced.snapshot()
@@ -190,7 +212,7 @@ impl Placing {
     }
 
     /// Says once that nothing is missing, when that is so and the guest runs.
-    fn tell_if_complete(&self, context: &Context<'_>) -> Result<(), Failure> {
+    pub(super) fn tell_if_complete(&self, context: &Context<'_>) -> Result<(), Failure> {
         if self.remaining() > 0 {
             return Ok(());
         }
@@ -244,7 +266,8 @@ impl Placing {
             touched.clear();
             let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
             let asked = seen.and_then(|()| self.request(&touched, urgent));
-            let watched = asked.and_then(|()| self.check_patience(context, &mut sign));
+            let placed = asked.and_then(|()| self.tell_if_complete(context));
+            let watched = placed.and_then(|()| self.check_patience(context, &mut sign));
             // Once nothing is missing nothing is caught any more: a touch that was seen just before has been let go, and
             // to answer it fails.
             if let (Err(failure), false) = (watched, self.told.load(Ordering::Acquire)) {
@@ -280,21 +303,26 @@ impl Placing {
     }
 
     /// Notes who waits since now; the pages that are to be requested for it.
-    fn note(&self, touched: &[u64]) -> Result<Vec<u64>, Failure> {
+    pub(super) fn note(&self, touched: &[u64]) -> Result<Vec<u64>, Failure> {
         let now = Instant::now();
         let mut wanted = Vec::new();
         for gfn in touched {
             if !self.missing.contains(*gfn) {
                 self.faults.fill_hole(*gfn).map_err(Failure::guest("place a zero page"))?;
-            } else if self.unplaced.contains(*gfn) && !self.requested.contains(*gfn) {
+            } else if !self.unplaced.contains(*gfn) {
+                self.place_at_hand(*gfn)?;
+            } else if !self.requested.contains(*gfn) {
                 self.waits().since.insert(*gfn, now);
                 self.requested.insert_run(PageRun { first: *gfn, count: 1 });
                 // Who took the page out meanwhile may have looked for waiters before this one was entered.
-                if self.unplaced.contains(*gfn) {
+                if self.is_away(*gfn) {
                     wanted.push(*gfn);
-                } else if self.requested.claim(*gfn) {
+                    continue;
+                }
+                if self.requested.claim(*gfn) {
                     self.waits().since.remove(gfn);
                 }
+                self.place_at_hand(*gfn)?;
             }
         }
         self.waits().requests += wanted.len() as u64;

@@ -181,9 +181,16 @@ impl Context<'_> {
             Kind::Pages => self.landing.land(line, &*self.ram, pages)?,
             Kind::Zeros => self.landing.land_zeros(&*self.ram, pages)?,
             Kind::Push => {
-                content.resize(pages.pages() as usize * PAGE_SIZE, 0);
-                line.link().receive(content).map_err(line.broken())?;
-                self.placing(line, head)?.place(self, pages, content)?;
+                let placing = self.placing(line, head)?;
+                if let Some(part) = placing.reserve(pages.runs())? {
+                    part.fill(|bytes| line.link().receive(bytes)).map_err(line.broken())?;
+                    placing.settle(&part)?;
+                    placing.tell_if_complete(self)?;
+                } else {
+                    content.resize(pages.pages() as usize * PAGE_SIZE, 0);
+                    line.link().receive(content).map_err(line.broken())?;
+                    placing.place(self, pages, content)?;
+                }
             }
             Kind::Packed | Kind::PackedPush => {
                 self.take_packed(head, line, pages, body, content, unpacker)?

@@ -15,6 +15,7 @@ mod context;
 mod custody;
 mod fault;
 mod finish;
+mod gather;
 mod in_flight;
 mod landing;
 mod place;

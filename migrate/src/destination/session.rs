@@ -234,6 +234,7 @@ impl<'a> Session<'a> {
         let (heard, reason) =
             (result.is_ok(), result.err().map_or_else(String::new, |failure| failure.to_string()));
         self.report.traffic = context.landing.traffic();
+        context.placing.get().into_iter().for_each(|placing| placing.keep_nothing_at_hand());
         let missing = context.placing.get().map_or(0, |placing| placing.remaining());
         if self.custody.state() == Destination::Bereft && missing == 0 {
             // What was on its way has come after the link was seen to break. Bereft knows this event.

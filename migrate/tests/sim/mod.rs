@@ -105,6 +105,8 @@ pub(crate) struct Habit {
     pub(crate) acknowledges_after: Duration,
     /// Pages `0..zeros` are touched but zero when it has booted.
     pub(crate) zeros: u64,
+    /// From here on none of those that were touched is zero.
+    pub(crate) solid_from: u64,
     pub(crate) nics: u32,
 }
 
@@ -118,6 +120,7 @@ impl Default for Habit {
             telemetry: false,
             acknowledges_after: Duration::ZERO,
             zeros: 0,
+            solid_from: u64::MAX,
             nics: 0,
         }
     }
@@ -226,7 +229,8 @@ impl Sim {
         {
             let mut mind = sim.mind();
             for gfn in 0..habit.pages * 3 / 4 {
-                let value = if gfn < habit.zeros || gfn % 7 == 3 { 0 } else { gfn << 32 | 1 };
+                let hollow = gfn < habit.solid_from && gfn % 7 == 3;
+                let value = if gfn < habit.zeros || hollow { 0 } else { gfn << 32 | 1 };
                 sim.ram.write(gfn, value);
                 mind.written[gfn as usize] = value;
             }

@@ -3,10 +3,10 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migrate::guest::{Faults, GuestError, Ram, Result};
+use migrate::guest::{BLOCK_PAGES, BLOCK_PARTS, Faults, GuestError, Ram, Result, Stage};
 use migrate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 
 const WORDS: usize = PAGE_SIZE / 8;
@@ -20,6 +20,8 @@ pub(crate) struct SimRam {
     absent: AtomicPageSet,
     faults: Mutex<FaultQueue>,
     changed: Condvar,
+    /// Blocks that were placed whole.
+    pub(crate) moved_blocks: AtomicU64,
     /// Breaks waits for absent pages: the machine stops or is thrown away.
     pub(crate) stopping: AtomicBool,
 }
@@ -41,6 +43,7 @@ impl SimRam {
             absent: AtomicPageSet::new(pages),
             faults: Mutex::default(),
             changed: Condvar::new(),
+            moved_blocks: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         }
     }
@@ -252,7 +255,7 @@ impl Ram for SimRam {
 }
 
 /// Faults on a [`SimRam`].
-pub(crate) struct SimFaults(pub(crate) std::sync::Arc<SimRam>);
+pub(crate) struct SimFaults(pub(crate) Arc<SimRam>);
 
 impl SimFaults {
     fn put(&self, run: PageRun, content: impl Fn(u64) -> Vec<u8>) {
@@ -292,6 +295,12 @@ impl Faults for SimFaults {
         Ok(())
     }
 
+    fn stage(&self, first: u64) -> Option<Arc<dyn Stage>> {
+        let part = || Mutex::new(vec![0xee; (BLOCK_PAGES / BLOCK_PARTS) as usize * PAGE_SIZE]);
+        let parts = (0..BLOCK_PARTS).map(|_| part()).collect();
+        Some(Arc::new(SimStage { ram: Arc::clone(&self.0), first, parts }))
+    }
+
     fn fill_hole(&self, gfn: u64) -> Result<()> {
         if !self.0.queue().catching {
             return Err(GuestError("nothing is caught any more".to_owned()));
@@ -314,5 +323,29 @@ impl Faults for SimFaults {
         ram.absent.claim_run(PageRun { first: 0, count: ram.pages });
         ram.queue().catching = false;
         ram.changed.notify_all();
+    }
+}
+
+/// Room for a block of a [`SimRam`].
+struct SimStage {
+    ram: Arc<SimRam>,
+    first: u64,
+    parts: Vec<Mutex<Vec<u8>>>,
+}
+
+impl Stage for SimStage {
+    fn with_part(&self, part: u64, with: &mut dyn FnMut(&mut [u8])) {
+        with(&mut self.parts[part as usize].lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn place(&self) -> Result<()> {
+        let mut content = Vec::new();
+        for part in 0..BLOCK_PARTS {
+            self.with_part(part, &mut |bytes| content.extend_from_slice(bytes));
+        }
+        let run = PageRun { first: self.first, count: BLOCK_PAGES };
+        assert!((run.first..run.end()).all(|gfn| self.ram.absent.contains(gfn)), "each page once");
+        self.ram.moved_blocks.fetch_add(1, Ordering::Relaxed);
+        SimFaults(Arc::clone(&self.ram)).place(run, &content)
     }
 }

@@ -24,6 +24,7 @@ pub(super) enum Size {
 /// What is known of the host's pace.
 #[derive(Debug)]
 pub(super) struct Pace {
+    slow: f64,
     size: Size,
     bytes: u64,
     took: Duration,
@@ -31,14 +32,25 @@ pub(super) struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { size: Size::Huge, bytes: 0, took: Duration::ZERO }
+        Self::slow_below(SLOW_BYTES_PER_S)
     }
 }
 
 impl Pace {
+    /// For a use of huge pages that is not worth it where they are made slower than this.
+    pub(super) fn slow_below(bytes_per_s: f64) -> Self {
+        Self { slow: bytes_per_s, size: Size::Huge, bytes: 0, took: Duration::ZERO }
+    }
+
+    /// Which pages to take.
+    pub(super) fn size(&self) -> Size {
+        self.size
+    }
+
     /// Forgets what is known, and says what the last word was.
     pub(super) fn begin_anew(&mut self) -> Size {
-        std::mem::take(self).size
+        let fresh = Self::slow_below(self.slow);
+        std::mem::replace(self, fresh).size
     }
 
     /// So many bytes were made ready in this time. Which pages to take from here on, when it changes.
@@ -46,7 +58,7 @@ impl Pace {
         self.bytes += bytes;
         self.took += took;
         let (enough, slow) = match self.size {
-            Size::Huge => (TRIAL, self.bytes as f64 / self.took.as_secs_f64() < SLOW_BYTES_PER_S),
+            Size::Huge => (TRIAL, self.bytes as f64 / self.took.as_secs_f64() < self.slow),
             Size::Small => (RESPITE, true),
         };
         if self.bytes < enough {
@@ -56,7 +68,7 @@ impl Pace {
             Size::Huge if slow => Size::Small,
             _ => Size::Huge,
         };
-        let before = std::mem::replace(self, Self { size: next, ..Self::default() });
+        let before = std::mem::replace(self, Self { size: next, ..Self::slow_below(self.slow) });
         (before.size != next).then_some(next)
     }
 }

@@ -1,6 +1,6 @@
 //! Guest memory: where it lies ([`layout`]), the RAM behind it ([`ram`]), moving it in bulk ([`bulk`]),
-//! to and from files ([`files`]), which pages exist ([`present`]), which were written ([`dirty`]), and catching touches of
-//! pages that are not here yet ([`userfault`]).
+//! to and from files ([`files`]), which pages exist ([`present`]), which were written ([`dirty`]), catching touches of
+//! pages that are not here yet ([`userfault`]), and room where they wait to be placed without a copy ([`staging`]).
 //!
 //! Invariant: every access goes through [`ram::GuestRam`], which turns guest-physical addresses into host
 //! memory after checking that they lie inside RAM. Nothing here knows why memory is read or moved.
@@ -12,6 +12,7 @@ mod huge;
 pub mod layout;
 pub mod present;
 pub mod ram;
+pub mod staging;
 pub mod userfault;
 
 use std::io;

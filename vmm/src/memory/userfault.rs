@@ -13,6 +13,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -21,6 +22,8 @@ use super::ram::GuestRam;
 use super::{MemoryError, PAGE};
 
 const UFFD_API: u64 = 0xaa;
+/// Pages can be moved to where they are missing (Linux 6.8).
+const UFFD_FEATURE_MOVE: u64 = 1 << 16;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 /// Bytes of one event, and where the faulting address stands in it (struct uffd_msg).
@@ -35,6 +38,7 @@ const UFFDIO_REGISTER: u64 = ioc(3, 0x00, 32);
 const UFFDIO_UNREGISTER: u64 = ioc(2, 0x01, 16);
 const UFFDIO_WAKE: u64 = ioc(2, 0x02, 16);
 const UFFDIO_COPY: u64 = ioc(3, 0x03, 40);
+const UFFDIO_MOVE: u64 = ioc(3, 0x05, 40);
 const UFFDIO_ZEROPAGE: u64 = ioc(3, 0x04, 32);
 
 /// `_IOC(dir, 0xaa, nr, size)` of asm-generic/ioctl.h: 1 writes, 2 reads, 3 both.
@@ -48,6 +52,8 @@ pub struct Userfault {
     fd: OwnedFd,
     ram: Arc<GuestRam>,
     closing: OwnedFd,
+    /// The kernel moves pages. No longer once it has refused to.
+    moves: AtomicBool,
 }
 
 impl Userfault {
@@ -66,7 +72,7 @@ impl Userfault {
     pub fn catch(ram: Arc<GuestRam>) -> Result<Self, MemoryError> {
         // A huge page would bring neighbours into being that nobody has sent.
         ram.forbid_huge_pages();
-        let fd = open()?;
+        let (fd, moves) = open()?;
         for span in ram.spans() {
             let mut request = [span.host as u64, span.bytes, UFFDIO_REGISTER_MODE_MISSING, 0];
             ioctl(&fd, UFFDIO_REGISTER, &mut request)
@@ -74,7 +80,7 @@ impl Userfault {
         }
         let closing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(MemoryError::host("make an event"))?;
-        Ok(Self { fd, ram, closing })
+        Ok(Self { fd, ram, closing, moves: AtomicBool::new(moves) })
     }
 
     /// The memory whose touches are caught.
@@ -125,6 +131,34 @@ impl Userfault {
     pub fn place(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
         self.resolve(gpa, data.len() as u64, |host, done, left| {
             let mut request = [host, data.as_ptr() as u64 + done, left, 0, 0];
+            let result = ioctl(&self.fd, UFFDIO_COPY, &mut request);
+            (result, request[4].cast_signed())
+        })
+    }
+
+    /// Whether pages can be placed by moving them.
+    pub(super) fn moves(&self) -> bool {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    /// Places missing pages by moving those at host address `from` there; from a huge page a huge page, where nothing of it
+    /// was there before. What the kernel does not move is copied.
+    ///
+    /// # Errors
+    /// As for [`place`](Self::place).
+    pub(super) fn place_moved(&self, gpa: u64, from: usize, bytes: u64) -> io::Result<()> {
+        self.resolve(gpa, bytes, |host, done, left| {
+            let mut request = [host, from as u64 + done, left, 0, 0];
+            let result = ioctl(&self.fd, UFFDIO_MOVE, &mut request);
+            let refused = |error: &io::Error| {
+                !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::EAGAIN))
+                    && request[4].cast_signed() <= 0
+            };
+            if !result.as_ref().is_err_and(refused) {
+                return (result, request[4].cast_signed());
+            }
+            self.moves.store(false, Ordering::Relaxed);
+            let mut request = [host, from as u64 + done, left, 0, 0];
             let result = ioctl(&self.fd, UFFDIO_COPY, &mut request);
             (result, request[4].cast_signed())
         })
@@ -198,12 +232,16 @@ impl Userfault {
     }
 }
 
-/// A userfaultfd that also sees the kernel's own touches (KVM's, and later the devices').
-fn open() -> Result<OwnedFd, MemoryError> {
+/// A userfaultfd that also sees the kernel's own touches (KVM's, and later the devices'), and whether it moves pages.
+fn open() -> Result<(OwnedFd, bool), MemoryError> {
     let fd = open_device().or_else(|_| open_syscall()).map_err(|error| MemoryError::NoUserfault { error })?;
-    let mut api = [UFFD_API, 0, 0];
-    ioctl(&fd, UFFDIO_API, &mut api).map_err(|error| MemoryError::NoUserfault { error })?;
-    Ok(fd)
+    // A kernel that does not know what is asked for refuses, and may be asked for less.
+    let ask = |features| ioctl(&fd, UFFDIO_API, &mut [UFFD_API, features, 0]);
+    let moves = ask(UFFD_FEATURE_MOVE).is_ok();
+    if !moves {
+        ask(0).map_err(|error| MemoryError::NoUserfault { error })?;
+    }
+    Ok((fd, moves))
 }
 
 fn open_device() -> io::Result<OwnedFd> {

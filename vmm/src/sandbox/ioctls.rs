@@ -74,6 +74,7 @@ pub(super) const BUILD: &[u32] = &[
 /// Faults that are caught, and pages that are placed.
 pub(super) const FAULTS: &[u32] = &[
     0xc028_aa03, // UFFDIO_COPY
+    0xc028_aa05, // UFFDIO_MOVE
     0xc020_aa04, // UFFDIO_ZEROPAGE
     0x8010_aa02, // UFFDIO_WAKE
     0xaa00,      // USERFAULTFD_IOC_NEW
