@@ -4,7 +4,7 @@ mod sim;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migrate::channel::memory::Place;
 use migrate::channel::tcp::{TcpDial, TcpListen};
@@ -242,9 +242,13 @@ fn packets_that_come_late_are_sent_after_the_guest() {
         let runners = Runners::default();
         let (guest, host) = (Sim::booted(habit, runners.clone()), SimHost::new(habit, &runners));
         *guest.packets() = vec![packet(0, "in the pause"), packet(1, "on the other interface")];
-        // One comes when the guest has run there for a while.
+        // One comes when the guest runs there and those of the pause are on their way.
         let observer = At(|event: &Event| {
             if matches!(event, Event::Switched { .. }) {
+                let limit = Instant::now() + Duration::from_secs(5);
+                while !guest.packets().is_empty() && Instant::now() < limit {
+                    std::thread::yield_now();
+                }
                 guest.packets().push(packet(1, "late"));
             }
         });
