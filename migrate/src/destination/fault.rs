@@ -63,6 +63,15 @@ struct Waits {
     last_page_us: u64,
 }
 
+/// Missing pages that somebody has touched.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Touched {
+    /// To be requested.
+    pub(super) wanted: Vec<u64>,
+    /// On their way into place, or at hand.
+    pub(super) at_hand: Vec<u64>,
+}
+
 /// When pages came last: bytes received by then.
 struct Sign {
     bytes: u64,
@@ -264,9 +273,12 @@ impl Placing {
         let mut sign = Sign { bytes: context.landing.traffic().bytes, since: now, began: now };
         while !self.told.load(Ordering::Acquire) && !context.alarm.is_stopped() {
             touched.clear();
-            let seen = self.faults.wait(LOOK_UP, &mut touched).map_err(Failure::guest("catch faults"));
+            // What a touch broke up is copied a part at a time, so that the next touch waits for no more than that.
+            let wait = if self.is_to_copy() { Duration::ZERO } else { LOOK_UP };
+            let seen = self.faults.wait(wait, &mut touched).map_err(Failure::guest("catch faults"));
             let asked = seen.and_then(|()| self.request(&touched, urgent));
-            let placed = asked.and_then(|()| self.tell_if_complete(context));
+            let copied = asked.and_then(|()| self.copy_part());
+            let placed = copied.and_then(|()| self.tell_if_complete(context));
             let watched = placed.and_then(|()| self.check_patience(context, &mut sign));
             // Once nothing is missing nothing is caught any more: a touch that was seen just before has been let go, and
             // to answer it fails.
@@ -297,20 +309,22 @@ impl Placing {
     }
 
     fn request(&self, touched: &[u64], urgent: &Line) -> Result<(), Failure> {
-        self.note(touched)?
+        let Touched { wanted, at_hand } = self.note(touched)?;
+        wanted
             .chunks(REQUESTS_PER_FRAME)
-            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))?;
+        at_hand.iter().try_for_each(|gfn| self.place_at_hand(*gfn))
     }
 
-    /// Notes who waits since now; the pages that are to be requested for it.
-    pub(super) fn note(&self, touched: &[u64]) -> Result<Vec<u64>, Failure> {
+    /// Notes who waits since now, and for what.
+    pub(super) fn note(&self, touched: &[u64]) -> Result<Touched, Failure> {
         let now = Instant::now();
-        let mut wanted = Vec::new();
+        let Touched { mut wanted, mut at_hand } = Touched::default();
         for gfn in touched {
             if !self.missing.contains(*gfn) {
                 self.faults.fill_hole(*gfn).map_err(Failure::guest("place a zero page"))?;
             } else if !self.unplaced.contains(*gfn) {
-                self.place_at_hand(*gfn)?;
+                at_hand.push(*gfn);
             } else if !self.requested.contains(*gfn) {
                 self.waits().since.insert(*gfn, now);
                 self.requested.insert_run(PageRun { first: *gfn, count: 1 });
@@ -322,11 +336,11 @@ impl Placing {
                 if self.requested.claim(*gfn) {
                     self.waits().since.remove(gfn);
                 }
-                self.place_at_hand(*gfn)?;
+                at_hand.push(*gfn);
             }
         }
         self.waits().requests += wanted.len() as u64;
-        Ok(wanted)
+        Ok(Touched { wanted, at_hand })
     }
 
     /// While a page is waited for, something must come: a restore that waits for one hears nothing else. One page

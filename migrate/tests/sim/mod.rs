@@ -105,7 +105,7 @@ pub(crate) struct Habit {
     pub(crate) acknowledges_after: Duration,
     /// Pages `0..zeros` are touched but zero when it has booted.
     pub(crate) zeros: u64,
-    /// From here on none of those that were touched is zero.
+    /// From here on those that were touched are zero only in part 5 of every second block of 2 MiB.
     pub(crate) solid_from: u64,
     pub(crate) nics: u32,
 }
@@ -229,7 +229,7 @@ impl Sim {
         {
             let mut mind = sim.mind();
             for gfn in 0..habit.pages * 3 / 4 {
-                let hollow = gfn < habit.solid_from && gfn % 7 == 3;
+                let hollow = if gfn < habit.solid_from { gfn % 7 == 3 } else { gfn % 1024 / 64 == 5 };
                 let value = if gfn < habit.zeros || hollow { 0 } else { gfn << 32 | 1 };
                 sim.ram.write(gfn, value);
                 mind.written[gfn as usize] = value;

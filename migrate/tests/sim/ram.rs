@@ -258,18 +258,21 @@ impl Ram for SimRam {
 pub(crate) struct SimFaults(pub(crate) Arc<SimRam>);
 
 impl SimFaults {
-    fn put(&self, run: PageRun, content: impl Fn(u64) -> Vec<u8>) {
+    /// As the kernel does: a page that is there is not replaced, and whoever wants to is told.
+    fn put(&self, run: PageRun, content: impl Fn(u64) -> Vec<u8>) -> Result<()> {
         let ram = &self.0;
         for gfn in run.first..run.end() {
             let page = PageRun { first: gfn, count: 1 };
-            if ram.absent.contains(gfn) {
-                ram.store(page, &content(gfn - run.first));
-                ram.touched.insert_run(page);
-                ram.absent.claim(gfn);
+            if !ram.absent.contains(gfn) {
+                return Err(GuestError(format!("page {gfn:#x} was already there")));
             }
+            ram.store(page, &content(gfn - run.first));
+            ram.touched.insert_run(page);
+            ram.absent.claim(gfn);
         }
         drop(ram.queue());
         ram.changed.notify_all();
+        Ok(())
     }
 }
 
@@ -305,17 +308,17 @@ impl Faults for SimFaults {
         if !self.0.queue().catching {
             return Err(GuestError("nothing is caught any more".to_owned()));
         }
-        self.place_zeros(PageRun { first: gfn, count: 1 })
+        // Another touch may have done so before.
+        let _ = self.place_zeros(PageRun { first: gfn, count: 1 });
+        Ok(())
     }
 
     fn place(&self, run: PageRun, data: &[u8]) -> Result<()> {
-        self.put(run, |page| data[page as usize * PAGE_SIZE..][..PAGE_SIZE].to_vec());
-        Ok(())
+        self.put(run, |page| data[page as usize * PAGE_SIZE..][..PAGE_SIZE].to_vec())
     }
 
     fn place_zeros(&self, run: PageRun) -> Result<()> {
-        self.put(run, |_| vec![0; PAGE_SIZE]);
-        Ok(())
+        self.put(run, |_| vec![0; PAGE_SIZE])
     }
 
     fn close(&self) {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::ram::GuestRam;
-use super::{MemoryError, PAGE};
+use super::{MemoryError, PAGE, present};
 
 const UFFD_API: u64 = 0xaa;
 /// Pages can be moved to where they are missing (Linux 6.8).
@@ -129,8 +129,12 @@ impl Userfault {
     /// When the kernel refuses, for instance for want of memory; or a page was there already: whatever it holds,
     /// it is not what is placed here.
     pub fn place(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
-        self.resolve(gpa, data.len() as u64, |host, done, left| {
-            let mut request = [host, data.as_ptr() as u64 + done, left, 0, 0];
+        self.copy(gpa, data.as_ptr() as u64, data.len() as u64)
+    }
+
+    fn copy(&self, gpa: u64, from: u64, bytes: u64) -> io::Result<()> {
+        self.resolve(gpa, bytes, |host, done, left| {
+            let mut request = [host, from + done, left, 0, 0];
             let result = ioctl(&self.fd, UFFDIO_COPY, &mut request);
             (result, request[4].cast_signed())
         })
@@ -142,26 +146,40 @@ impl Userfault {
     }
 
     /// Places missing pages by moving those at host address `from` there; from a huge page a huge page, where nothing of it
-    /// was there before. What the kernel does not move is copied.
+    /// was there before. What the kernel does not move is copied. Nobody else changes what is at `from`.
     ///
     /// # Errors
     /// As for [`place`](Self::place).
     pub(super) fn place_moved(&self, gpa: u64, from: usize, bytes: u64) -> io::Result<()> {
-        self.resolve(gpa, bytes, |host, done, left| {
+        let moved = self.resolve(gpa, bytes, |host, done, left| {
             let mut request = [host, from as u64 + done, left, 0, 0];
             let result = ioctl(&self.fd, UFFDIO_MOVE, &mut request);
-            let refused = |error: &io::Error| {
-                !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::EAGAIN))
-                    && request[4].cast_signed() <= 0
-            };
-            if !result.as_ref().is_err_and(refused) {
-                return (result, request[4].cast_signed());
-            }
-            self.moves.store(false, Ordering::Relaxed);
-            let mut request = [host, from as u64 + done, left, 0, 0];
-            let result = ioctl(&self.fd, UFFDIO_COPY, &mut request);
             (result, request[4].cast_signed())
+        });
+        let Err(error) = moved else { return Ok(()) };
+        match error.raw_os_error() {
+            // A page that was there, perhaps; perhaps one that the kernel has just moved itself: 6.18 up to 6.18.50 say so when
+            // the first touch of the range comes at that moment (mended by "reset err to be 0 when move_pages_ptes succeeded").
+            None if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // Somebody else looks at the page just now.
+            Some(libc::EBUSY) => {}
+            Some(libc::EINVAL | libc::ENOMEM) => self.moves.store(false, Ordering::Relaxed),
+            _ => return Err(error),
+        }
+        self.copy_the_rest(gpa, from, bytes).map_err(|why| match why.kind() {
+            io::ErrorKind::Unsupported => error,
+            _ => why,
         })
+    }
+
+    /// What was moved is gone from where it was. The rest is copied.
+    fn copy_the_rest(&self, gpa: u64, from: usize, bytes: u64) -> io::Result<()> {
+        let mut rest = Vec::new();
+        let told = present::each_existing(from, bytes, |at, bytes| rest.push((at, bytes)));
+        told.map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
+        // The kernel has not woken who waits for what it moved.
+        self.wake(self.ram.host(gpa, bytes) as u64, bytes)?;
+        rest.iter().try_for_each(|(at, bytes)| self.copy(gpa + (at - from) as u64, *at as u64, *bytes))
     }
 
     /// Places missing pages of zeros and wakes who waits for them. Each page once.
