@@ -274,6 +274,9 @@ pub trait Arriving: Send + Sync {
     /// When the state cannot be read or the kernel refuses a part of it.
     fn restore(&self, state: &[u8], source: Option<HeardClock>) -> Result<()>;
 
+    /// The guest is complete, and will be resumed in a moment if all goes well.
+    fn stand_by(&self) {}
+
     /// Runs the guest. Only `handover` may lead here.
     ///
     /// # Errors

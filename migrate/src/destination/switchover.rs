@@ -75,6 +75,7 @@ impl<'a> Session<'a> {
         }
         self.custody.on(DestinationEvent::Restored)?;
         self.custody.promise();
+        context.guest.stand_by();
         context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))
     }
 

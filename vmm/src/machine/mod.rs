@@ -297,6 +297,17 @@ impl Machine<Paused> {
     pub fn restore_by(&mut self, state: &[u8], source: Option<SourceClock>) -> Result<(), MachineError> {
         saved::restore(&self.board, &self.vcpus, state, source)
     }
+
+    /// It will be resumed in a moment. Its vCPUs' threads wait awake for that, so there is a core for each of them and one more.
+    pub fn stand_by(&self) {
+        self.vcpus.stand_by();
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.board.shape().vcpus
+    }
 }
 
 impl Machine<Running> {

@@ -160,6 +160,10 @@ impl Arriving for Resident {
         self.restore(state, source.map(|HeardClock { shown_ns, heard }| SourceClock { shown_ns, heard }))
     }
 
+    fn stand_by(&self) {
+        self.stand_by();
+    }
+
     fn resume(&self) -> Result<()> {
         // From the order to run on nothing may fail.
         let ram = self.guest_ram()?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use migrate::guest::{Description, GuestError, Packet, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
+use migrate::priority::share_a_core;
 use uuid::Uuid;
 
 use crate::devices::virtio::DiskError;
@@ -283,6 +284,15 @@ impl Resident {
         match &mut *self.lock() {
             Life::Paused(machine) => machine.restore_by(state, source).map_err(refused),
             _ => Err(GuestError("state can be restored only into a paused machine".into())),
+        }
+    }
+
+    /// The guest will be resumed in a moment.
+    pub fn stand_by(&self) {
+        if let Life::Paused(machine) = &*self.lock()
+            && !share_a_core(machine.vcpus(), 0)
+        {
+            machine.stand_by();
         }
     }
 

@@ -6,28 +6,32 @@ pub(super) const VCPU: &[u32] = &[
     0xae80,      // KVM_RUN
     0x4008_ae61, // KVM_IRQ_LINE: a device on the bus raises its interrupt
     0xaead,      // KVM_KVMCLOCK_CTRL
-    0x8090_ae81, // KVM_GET_REGS
     0x4090_ae82, // KVM_SET_REGS
-    0x8138_ae83, // KVM_GET_SREGS
     0x4138_ae84, // KVM_SET_SREGS
-    0x8004_ae98, // KVM_GET_MP_STATE
     0x4004_ae99, // KVM_SET_MP_STATE
-    0x9000_aecf, // KVM_GET_XSAVE2
     0x5000_aea5, // KVM_SET_XSAVE
-    0x8188_aea6, // KVM_GET_XCRS
     0x4188_aea7, // KVM_SET_XCRS
-    0x8080_aea1, // KVM_GET_DEBUGREGS
     0x4080_aea2, // KVM_SET_DEBUGREGS
-    0x8400_ae8e, // KVM_GET_LAPIC
     0x4400_ae8f, // KVM_SET_LAPIC
-    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
     0x4040_aea0, // KVM_SET_VCPU_EVENTS
-    0xc008_ae88, // KVM_GET_MSRS
     0x4008_ae89, // KVM_SET_MSRS
     0x4018_aee1, // KVM_SET_DEVICE_ATTR: the TSC's offset
-    0x4018_aee2, // KVM_GET_DEVICE_ATTR
     0x4018_aee3, // KVM_HAS_DEVICE_ATTR
     0xaea2,      // KVM_SET_TSC_KHZ
+];
+
+/// A parked vCPU whose state is read.
+pub(super) const VCPU_STATE: &[u32] = &[
+    0x8090_ae81, // KVM_GET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x9000_aecf, // KVM_GET_XSAVE2
+    0x8188_aea6, // KVM_GET_XCRS
+    0x8080_aea1, // KVM_GET_DEBUGREGS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+    0xc008_ae88, // KVM_GET_MSRS
+    0x4018_aee2, // KVM_GET_DEVICE_ATTR: the TSC's offset
     0xaea3,      // KVM_GET_TSC_KHZ
 ];
 

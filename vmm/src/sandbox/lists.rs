@@ -32,13 +32,16 @@ impl ThreadKind {
     /// What it may call.
     pub(super) fn calls(self) -> impl Iterator<Item = Call> {
         let lists: &[&[Call]] = match self {
-            Self::Control => {
-                &[RUNTIME, THREADS, LIBRARIES, FILES, GUEST_IO, SOCKETS, MACHINE, BUILD, VCPU, CONTROL]
+            Self::Control => &[
+                RUNTIME, THREADS, LIBRARIES, FILES, GUEST_IO, SOCKETS, MACHINE, BUILD, VCPU, VCPU_STATE,
+                CONTROL,
+            ],
+            Self::Arriving => {
+                &[RUNTIME, THREADS, LIBRARIES, FILES, GUEST_IO, SOCKETS, MACHINE, BUILD, VCPU, VCPU_STATE]
             }
-            Self::Arriving => &[RUNTIME, THREADS, LIBRARIES, FILES, GUEST_IO, SOCKETS, MACHINE, BUILD, VCPU],
-            Self::Departing => &[RUNTIME, THREADS, LIBRARIES, FILES, GUEST_IO, SOCKETS, MACHINE],
+            Self::Departing => &[RUNTIME, THREADS, LIBRARIES, FILES, GUEST_IO, SOCKETS, MACHINE, VCPU_STATE],
             Self::Device => &[RUNTIME, GUEST_IO, DEVICE],
-            Self::Vcpu => &[RUNTIME, GUEST_IO, VCPU],
+            Self::Vcpu => &[RUNTIME, GUEST_IO, VCPU, VCPU_STATE],
         };
         lists.iter().copied().flatten().copied()
     }
@@ -299,6 +302,9 @@ const BUILD: &[Call] = &[
 
 /// A vCPU.
 const VCPU: &[Call] = &[Call::ioctl(ioctls::VCPU)];
+
+/// Reading the state of a vCPU that is parked.
+const VCPU_STATE: &[Call] = &[Call::ioctl(ioctls::VCPU_STATE)];
 
 /// A device.
 const DEVICE: &[Call] = &[Call::ioctl(ioctls::DEVICE)];

@@ -1,7 +1,8 @@
-//! vCPUs: one thread each, which alone runs it and alone reads and writes its state.
+//! vCPUs: one thread each, which alone runs it.
 //!
 //! The owner (`machine`) gives orders to all at once and gets one reply for each: so all vCPUs save and restore at
-//! the same time, and the state of N costs the time of one. A thread parks only when `KVM_RUN` has returned `EINTR`
+//! the same time, and the state of N costs the time of one. The last one's state the owner reads and writes itself meanwhile: a
+//! guest with one vCPU waits for no thread to wake up, twice. A thread parks only when `KVM_RUN` has returned `EINTR`
 //! on request: then the guest's pending I/O is finished and every register is what the guest will go on with.
 
 mod choice;
@@ -113,11 +114,22 @@ pub struct Surroundings {
 /// What a vCPU's thread can be asked. It ends when its owner is gone.
 enum Order {
     Run,
-    Save { buffer: Vec<u8>, base: Arc<OnceLock<tsc::Here>> },
-    Restore { image: Box<VcpuImage>, base: Arc<OnceLock<tsc::Here>>, stood_still: StoodStill },
+    /// To run is the next order, and soon. Not answered. Orders were given so often before that.
+    StandBy {
+        given: u64,
+    },
+    Save {
+        buffer: Vec<u8>,
+        base: Arc<OnceLock<tsc::Here>>,
+    },
+    Restore {
+        image: Box<VcpuImage>,
+        base: Arc<OnceLock<tsc::Here>>,
+        stood_still: StoodStill,
+    },
 }
 
-/// What it answers: one for each order.
+/// What it answers: one for each order but to stand by.
 enum Reply {
     Parked,
     Saved(Vec<u8>, Result<(), VcpuError>),
@@ -126,6 +138,7 @@ enum Reply {
 
 /// The owner's side of one vCPU.
 struct Vcpu {
+    cpu: Arc<thread::Cpu>,
     kick: Arc<Kick>,
     replies: Receiver<Reply>,
     thread: Option<JoinHandle<()>>,
@@ -157,6 +170,13 @@ impl Vcpus {
     pub fn run(&self) {
         self.all.iter().for_each(|vcpu| vcpu.kick.let_run());
         self.orders.give(|_| Some(Order::Run));
+    }
+
+    /// All are parked and will be let run in a moment: none of them has to be woken then, perhaps on the core of whoever lets it
+    /// run. There is a core for each of them and one more.
+    pub fn stand_by(&self) {
+        let given = self.orders.given() + 1;
+        self.orders.give(|_| Some(Order::StandBy { given }));
     }
 
     /// Makes all leave the guest and waits until they have, at most `limit`. On failure all run on.
@@ -191,49 +211,60 @@ impl Vcpus {
     /// When the kernel refuses a part of the state.
     pub fn save(&self, stream: &mut StreamWriter) -> Result<(), VcpuError> {
         let base = Arc::default();
+        let Some((mine, others)) = self.all.split_last() else { return Ok(()) };
         self.orders.give(|number| {
-            let buffer = self.all[number].buffer.take();
+            let buffer = others.get(number)?.buffer.take();
             Some(Order::Save { buffer, base: Arc::clone(&base) })
         });
-        self.outcomes(|vcpu, reply| match reply {
+        let mut buffer = mine.buffer.take();
+        let saved = mine.cpu.save(&mut buffer, &base);
+        let all = outcomes(others, |vcpu, reply| match reply {
             Reply::Saved(buffer, outcome) => {
                 stream.append(1, &buffer);
                 vcpu.buffer.set(buffer);
                 Some(outcome)
             }
             _ => None,
-        })
+        });
+        stream.append(1, &buffer);
+        mine.buffer.set(buffer);
+        all.and(saved)
     }
 
     /// Puts the state of each in place; `images` has one for each. All are parked, and were `stood_still` before.
     ///
     /// # Errors
     /// When the kernel refuses a part of it; the others are restored all the same.
-    pub fn restore(&self, images: Vec<Box<VcpuImage>>, stood_still: StoodStill) -> Result<(), VcpuError> {
+    pub fn restore(&self, mut images: Vec<Box<VcpuImage>>, stood_still: StoodStill) -> Result<(), VcpuError> {
         assert_eq!(images.len(), self.all.len(), "one image for each vCPU");
         let base = Arc::default();
+        let (Some((mine, others)), Some(image)) = (self.all.split_last(), images.pop()) else {
+            return Ok(());
+        };
         let mut images = images.into_iter();
         self.orders
             .give(|_| Some(Order::Restore { image: images.next()?, base: Arc::clone(&base), stood_still }));
-        self.outcomes(|_, reply| match reply {
+        let restored = mine.cpu.restore(&image, &base, stood_still);
+        let all = outcomes(others, |_, reply| match reply {
             Reply::Restored(outcome) => Some(outcome),
             _ => None,
-        })
+        });
+        all.and(restored)
     }
+}
 
-    /// Waits for one reply of each vCPU and takes the outcome out of it. The first failure, after all have answered.
-    fn outcomes(
-        &self,
-        mut of: impl FnMut(&Vcpu, Reply) -> Option<Result<(), VcpuError>>,
-    ) -> Result<(), VcpuError> {
-        let mut all = Ok(());
-        for (number, vcpu) in self.all.iter().enumerate() {
-            let silent = VcpuError::Silent { vcpu: number as u32 };
-            let reply = vcpu.replies.recv_timeout(PATIENCE).ok().and_then(|reply| of(vcpu, reply));
-            all = all.and(reply.unwrap_or(Err(silent)));
-        }
-        all
+/// Waits for one reply of each vCPU and takes the outcome out of it. The first failure, after all have answered.
+fn outcomes(
+    vcpus: &[Vcpu],
+    mut of: impl FnMut(&Vcpu, Reply) -> Option<Result<(), VcpuError>>,
+) -> Result<(), VcpuError> {
+    let mut all = Ok(());
+    for (number, vcpu) in vcpus.iter().enumerate() {
+        let silent = VcpuError::Silent { vcpu: number as u32 };
+        let reply = vcpu.replies.recv_timeout(PATIENCE).ok().and_then(|reply| of(vcpu, reply));
+        all = all.and(reply.unwrap_or(Err(silent)));
     }
+    all
 }
 
 impl Drop for Vcpus {
@@ -255,11 +286,12 @@ impl Vcpu {
     ) -> io::Result<Self> {
         let kick = Arc::new(Kick::new(&fd)?);
         let (outgoing, replies) = channel();
-        let worker = thread::Worker::new(number, fd, Arc::clone(&kick), surroundings);
+        let cpu = Arc::new(thread::Cpu::new(number, fd, surroundings));
+        let worker = thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick));
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{number}"))
             .spawn(move || worker.serve(&orders, &outgoing))?;
-        Ok(Self { kick, replies, thread: Some(thread), buffer: Cell::default() })
+        Ok(Self { cpu, kick, replies, thread: Some(thread), buffer: Cell::default() })
     }
 
     fn ask_to_leave(&self) {

@@ -3,13 +3,18 @@
 //! One lock and one wake-up for all: the kernel makes every thread runnable before the owner can be preempted by the
 //! first of them, so that no vCPU starts milliseconds after the others on a busy host. (A channel for each did that.)
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What a vCPU's thread is to do next.
 pub(super) struct Orders<T> {
     /// Shared by all threads of a machine by design; held to take one order.
     slots: Mutex<Slots<T>>,
     changed: Condvar,
+    /// How often orders were given, for who waits awake.
+    given: AtomicU64,
 }
 
 struct Slots<T> {
@@ -21,7 +26,11 @@ struct Slots<T> {
 impl<T> Orders<T> {
     pub(super) fn new(threads: usize) -> Self {
         let orders = (0..threads).map(|_| None).collect();
-        Self { slots: Mutex::new(Slots { orders, closed: false }), changed: Condvar::new() }
+        Self {
+            slots: Mutex::new(Slots { orders, closed: false }),
+            changed: Condvar::new(),
+            given: AtomicU64::new(0),
+        }
     }
 
     /// Gives an order to each thread for which `order` has one.
@@ -31,7 +40,22 @@ impl<T> Orders<T> {
             *slot = order(thread).or(slot.take());
         }
         drop(slots);
+        self.given.fetch_add(1, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    /// How often orders were given so far.
+    pub(super) fn given(&self) -> u64 {
+        self.given.load(Ordering::Acquire)
+    }
+
+    /// Waits awake, at most `limit`, until orders were given more often than `given` times. Whoever else waits for the core has it
+    /// all the while.
+    pub(super) fn stand_by(&self, given: u64, limit: Duration) {
+        let until = Instant::now() + limit;
+        while self.given() == given && Instant::now() < until {
+            thread::yield_now();
+        }
     }
 
     /// No thread gets another order.
@@ -57,5 +81,24 @@ impl<T> Orders<T> {
     /// A slot is written whole, whatever happens elsewhere.
     fn slots(&self) -> MutexGuard<'_, Slots<T>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stands_by_is_there_for_the_next_order_and_not_forever() {
+        let orders = Orders::new(1);
+        orders.give(|_| Some(1));
+        assert_eq!((orders.take(0), orders.given()), (Some(1), 1));
+        orders.stand_by(orders.given(), Duration::from_millis(1));
+        std::thread::scope(|scope| {
+            let standing = scope.spawn(|| orders.stand_by(1, Duration::from_secs(3600)));
+            orders.give(|_| Some(2));
+            standing.join().unwrap();
+        });
+        assert_eq!(orders.take(0), Some(2));
     }
 }

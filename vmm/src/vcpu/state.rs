@@ -40,7 +40,7 @@ const TSC: u16 = 9;
 /// The section of one vCPU.
 pub const KIND: Kind = Kind { name: "vcpu", version: 1, tags: &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10] };
 
-/// A vCPU as its own thread sees it.
+/// A vCPU as whoever saves or restores it sees it.
 pub(super) struct Handle<'a> {
     pub(super) vcpu: u32,
     pub(super) fd: BorrowedFd<'a>,

@@ -1,34 +1,85 @@
 //! A vCPU's thread: obeys orders; while it runs the guest, sends its I/O to the bus.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::{self, Kick};
 use super::orders::Orders;
-use super::{Bus, GuestEnd, Order, Reply, Surroundings, state};
+use super::state::VcpuImage;
+use super::tsc::{Here, StoodStill};
+use super::{Bus, GuestEnd, Order, Reply, Surroundings, VcpuError, state};
 use crate::devices::End;
+use crate::kvm::ioctl;
 use crate::sandbox::{self, ThreadKind};
 
 /// Called once on the thread of the vCPU that ended the guest (shutdown, reset, or a failure).
 /// It must not wait for the machine.
 pub type OnEnd = Arc<dyn Fn(GuestEnd) + Send + Sync>;
 
-/// What a vCPU's thread owns.
-pub(super) struct Worker {
+/// How long a vCPU's thread that is to run the guest soon waits awake: twice what ready and commit take within one host, or in a
+/// fast network.
+const SOON: Duration = Duration::from_micros(500);
+
+/// A vCPU. While its thread runs the guest nobody else has it.
+pub(super) struct Cpu {
     number: u32,
-    fd: VcpuFd,
-    kick: Arc<Kick>,
+    fd: Mutex<VcpuFd>,
     surroundings: Surroundings,
+}
+
+impl Cpu {
+    pub(super) fn new(number: u32, fd: VcpuFd, surroundings: Surroundings) -> Self {
+        Self { number, fd: Mutex::new(fd), surroundings }
+    }
+
+    /// Writes its section. It is parked.
+    pub(super) fn save(&self, buffer: &mut Vec<u8>, base: &OnceLock<Here>) -> Result<(), VcpuError> {
+        buffer.clear();
+        self.with_parked(|handle| state::save(handle, buffer, base))
+    }
+
+    /// Puts its state in place. It is parked.
+    pub(super) fn restore(
+        &self,
+        image: &VcpuImage,
+        base: &OnceLock<Here>,
+        stood_still: StoodStill,
+    ) -> Result<(), VcpuError> {
+        self.with_parked(|handle| state::restore(handle, image, base, stood_still))
+    }
+
+    fn with_parked<T>(
+        &self,
+        work: impl FnOnce(&state::Handle<'_>) -> Result<T, VcpuError>,
+    ) -> Result<T, VcpuError> {
+        let fd = match self.fd.try_lock() {
+            Ok(fd) => fd,
+            Err(TryLockError::Poisoned(fd)) => fd.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(VcpuError::Silent { vcpu: self.number }),
+        };
+        work(&state::Handle { vcpu: self.number, fd: ioctl::borrow(&*fd), with: &self.surroundings })
+    }
+
+    fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a vCPU's thread has.
+pub(super) struct Worker {
+    cpu: Arc<Cpu>,
+    kick: Arc<Kick>,
     /// The guest has ended on this vCPU: it executes nothing more.
     ended: bool,
 }
 
 impl Worker {
-    pub(super) fn new(number: u32, fd: VcpuFd, kick: Arc<Kick>, surroundings: Surroundings) -> Self {
-        Self { number, fd, kick, surroundings, ended: false }
+    pub(super) fn new(cpu: Arc<Cpu>, kick: Arc<Kick>) -> Self {
+        Self { cpu, kick, ended: false }
     }
 
     /// Obeys until the owner is gone.
@@ -36,19 +87,22 @@ impl Worker {
         sandbox::confine(ThreadKind::Vcpu);
         // Failing would mean only that a stray signal makes the guest leave once too often.
         let _ = kick::take_only_kicks();
-        while let Some(order) = orders.take(self.number as usize) {
+        while let Some(order) = orders.take(self.cpu.number as usize) {
             let reply = match order {
                 Order::Run => {
                     self.run();
                     Reply::Parked
                 }
                 Order::Save { mut buffer, base } => {
-                    buffer.clear();
-                    let saved = state::save(&self.handle(), &mut buffer, &base);
+                    let saved = self.cpu.save(&mut buffer, &base);
                     Reply::Saved(buffer, saved)
                 }
+                Order::StandBy { given } => {
+                    orders.stand_by(given, SOON);
+                    continue;
+                }
                 Order::Restore { image, base, stood_still } => {
-                    Reply::Restored(state::restore(&self.handle(), &image, &base, stood_still))
+                    Reply::Restored(self.cpu.restore(&image, &base, stood_still))
                 }
             };
             if replies.send(reply).is_err() {
@@ -57,37 +111,35 @@ impl Worker {
         }
     }
 
-    fn handle(&self) -> state::Handle<'_> {
-        state::Handle { vcpu: self.number, fd: crate::kvm::ioctl::borrow(&self.fd), with: &self.surroundings }
-    }
-
     /// Runs the guest until the owner asks to leave or the guest ends.
     fn run(&mut self) {
         if self.ended {
             return self.kick.leave();
         }
         // Tells the guest's watchdogs that time was lost. A guest without kvmclock has none (EINVAL).
-        let _ = self.fd.kvmclock_ctrl();
+        let cpu = Arc::clone(&self.cpu);
+        let mut fd = cpu.fd();
+        let _ = fd.kvmclock_ctrl();
         loop {
-            let end = match self.fd.run() {
-                Ok(exit) => serve_exit(exit, &self.surroundings.bus),
+            let end = match fd.run() {
+                Ok(exit) => serve_exit(exit, &cpu.surroundings.bus),
                 Err(error) if error.errno() == libc::EINTR && self.kick.agree() => return,
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,
                 Err(error) => Some(End::Failed(format!("KVM_RUN failed: {}", io::Error::from(error)))),
             };
             if let Some(end) = end {
-                return self.end(end);
+                return self.end(end, &fd);
             }
         }
     }
 
-    fn end(&mut self, mut end: End) {
-        if let (End::Failed(why), Ok(regs)) = (&mut end, self.fd.get_regs()) {
+    fn end(&mut self, mut end: End, fd: &VcpuFd) {
+        if let (End::Failed(why), Ok(regs)) = (&mut end, fd.get_regs()) {
             why.push_str(&format!(" (at rip {:#x})", regs.rip));
         }
         self.ended = true;
         self.kick.leave();
-        (self.surroundings.on_end)(GuestEnd { vcpu: self.number, end });
+        (self.cpu.surroundings.on_end)(GuestEnd { vcpu: self.cpu.number, end });
     }
 }
 
@@ -96,7 +148,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let end = End::Failed("its thread has died of a defect in the VMM".into());
-            (self.surroundings.on_end)(GuestEnd { vcpu: self.number, end });
+            (self.cpu.surroundings.on_end)(GuestEnd { vcpu: self.cpu.number, end });
         }
     }
 }
