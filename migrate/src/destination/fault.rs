@@ -63,6 +63,21 @@ struct Waits {
     last_page_us: u64,
 }
 
+/// Nobody sees touches any more, however that came about.
+struct Watched<'a>(&'a Placing);
+
+impl Drop for Watched<'_> {
+    /// Before ready the machine is thrown away: whoever hangs in a fault meanwhile, a restore perhaps, must be let go. After it
+    /// nothing may be let go: the missing pages would read as zero.
+    fn drop(&mut self) {
+        let mut fate = self.0.fate();
+        if *fate == Fate::Open {
+            *fate = Fate::LetGo;
+            self.0.faults.close();
+        }
+    }
+}
+
 /// Missing pages that somebody has touched.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Touched {
@@ -268,6 +283,7 @@ impl Placing {
 
     /// Sees touches of missing pages and requests them, until nothing is missing or the conversation is over.
     pub(super) fn watch(&self, context: &Context<'_>, urgent: &Line) {
+        let _end = Watched(self);
         let mut touched = Vec::new();
         let now = Instant::now();
         let mut sign = Sign { bytes: context.landing.traffic().bytes, since: now, began: now };
@@ -285,13 +301,6 @@ impl Placing {
             if let (Err(failure), false) = (watched, self.told.load(Ordering::Acquire)) {
                 context.alarm.trip(failure);
             }
-        }
-        // Before ready the machine is thrown away: whoever hangs in a fault meanwhile, a restore perhaps, must
-        // be let go. After it nothing may be let go: the missing pages would read as zero.
-        let mut fate = self.fate();
-        if *fate == Fate::Open {
-            *fate = Fate::LetGo;
-            self.faults.close();
         }
     }
 
@@ -354,7 +363,11 @@ impl Placing {
         let after = if open { context.deadlines.pause } else { context.deadlines.idle };
         let patience = |since: &Instant| since.elapsed().min(sign.began.elapsed()) >= after;
         let waited = self.waits().since.values().any(patience);
-        if waited && sign.since.elapsed() >= after {
+        // A restore that hangs can be called back by nobody else, whatever else comes meanwhile.
+        let longest = context.deadlines.idle.max(context.deadlines.pause);
+        let too_long = |since: &Instant| since.elapsed().min(sign.began.elapsed()) >= longest;
+        let hangs = *self.fate() == Fate::Open && self.waits().since.values().any(too_long);
+        if hangs || waited && sign.since.elapsed() >= after {
             return Err(Failure::Silent { peer: context.control.peer().to_owned(), after });
         }
         Ok(())

@@ -75,8 +75,9 @@ impl<'a> Session<'a> {
         }
         self.custody.on(DestinationEvent::Restored)?;
         self.custody.promise();
+        context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))?;
         context.guest.stand_by();
-        context.control.tell(&Message::Ready(Ready { restore_us: self.report.restore_us }))
+        Ok(())
     }
 
     /// Waits for the last round, if it comes on the data connections, as long as bytes come.

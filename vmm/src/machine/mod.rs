@@ -298,15 +298,9 @@ impl Machine<Paused> {
         saved::restore(&self.board, &self.vcpus, state, source)
     }
 
-    /// It will be resumed in a moment. Its vCPUs' threads wait awake for that, so there is a core for each of them and one more.
+    /// It will be resumed in a moment. Its vCPUs' threads wait awake for that where they have the cores to.
     pub fn stand_by(&self) {
         self.vcpus.stand_by();
-    }
-
-    /// How many vCPUs it has.
-    #[must_use]
-    pub fn vcpus(&self) -> u32 {
-        self.board.shape().vcpus
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use migrate::guest::{Description, GuestError, Packet, Result, Telemetry};
 use migrate::pages::{PageRun, PageSet};
-use migrate::priority::share_a_core;
 use uuid::Uuid;
 
 use crate::devices::virtio::DiskError;
@@ -289,9 +288,7 @@ impl Resident {
 
     /// The guest will be resumed in a moment.
     pub fn stand_by(&self) {
-        if let Life::Paused(machine) = &*self.lock()
-            && !share_a_core(machine.vcpus(), 0)
-        {
+        if let Life::Paused(machine) = &*self.lock() {
             machine.stand_by();
         }
     }

@@ -53,9 +53,10 @@ const FORBIDDEN: [(&str, i64, [u64; 3]); 26] = [
 ];
 
 /// Calls that some threads need and these do not.
-const NARROWER: [(ThreadKind, &str, i64, [u64; 3]); 8] = [
+const NARROWER: [(ThreadKind, &str, i64, [u64; 3]); 9] = [
     (ThreadKind::Departing, "KVM_CREATE_VM", libc::SYS_ioctl, [0, 0xae01, 0]),
     (ThreadKind::Departing, "KVM_RUN", libc::SYS_ioctl, [0, 0xae80, 0]),
+    (ThreadKind::Departing, "KVM_SET_REGS", libc::SYS_ioctl, [0, 0x4090_ae82, 0]),
     (ThreadKind::Arriving, "epoll_create1", libc::SYS_epoll_create1, [0; 3]),
     (ThreadKind::Device, "KVM_RUN", libc::SYS_ioctl, [0, 0xae80, 0]),
     (ThreadKind::Device, "socket", libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0]),

@@ -1,8 +1,8 @@
 //! vCPUs: one thread each, which alone runs it.
 //!
 //! The owner (`machine`) gives orders to all at once and gets one reply for each: so all vCPUs save and restore at
-//! the same time, and the state of N costs the time of one. The last one's state the owner reads and writes itself meanwhile: a
-//! guest with one vCPU waits for no thread to wake up, twice. A thread parks only when `KVM_RUN` has returned `EINTR`
+//! the same time, and the state of N costs the time of one. The last one's state the owner reads and writes itself meanwhile, where
+//! there is a core besides: a guest with one vCPU waits for no thread to wake up, twice. A thread parks only when `KVM_RUN` has returned `EINTR`
 //! on request: then the guest's pending I/O is finished and every register is what the guest will go on with.
 
 mod choice;
@@ -25,9 +25,10 @@ mod xsave;
 
 use std::cell::Cell;
 use std::io;
+use std::num::NonZero;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
+use std::thread::{self as threads, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
@@ -56,7 +57,8 @@ pub(crate) use tsc::realtime_ns;
 pub use tsc::{SourceClock, StoodStill};
 pub(crate) use xsave::user_components;
 
-/// How long a vCPU may take to finish what it is asked, other than to leave the guest: far more than it ever needs.
+/// How long a vCPU's thread may take to finish what it is asked, other than to leave the guest: far more than it ever needs. Whoever
+/// restores one itself may hang in a touch of memory that has yet to come, as long as that is waited for at all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What can go wrong with a vCPU.
@@ -114,7 +116,7 @@ pub struct Surroundings {
 /// What a vCPU's thread can be asked. It ends when its owner is gone.
 enum Order {
     Run,
-    /// To run is the next order, and soon. Not answered. Orders were given so often before that.
+    /// To run is the next order, and soon. Not answered. Orders were given so often by then, this one included.
     StandBy {
         given: u64,
     },
@@ -148,6 +150,8 @@ struct Vcpu {
 /// All vCPUs of a machine. Parked when made. Dropping them ends their threads.
 pub struct Vcpus {
     all: Vec<Vcpu>,
+    /// There is a core for each of them, and one more.
+    core_besides: bool,
     orders: Arc<Orders<Order>>,
 }
 
@@ -159,7 +163,9 @@ impl Vcpus {
     pub fn start(vcpus: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
         kick::install_handler()?;
         let orders = Arc::new(Orders::new(vcpus.len()));
-        let mut all = Self { all: Vec::new(), orders: Arc::clone(&orders) };
+        let cores = threads::available_parallelism().map_or(1, NonZero::get);
+        let core_besides = cores > vcpus.len();
+        let mut all = Self { all: Vec::new(), core_besides, orders: Arc::clone(&orders) };
         for (index, fd) in vcpus.into_iter().enumerate() {
             all.all.push(Vcpu::start(index as u32, fd, surroundings.clone(), Arc::clone(&orders))?);
         }
@@ -172,11 +178,13 @@ impl Vcpus {
         self.orders.give(|_| Some(Order::Run));
     }
 
-    /// All are parked and will be let run in a moment: none of them has to be woken then, perhaps on the core of whoever lets it
-    /// run. There is a core for each of them and one more.
+    /// All are parked and will be let run in a moment: where there is a core besides, none of them has to be woken then, perhaps
+    /// on the core of whoever lets it run.
     pub fn stand_by(&self) {
-        let given = self.orders.given() + 1;
-        self.orders.give(|_| Some(Order::StandBy { given }));
+        if self.core_besides {
+            let given = self.orders.given() + 1;
+            self.orders.give(|_| Some(Order::StandBy { given }));
+        }
     }
 
     /// Makes all leave the guest and waits until they have, at most `limit`. On failure all run on.
@@ -238,13 +246,14 @@ impl Vcpus {
     pub fn restore(&self, mut images: Vec<Box<VcpuImage>>, stood_still: StoodStill) -> Result<(), VcpuError> {
         assert_eq!(images.len(), self.all.len(), "one image for each vCPU");
         let base = Arc::default();
-        let (Some((mine, others)), Some(image)) = (self.all.split_last(), images.pop()) else {
-            return Ok(());
-        };
+        // Who has restored is better the one to run, too, where nobody can stand by.
+        let mine = self.all.last().filter(|_| self.core_besides);
+        let mine = mine.and_then(|vcpu| Some((vcpu, images.pop()?)));
+        let others = &self.all[..images.len()];
         let mut images = images.into_iter();
         self.orders
             .give(|_| Some(Order::Restore { image: images.next()?, base: Arc::clone(&base), stood_still }));
-        let restored = mine.cpu.restore(&image, &base, stood_still);
+        let restored = mine.map_or(Ok(()), |(vcpu, image)| vcpu.cpu.restore(&image, &base, stood_still));
         let all = outcomes(others, |_, reply| match reply {
             Reply::Restored(outcome) => Some(outcome),
             _ => None,

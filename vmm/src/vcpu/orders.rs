@@ -53,7 +53,7 @@ impl<T> Orders<T> {
     /// all the while.
     pub(super) fn stand_by(&self, given: u64, limit: Duration) {
         let until = Instant::now() + limit;
-        while self.given() == given && Instant::now() < until {
+        while self.given() <= given && Instant::now() < until {
             thread::yield_now();
         }
     }

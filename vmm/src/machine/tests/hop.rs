@@ -151,16 +151,42 @@ fn a_pressed_power_button_stays_pressed() {
     assert_eq!(works_on(&there.resume(), 1, 1000).corruptions, 0);
 }
 
+/// Who stands by runs when it is told, whatever else it is told before, and however late.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn vcpus_that_stand_by_obey_any_order() {
+    for vcpus in [1, 2] {
+        let (machine, _) = busy(vcpus);
+        let mut machine = pause(machine);
+        for late in [0, 20] {
+            machine.stand_by();
+            machine.stand_by();
+            let state = machine.save().unwrap();
+            machine.restore(&state).unwrap();
+            machine.stand_by();
+            std::thread::sleep(Duration::from_millis(late));
+            machine = pause(machine.resume());
+        }
+        let machine = machine.resume();
+        assert_eq!(works_on(&machine, vcpus, 1000).corruptions, 0);
+        pause(machine).stand_by();
+    }
+}
+
 /// Bytes changed under a right checksum: KVM judges them, nobody panics, and the machine still answers.
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn any_values_are_applied_or_refused() {
-    let (machine, _) = busy(1);
+    [1, 2].into_iter().for_each(damaged_states_of);
+}
+
+fn damaged_states_of(vcpus: u32) {
+    let (machine, _) = busy(vcpus);
     let machine = pause(machine);
     let (state, description) = (machine.save().unwrap(), machine.description());
     let mut blank = Machine::blank(&description, Console::new()).unwrap();
     let mut number = 1_u32;
-    for _ in 0..2000 {
+    for _ in 0..1000 {
         let mut damaged = state.clone();
         for _ in 0..4 {
             number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -174,7 +200,7 @@ fn any_values_are_applied_or_refused() {
     copy_ram(&machine, &blank);
     drop(machine);
     let machine = blank.resume();
-    assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
+    assert_eq!(works_on(&machine, vcpus, 1000).corruptions, 0);
 }
 
 #[test]
