@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::context::Context;
 use super::gather::Gathering;
+use crate::channel::Deadlines;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{self, Faults};
@@ -276,9 +277,7 @@ impl Placing {
             waits.since.retain(|gfn, _| self.unplaced.contains(*gfn));
             waits.since.keys().copied().collect()
         };
-        wanted
-            .chunks(REQUESTS_PER_FRAME)
-            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
+        ask_for(&wanted, urgent)
     }
 
     /// Sees touches of missing pages and requests them, until nothing is missing or the conversation is over.
@@ -319,9 +318,7 @@ impl Placing {
 
     fn request(&self, touched: &[u64], urgent: &Line) -> Result<(), Failure> {
         let Touched { wanted, at_hand } = self.note(touched)?;
-        wanted
-            .chunks(REQUESTS_PER_FRAME)
-            .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))?;
+        ask_for(&wanted, urgent)?;
         at_hand.iter().try_for_each(|gfn| self.place_at_hand(*gfn))
     }
 
@@ -359,15 +356,14 @@ impl Placing {
         if bytes != sign.bytes {
             *sign = Sign { bytes, since: Instant::now(), ..*sign };
         }
-        let open = matches!(*self.fate(), Fate::Open | Fate::Ready);
-        let after = if open { context.deadlines.pause } else { context.deadlines.idle };
-        let patience = |since: &Instant| since.elapsed().min(sign.began.elapsed()) >= after;
-        let waited = self.waits().since.values().any(patience);
+        let Some(first) = self.waits().since.values().min().copied() else { return Ok(()) };
+        let waited = first.elapsed().min(sign.began.elapsed());
+        let (fate, Deadlines { pause, idle, .. }) = (*self.fate(), context.deadlines);
+        let after = if matches!(fate, Fate::Open | Fate::Ready) { pause } else { idle };
         // A restore that hangs can be called back by nobody else, whatever else comes meanwhile.
-        let longest = context.deadlines.idle.max(context.deadlines.pause);
-        let too_long = |since: &Instant| since.elapsed().min(sign.began.elapsed()) >= longest;
-        let hangs = *self.fate() == Fate::Open && self.waits().since.values().any(too_long);
-        if hangs || waited && sign.since.elapsed() >= after {
+        let longest = if fate == Fate::Open { idle.max(pause) } else { Duration::MAX };
+        if waited >= longest || waited >= after && sign.since.elapsed() >= after {
+            let after = if waited >= longest { longest } else { after };
             return Err(Failure::Silent { peer: context.control.peer().to_owned(), after });
         }
         Ok(())
@@ -380,6 +376,12 @@ impl Placing {
     fn waits(&self) -> MutexGuard<'_, Waits> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ask_for(wanted: &[u64], urgent: &Line) -> Result<(), Failure> {
+    wanted
+        .chunks(REQUESTS_PER_FRAME)
+        .try_for_each(|gfns| urgent.tell(&Message::Request { gfns: gfns.to_vec() }))
 }
 
 impl Context<'_> {

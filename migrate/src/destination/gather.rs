@@ -185,8 +185,8 @@ impl Placing {
     /// The conversation is over. What cannot be placed is missing still.
     pub(super) fn keep_nothing_at_hand(&self) {
         break_up(&mut self.blocks(), |_| true);
-        while let Some(part) = self.take_of_broken() {
-            let _ = self.place_won(&[part.run], |run| self.copy(&part, run));
+        while self.is_to_copy() {
+            let _ = self.copy_part();
         }
     }
 

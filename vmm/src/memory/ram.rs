@@ -269,9 +269,9 @@ fn spans_of(layout: &Layout, mmap: &Mmap) -> Result<Vec<Span>, MemoryError> {
         .collect()
 }
 
-/// `madvise` on guest memory with advice that keeps its content.
-fn madvise(host: usize, bytes: u64, advice: libc::c_int) -> io::Result<()> {
-    // SAFETY: only called with ranges that `GuestRam` has mapped, and with advice that neither unmaps
+/// `madvise` with advice that keeps the content.
+pub(super) fn madvise(host: usize, bytes: u64, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: only called with ranges that `GuestRam` or `staging` has mapped, and with advice that neither unmaps
     // nor discards (DONTDUMP, HUGEPAGE, NOHUGEPAGE, POPULATE_WRITE).
     match unsafe { libc::madvise(host as *mut libc::c_void, bytes as usize, advice) } {
         0 => Ok(()),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::huge::{Pace, Size};
+use super::ram::madvise;
 use super::userfault::Userfault;
 
 /// Bytes of a block: of a huge page.
@@ -71,7 +72,7 @@ impl Staging {
             free: Mutex::new((0..BLOCKS).map(|at| first + at * BLOCK as usize).collect()),
             pace: Mutex::new(Pace::slow_below(SLOW_BYTES_PER_S)),
         };
-        let advised = |advice| advise(mapped, Area::BYTES, advice).is_ok();
+        let advised = |advice| madvise(mapped, Area::BYTES as u64, advice).is_ok();
         (advised(libc::MADV_HUGEPAGE) && advised(libc::MADV_DONTDUMP)).then(|| Self(Arc::new(area)))
     }
 
@@ -93,7 +94,7 @@ impl Staging {
         }
         let host = lock(&area.free).pop()?;
         let block = Block { area: Arc::clone(area), gpa, host, parts: Default::default() };
-        area.timed(BLOCK, || advise(host, BLOCK as usize, libc::MADV_POPULATE_WRITE)).ok()?;
+        area.timed(BLOCK, || madvise(host, BLOCK, libc::MADV_POPULATE_WRITE)).ok()?;
         Some(block)
     }
 }
@@ -162,16 +163,6 @@ fn map(bytes: usize) -> Option<usize> {
     // SAFETY: a new mapping where the kernel chooses; nothing that exists is replaced.
     let at = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     (at != libc::MAP_FAILED).then_some(at as usize)
-}
-
-/// `madvise` with advice that keeps what is there.
-fn advise(host: usize, bytes: usize, advice: libc::c_int) -> io::Result<()> {
-    // SAFETY: only called with ranges of an `Area`, and advice that neither unmaps nor discards (HUGEPAGE, DONTDUMP,
-    // POPULATE_WRITE).
-    match unsafe { libc::madvise(host as *mut libc::c_void, bytes, advice) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -28,7 +28,7 @@ use std::io;
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
-use std::thread::{self as threads, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
@@ -163,7 +163,7 @@ impl Vcpus {
     pub fn start(vcpus: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
         kick::install_handler()?;
         let orders = Arc::new(Orders::new(vcpus.len()));
-        let cores = threads::available_parallelism().map_or(1, NonZero::get);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let core_besides = cores > vcpus.len();
         let mut all = Self { all: Vec::new(), core_besides, orders: Arc::clone(&orders) };
         for (index, fd) in vcpus.into_iter().enumerate() {

@@ -186,7 +186,7 @@ fn damaged_states_of(vcpus: u32) {
     let (state, description) = (machine.save().unwrap(), machine.description());
     let mut blank = Machine::blank(&description, Console::new()).unwrap();
     let mut number = 1_u32;
-    for _ in 0..1000 {
+    for _ in 0..2000 {
         let mut damaged = state.clone();
         for _ in 0..4 {
             number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
