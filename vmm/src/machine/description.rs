@@ -2,14 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::supply::HostSupply;
 use super::virtio::{self, DiskDescription, NicDescription};
 use crate::config::{BootConfig, MemorySize, OnReset, Vcpus};
 use crate::devices::virtio::{BLOCK_KIND, CONSOLE_KIND, NET_KIND, RNG_KIND};
 use crate::devices::{POWER_KIND, SERIAL_KIND};
-use crate::kvm::{KvmError, KvmHost, ioctl};
+use crate::kvm::ioctl;
 use crate::memory::layout::Layout;
 use crate::state::{self, Kind};
-use crate::vcpu::{self, CpuChoice, Feature, Template, realtime_ns};
+use crate::vcpu::{self, CpuChoice, Template, realtime_ns};
 
 /// A machine's shape: all that is fixed when it is built. Serialises to the JSON that `docs/state.md` describes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,28 +152,23 @@ impl MachineDescription {
         crc.finalize()
     }
 
-    /// Every reason why a guest of this description cannot run on this host, where guests may have the CPU `most` at
-    /// most. None: it can.
+    /// Every reason why a guest of this description cannot run on a host that gives machines this, where guests may have the
+    /// CPU `most` at most. None: it can.
     #[must_use]
-    pub fn unsupported(&self, kvm: &KvmHost, most: &CpuChoice) -> Vec<String> {
-        let mut reasons = self.impossible_shape(kvm);
+    pub fn unsupported(&self, here: &HostSupply, most: &CpuChoice) -> Vec<String> {
+        let mut reasons = self.impossible_shape(here);
         reasons.extend(self.unknown_state());
         reasons.extend(virtio::lacking(self));
-        match Probe::new(kvm, self.vcpus.clamp(1, Vcpus::MAX), &self.cpu) {
-            Ok(here) => {
-                reasons.extend(self.unfit_cpu(&here, most));
-                reasons.extend(self.lacking(&here));
-            }
-            Err(error) => reasons.push(error.to_string()),
-        }
+        reasons.extend(self.unfit_cpu(here, most));
+        reasons.extend(self.lacking(here));
         reasons
     }
 
-    fn impossible_shape(&self, kvm: &KvmHost) -> Vec<String> {
+    fn impossible_shape(&self, here: &HostSupply) -> Vec<String> {
         let mut reasons = Vec::new();
         reasons.extend(Vcpus::new(self.vcpus).err().map(|error| error.to_string()));
         reasons.extend(MemorySize::from_bytes(self.memory).err().map(|error| error.to_string()));
-        let most = kvm.capabilities().max_vcpus;
+        let most = here.max_vcpus;
         if self.vcpus as usize > most {
             reasons.push(format!("the guest has {} vCPUs, KVM here runs at most {most}", self.vcpus));
         }
@@ -199,16 +195,17 @@ impl MachineDescription {
     }
 
     /// What the guest was given and this host does not have, or keeps from guests, or cannot keep from them.
-    fn unfit_cpu(&self, here: &Probe, most: &CpuChoice) -> Vec<String> {
-        let mut reasons = vcpu::missing_features(&self.cpu, &here.offer);
+    fn unfit_cpu(&self, here: &HostSupply, most: &CpuChoice) -> Vec<String> {
         let vcpus = self.vcpus.clamp(1, Vcpus::MAX);
-        match Layout::for_bytes(self.memory).map(|layout| most.cpu(&here.offer, vcpus, layout.end())) {
-            Ok(Ok(allowed)) => reasons.extend(self.not_allowed(here, &allowed)),
+        let offer = here.cpu(vcpus);
+        let mut reasons = vcpu::missing_features(&self.cpu, &offer);
+        match Layout::for_bytes(self.memory).map(|layout| most.cpu(&offer, vcpus, layout.end())) {
+            Ok(Ok(allowed)) => reasons.extend(self.not_allowed(&offer, &allowed)),
             Ok(Err(error)) => reasons.push(format!("vmm receive --cpu {most}: {error}")),
             // Said by the shape.
             Err(_) => {}
         }
-        let shown = here.shown_besides.iter();
+        let shown = here.shown_to_all.iter().filter(|feature| !self.cpu.has(**feature));
         let shown =
             shown.map(|feature| format!("KVM here shows every guest {feature}, which the guest lacks"));
         reasons.extend(shown);
@@ -216,13 +213,13 @@ impl MachineDescription {
     }
 
     /// What this host has and guests may not have.
-    fn not_allowed(&self, here: &Probe, allowed: &Template) -> Vec<String> {
+    fn not_allowed(&self, offer: &Template, allowed: &Template) -> Vec<String> {
         let kept = vcpu::lacking(&self.cpu, allowed).into_iter();
-        let kept = kept.filter(|feature| self.cpu.has(*feature) && here.offer.has(*feature));
+        let kept = kept.filter(|feature| self.cpu.has(*feature) && offer.has(*feature));
         let kept = kept.map(|feature| format!("guests here may not have {feature} (vmm receive --cpu)"));
         // What this host does not have either is said already.
         let more = |size: fn(&Template) -> Option<u32>| {
-            let [there, here, most] = [&self.cpu, &here.offer, allowed].map(|cpu| size(cpu).unwrap_or(0));
+            let [there, here, most] = [&self.cpu, offer, allowed].map(|cpu| size(cpu).unwrap_or(0));
             (there > most && there <= here).then_some((there, most))
         };
         let wide = more(Template::physical_bits).map(|(there, most)| {
@@ -234,7 +231,7 @@ impl MachineDescription {
         kept.chain(wide).chain(counters).collect()
     }
 
-    fn lacking(&self, here: &Probe) -> Vec<String> {
+    fn lacking(&self, here: &HostSupply) -> Vec<String> {
         let mut reasons = Vec::new();
         let absent = self.msrs.iter().filter(|index| !here.msrs.contains(index));
         reasons.extend(absent.map(|index| format!("KVM here cannot restore MSR {index:#x}")));
@@ -249,7 +246,7 @@ impl MachineDescription {
     }
 
     /// Without offsets the guest reads the host's TSC: it must not be behind the one it has read so far.
-    fn tsc_goes_back(&self, here: &Probe) -> Option<String> {
+    fn tsc_goes_back(&self, here: &HostSupply) -> Option<String> {
         if self.tsc_offset && !here.tsc_offset {
             return Some("KVM here cannot set TSC offsets, which the guest's TSC needs to go on".into());
         }
@@ -261,37 +258,6 @@ impl MachineDescription {
         let back = !self.tsc_offset && !here.tsc_offset && behind_ms > CLOCK_TOLERANCE_MS;
         back.then(|| {
             format!("the guest's TSC would go back by {behind_ms} ms here: KVM cannot set TSC offsets")
-        })
-    }
-}
-
-/// What a machine on this host would have. Costs a VM that is thrown away at once.
-struct Probe {
-    offer: Template,
-    shown_besides: Vec<Feature>,
-    msrs: Vec<u32>,
-    tsc_khz: u32,
-    tsc_scaling: bool,
-    tsc_offset: bool,
-}
-
-impl Probe {
-    fn new(kvm: &KvmHost, vcpus: u32, cpu: &Template) -> Result<Self, KvmError> {
-        let vm = kvm.create_vm()?;
-        vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
-        let vcpu = kvm.create_vcpu(&vm, 0)?;
-        let fd = ioctl::borrow(&vcpu);
-        let offer = vcpu::offer_by(kvm, &vcpu, vcpus)?;
-        // One that is not of this host at all may be more than KVM takes: what is lacking says it.
-        let fits = vcpu::missing_features(cpu, &offer).is_empty();
-        let shown_besides = if fits { vcpu::more_than(cpu, &vcpu, vcpus)? } else { Vec::new() };
-        Ok(Self {
-            offer,
-            shown_besides,
-            msrs: vcpu::supported_msrs(kvm)?,
-            tsc_khz: vcpu.get_tsc_khz().map_err(KvmError::refused("tell the TSC frequency"))?,
-            tsc_scaling: kvm.capabilities().tsc_scaling,
-            tsc_offset: ioctl::has_tsc_offset(fd),
         })
     }
 }

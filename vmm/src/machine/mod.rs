@@ -14,6 +14,7 @@ mod board;
 mod chips;
 mod description;
 mod saved;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod virtio;
@@ -38,6 +39,7 @@ pub use board::Board;
 pub use chips::PausedClock;
 pub use description::{DeviceDescription, MachineDescription};
 pub(crate) use saved::{KINDS, Saved};
+pub use supply::HostSupply;
 pub use virtio::{DiskDescription, NicDescription};
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; only one that waits for memory which does not

@@ -9,8 +9,7 @@ use migrate::guest::{
 use migrate::pages::PageSet;
 
 use crate::config::{ArrivalConfig, GuestName};
-use crate::kvm::KvmHost;
-use crate::machine::{Hooks, Machine, MachineDescription, PausedClock};
+use crate::machine::{Hooks, HostSupply, Machine, MachineDescription, PausedClock};
 use crate::memory::layout::Layout;
 use crate::memory::userfault::Userfault;
 use crate::vcpu::SourceClock;
@@ -25,7 +24,7 @@ const REHEARSALS: u32 = 3;
 
 /// This host, ready for a guest.
 pub struct Arrivals {
-    kvm: KvmHost,
+    supply: HostSupply,
     config: ArrivalConfig,
     hooks: Hooks,
     /// Told of each machine built, before the engine sees it. May refuse it.
@@ -36,12 +35,12 @@ pub struct Arrivals {
 impl Arrivals {
     /// Machines built here get these hooks.
     pub fn new(
-        kvm: KvmHost,
+        supply: HostSupply,
         config: ArrivalConfig,
         hooks: Hooks,
         built: impl Fn(Arc<Resident>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { kvm, config, hooks, built: Box::new(built), latest: Mutex::default() }
+        Self { supply, config, hooks, built: Box::new(built), latest: Mutex::default() }
     }
 
     /// The resident built last: the guest that has arrived.
@@ -54,7 +53,7 @@ impl Host for Arrivals {
     fn examine(&self, guest: &Description, postcopy: bool) -> Vec<String> {
         let mut reasons = match self.shape_of(guest) {
             Ok(shape) => shape
-                .unsupported(&self.kvm, &self.config.cpu)
+                .unsupported(&self.supply, &self.config.cpu)
                 .into_iter()
                 .chain(too_large(shape.memory))
                 .collect(),

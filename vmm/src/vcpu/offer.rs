@@ -5,7 +5,7 @@
 //! what is listed; and a guest's CPU is what its vCPU shows, or it is refused.
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::cpuid::{CpuidEntry, cpuid_for};
 use super::features::{Feature, lacking};
@@ -57,10 +57,19 @@ pub(crate) fn more_than(cpu: &Template, vcpu: &VcpuFd, vcpus: u32) -> Result<Vec
 /// # Errors
 /// When the kernel refuses.
 pub fn always_shown(kvm: &KvmHost, offer: &Template) -> Result<Vec<Feature>, KvmError> {
-    let mut bare = offer.clone();
-    Feature::all_of(offer).for_each(|feature| bare.put(feature, false));
-    let shown = more_than(&bare, &throwaway(kvm)?.1, 1)?;
+    let shown = shown_to_all(offer, &throwaway(kvm)?.1)?;
     Ok(shown.into_iter().filter(|feature| !is_essential(*feature)).collect())
+}
+
+/// The features of `offer` that no guest can be without here: what a vCPU shows that is given none. It has that CPU from here
+/// on.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn shown_to_all(offer: &Template, vcpu: &VcpuFd) -> Result<Vec<Feature>, KvmError> {
+    let mut bare = Template { feature_msrs: Vec::new(), ..offer.clone() };
+    Feature::all_of(offer).for_each(|feature| bare.put(feature, false));
+    more_than(&bare, vcpu, 1)
 }
 
 /// What KVM lists, and what it makes without listing it.
@@ -87,7 +96,10 @@ fn supported(kvm: &KvmHost) -> Result<Template, KvmError> {
 }
 
 /// A vCPU with its VM, which must outlive it.
-fn throwaway(kvm: &KvmHost) -> Result<(kvm_ioctls::VmFd, VcpuFd), KvmError> {
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn throwaway(kvm: &KvmHost) -> Result<(VmFd, VcpuFd), KvmError> {
     let vm = kvm.create_vm()?;
     vm.create_irq_chip().map_err(KvmError::refused("make interrupt controllers"))?;
     let vcpu = kvm.create_vcpu(&vm, 0)?;

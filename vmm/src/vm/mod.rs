@@ -36,9 +36,9 @@ use crate::config::{ArrivalConfig, MachineConfig};
 use crate::control::Ending;
 use crate::devices::{Console, End, GuestEnd};
 use crate::kvm::{KvmError, KvmHost};
-use crate::machine::{Empty, Hooks, Machine, MachineError};
+use crate::machine::{Empty, Hooks, HostSupply, Machine, MachineError};
 use crate::migration::{Identity, Resident};
-use crate::vcpu::{self, CpuChoice, CpuError};
+use crate::vcpu::CpuError;
 
 use stage::Stage;
 
@@ -151,16 +151,13 @@ impl VmHandle {
         console: Console,
         journals: Journals,
     ) -> Result<Self, StartError> {
-        let kvm = KvmHost::open()?;
-        // All that this host has can always be had: that need not be asked.
-        if arrival.cpu != CpuChoice::default() {
-            arrival.cpu.cpu(&vcpu::offer(&kvm, 1)?, 1, 0)?;
-        }
+        let supply = HostSupply::ask(&KvmHost::open()?)?;
+        arrival.cpu.cpu(&supply.cpu(1), 1, 0)?;
         let receiver = Arc::new(receiver.keeping(journals.clone()));
         let address = receiver.local_addr();
         let handle = Self::new(name, Some(address.to_string()), console, journals)?;
         let _ = handle.inner.receiver.set(Arc::downgrade(&receiver));
-        moving::receive_in_background(&handle, kvm, arrival, receiver)?;
+        moving::receive_in_background(&handle, supply, arrival, receiver)?;
         Ok(handle)
     }
 

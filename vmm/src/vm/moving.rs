@@ -17,7 +17,7 @@ use migrate::{Arrival, Cancel, Receiver};
 
 use crate::config::ArrivalConfig;
 use crate::control::{Ending, Refusal};
-use crate::kvm::KvmHost;
+use crate::machine::HostSupply;
 use crate::migration::{Arrivals, Resident};
 use crate::sandbox::{self, ThreadKind};
 
@@ -126,7 +126,7 @@ fn astray(inner: &Inner, guest: &Resident, options: &Options) -> Departure {
 /// Listens until a guest has arrived. Attempts that fail are told and followed by the next.
 pub(super) fn receive_in_background(
     handle: &VmHandle,
-    kvm: KvmHost,
+    supply: HostSupply,
     arrival: ArrivalConfig,
     receiver: Arc<Receiver>,
 ) -> io::Result<()> {
@@ -138,7 +138,7 @@ pub(super) fn receive_in_background(
             entered.then_some(()).ok_or_else(|| GuestError("this VMM is ending".into()))
         }
     };
-    let arrivals = Arrivals::new(kvm, arrival, inner.hooks(0), built);
+    let arrivals = Arrivals::new(supply, arrival, inner.hooks(0), built);
     thread::Builder::new()
         .name("receive".into())
         .spawn(move || receive(&inner, &arrivals, &receiver))

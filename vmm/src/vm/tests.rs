@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::*;
 use crate::config::{Kernel, OnReset};
 use crate::control::Vm;
+use crate::vcpu::CpuChoice;
 
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]

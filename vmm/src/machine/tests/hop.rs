@@ -20,10 +20,9 @@ fn copy_ram(from: &Machine<Paused>, to: &Machine<Paused>) {
 }
 
 fn hop(from: Machine<Paused>, hooks: Hooks) -> Machine<Paused> {
-    let kvm = KvmHost::open().unwrap();
     let description = serde_json::to_string(&from.description()).unwrap();
     let description: MachineDescription = serde_json::from_str(&description).unwrap();
-    assert_eq!(description.unsupported(&kvm, &CpuChoice::default()), [""; 0]);
+    assert_eq!(description.unsupported(&supply(), &CpuChoice::default()), [""; 0]);
     let mut to = Machine::blank(&description, hooks).unwrap();
     let state = from.save().unwrap();
     copy_ram(&from, &to);
@@ -206,7 +205,6 @@ fn damaged_states_of(vcpus: u32) {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_description_says_every_reason_at_once() {
-    let kvm = KvmHost::open().unwrap();
     let machine = Machine::boot(&config(1, ""), Console::new()).unwrap();
     let mut wrong = machine.description();
     wrong.vcpus = 65;
@@ -216,7 +214,7 @@ fn a_description_says_every_reason_at_once() {
     wrong.state_version = 9;
     let leaf7 = wrong.cpu.cpuid.iter_mut().find(|leaf| leaf.function == 7).unwrap();
     leaf7.edx |= 1 << 24;
-    let reasons = wrong.unsupported(&kvm, &CpuChoice::default());
+    let reasons = wrong.unsupported(&supply(), &CpuChoice::default());
     for part in ["65", "memory size", "0x12345678", "\"serial\" of version 2", "version 9", "amx-tile"] {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} is not in {reasons:#?}");
     }

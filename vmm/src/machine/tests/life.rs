@@ -189,6 +189,25 @@ fn cut_and_random_kernels_never_panic() {
     }
 }
 
+/// A host says beforehand what its KVM will say when the machine is built.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_guest_without_a_feature_that_is_always_shown_is_refused_before_a_machine_is_built() {
+    let (kvm, supply) = (KvmHost::open().unwrap(), supply());
+    let always = vcpu::always_shown(&kvm, &supply.cpu(1)).unwrap();
+    let shape = Machine::boot(&config(1, ""), Console::new()).unwrap().description();
+    let choices =
+        always.iter().filter_map(|one| Some((*one, format!("-{}", one.name()?).parse::<CpuChoice>().ok()?)));
+    for (feature, choice) in choices.take(5) {
+        let cpu = choice.cpu(&supply.cpu(1), 1, 1 << 30).unwrap();
+        let without = MachineDescription { cpu, ..shape.clone() };
+        let reasons = without.unsupported(&supply, &CpuChoice::default());
+        let said = format!("KVM here shows every guest {feature}, which the guest lacks");
+        assert!(reasons.contains(&said), "{reasons:#?}");
+        assert!(Machine::blank(&without, Console::new()).is_err(), "{feature}");
+    }
+}
+
 /// Some KVMs show features whatever is asked. Where there is none, there is nothing to refuse.
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]

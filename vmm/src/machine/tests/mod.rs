@@ -46,6 +46,10 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
     }
 }
 
+fn supply() -> HostSupply {
+    HostSupply::ask(&KvmHost::open().unwrap()).unwrap()
+}
+
 fn hooks() -> (Hooks, Receiver<GuestEnd>) {
     let (told, ends) = channel();
     let on_end: OnEnd = Arc::new(move |end| drop(told.send(end)));

@@ -62,7 +62,7 @@ fn disks_move_with_the_guest_and_only_one_machine_has_them() {
     assert!(error.contains("is in use: stop the machine that has it"), "{error}");
 
     let description = from.description();
-    assert_eq!(description.unsupported(&KvmHost::open().unwrap(), &CpuChoice::default()), [""; 0]);
+    assert_eq!(description.unsupported(&supply(), &CpuChoice::default()), [""; 0]);
     let mut to = Machine::blank(&description, Console::new()).unwrap();
     assert_eq!((to.board().virtio_slots(), &to.description().disks), (slots, &description.disks));
     let state = from.save().unwrap();
@@ -84,7 +84,7 @@ fn a_host_without_the_guests_disks_says_so_before() {
     one.as_file().set_len(2 << 20).unwrap();
     let path = two.path().display().to_string();
     drop(two);
-    let reasons = description.unsupported(&KvmHost::open().unwrap(), &CpuChoice::default());
+    let reasons = description.unsupported(&supply(), &CpuChoice::default());
     let [size, missing] = reasons.as_slice() else { panic!("{reasons:?}") };
     assert!(size.contains("has 2097152 bytes here, the guest's has 1048576"), "{size}");
     assert!(missing.starts_with(&format!("cannot open disk {path}: ")), "{missing}");
@@ -149,7 +149,7 @@ fn a_virtio_console_is_the_console_and_moves_with_the_guest() {
             .iter()
             .any(|device| (device.name.as_str(), device.version) == ("virtio-console", 1))
     );
-    assert_eq!(description.unsupported(&KvmHost::open().unwrap(), &CpuChoice::default()), [""; 0]);
+    assert_eq!(description.unsupported(&supply(), &CpuChoice::default()), [""; 0]);
     let mut there = Machine::blank(&description, Console::new()).unwrap();
     assert_eq!(there.board().virtio_slots(), machine.board().virtio_slots());
     let state = machine.save().unwrap();

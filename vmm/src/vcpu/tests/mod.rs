@@ -292,6 +292,19 @@ fn what_is_offered_is_what_is_shown() {
     assert_eq!(offered, offer(&kvm, 2).unwrap());
 }
 
+/// So a host is asked once, whatever guests come.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn what_is_offered_to_one_vcpu_is_offered_to_many() {
+    let kvm = KvmHost::open().unwrap();
+    let one = offer(&kvm, 1).unwrap();
+    for vcpus in [1, 2, 3, 8, 64] {
+        let mut many = one.clone();
+        many.settle(vcpus);
+        assert_eq!(many, offer(&kvm, vcpus).unwrap(), "{vcpus} vCPUs");
+    }
+}
+
 /// Takes each feature away that this host can hide: a vCPU does not show it, nor what depends on it.
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
