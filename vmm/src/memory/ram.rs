@@ -143,6 +143,11 @@ impl GuestRam {
         self.choose(Size::Huge);
     }
 
+    /// Memory is taken in huge pages at whatever pace the host gives them.
+    pub fn only_huge(&self) {
+        *self.pace() = None;
+    }
+
     /// All that was to be made ready is: small pages are no longer chosen for the host's pace, only where they were asked for.
     pub fn end_making_ready(&self) {
         let mut pace = self.pace();
