@@ -26,7 +26,7 @@ const HANDFUL: u64 = 64;
 /// A round costs this much beyond its bytes: harvest, wake-ups, the barrier.
 const ROUND_OVERHEAD: Duration = Duration::from_micros(300);
 
-/// What a pause costs beyond pages, save and restore: stopping vCPUs, harvest, starting them.
+/// What a pause costs beyond pages, harvest, save and restore: stopping vCPUs, starting them.
 const PAUSE_OVERHEAD: Duration = Duration::from_micros(400);
 
 /// Messages that follow each other in the pause, as round trips.
@@ -63,6 +63,8 @@ pub struct Figures {
     pub dirty_per_s: f64,
     /// Pages to be sent again.
     pub left: u64,
+    /// Reading the dirty log, which the pause does once more: a bit for each page of RAM.
+    pub harvest: Duration,
 }
 
 /// What to do.
@@ -100,6 +102,7 @@ impl Figures {
             bytes_per_s: if telling { measured } else { known },
             dirty_per_s: round.dirty_rate,
             left: round.dirtied,
+            harvest: Duration::from_micros(round.harvest_us),
         }
     }
 }
@@ -115,7 +118,7 @@ impl Terms {
         let estimate = self.downtime(now);
         if self.hybrid && rounds.len() as u32 >= HYBRID_ROUNDS {
             let why = format!("{} pages are left to post-copy", now.left);
-            return Decision::SwitchOver { estimate: self.fixed(), why };
+            return Decision::SwitchOver { estimate: self.fixed(now), why };
         }
         let next = expected_next(now);
         let settled = now.left <= HANDFUL;
@@ -135,21 +138,21 @@ impl Terms {
     /// Downtime if the guest were paused now.
     #[must_use]
     pub fn downtime(&self, now: &Figures) -> Duration {
-        self.fixed() + sending(now)
+        self.fixed(now) + sending(now)
     }
 
     /// The part of the downtime that does not depend on the pages left.
     #[must_use]
-    pub fn fixed(&self) -> Duration {
-        PAUSE_OVERHEAD + self.state + self.round_trip * ROUND_TRIPS
+    pub fn fixed(&self, now: &Figures) -> Duration {
+        PAUSE_OVERHEAD + self.state + now.harvest + self.round_trip * ROUND_TRIPS
     }
 
     fn hopeless(&self, rounds: usize, now: &Figures, estimate: Duration) -> String {
-        if self.fixed() > self.max_downtime {
+        if self.fixed(now) > self.max_downtime {
             return format!(
-                "the pause cannot be as short as asked for: saving and restoring the state, stopping and starting alone \
-                 cost {}, and {} are allowed; allow more with --max-downtime",
-                ms(self.fixed()),
+                "the pause cannot be as short as asked for: saving and restoring the state, reading the dirty log, \
+                 stopping and starting alone cost {}, and {} are allowed; allow more with --max-downtime",
+                ms(self.fixed(now)),
                 ms(self.max_downtime),
             );
         }
@@ -215,7 +218,12 @@ mod tests {
         loop {
             let took = (sent * PAGE_SIZE as u64) as f64 / bytes_per_s + ROUND_OVERHEAD.as_secs_f64();
             let left = ((rate(rounds.len()) * took) as u64).min(working_set);
-            rounds.push(Figures { bytes_per_s, dirty_per_s: left as f64 / took, left });
+            rounds.push(Figures {
+                bytes_per_s,
+                dirty_per_s: left as f64 / took,
+                left,
+                harvest: Duration::ZERO,
+            });
             match terms.decide(&rounds) {
                 Decision::Again { .. } => sent = left,
                 end => return (rounds.len(), end),
@@ -284,6 +292,24 @@ mod tests {
     fn hybrid_always_ends_and_soon() {
         let (rounds, end) = play(&Terms { hybrid: true, ..terms(1) }, 0.1 * GB, |_| 2_000_000.0, 131_072);
         assert!(rounds <= 2 && matches!(end, Decision::SwitchOver { .. }), "{rounds} {end:?}");
+    }
+
+    /// 1 TiB has 32 MiB of it: 40 ms, once more in the pause.
+    #[test]
+    fn a_dirty_log_slow_to_read_is_part_of_the_pause() {
+        let after = |harvest_ms| Figures {
+            bytes_per_s: 2.0 * GB,
+            dirty_per_s: 0.0,
+            left: 0,
+            harvest: Duration::from_millis(harvest_ms),
+        };
+        let fits = terms(20).decide(&[after(15)]);
+        assert!(
+            matches!(fits, Decision::SwitchOver { estimate, .. } if estimate > Duration::from_millis(15)),
+            "{fits:?}"
+        );
+        let Decision::GiveUp { why } = terms(20).decide(&[after(40)]) else { panic!("40 ms fit into 20") };
+        assert!(why.contains("reading the dirty log"), "{why}");
     }
 
     #[test]

@@ -176,6 +176,9 @@ pub struct Round {
     pub dirtied: u64,
     /// Pages per second dirtied meanwhile.
     pub dirty_rate: f64,
+    /// Reading the dirty log after it, µs.
+    #[serde(default)]
+    pub harvest_us: u64,
 }
 
 /// The pause, in steps that follow each other. Durations in µs, by the host's clocks.

@@ -137,8 +137,8 @@ impl<'a> Logbook<'a> {
         self.context.meter.begin(number, pages);
     }
 
-    /// The round has landed, and `dirtied` pages were written meanwhile.
-    pub(super) fn end_round(&mut self, number: u32, took: Duration, dirtied: u64) -> Round {
+    /// The round has landed, and `dirtied` pages were written meanwhile. Reading the log that says so took `harvest_us`.
+    pub(super) fn end_round(&mut self, number: u32, took: Duration, dirtied: u64, harvest_us: u64) -> Round {
         let (from, to) = (self.round_from.0, self.context.meter.traffic());
         let dirty_rate = dirtied as f64 / took.as_secs_f64().max(1e-6);
         self.context.meter.dirty_per_s.store(dirty_rate.to_bits(), Ordering::Relaxed);
@@ -150,6 +150,7 @@ impl<'a> Logbook<'a> {
             us: took.as_micros() as u64,
             dirtied,
             dirty_rate,
+            harvest_us,
         };
         // The operator may be waited for for hours: those rounds are not noted one by one.
         if !matches!(self.phase, Some((Phase::Waiting, _))) {

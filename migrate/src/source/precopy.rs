@@ -99,10 +99,8 @@ impl Journey<'_> {
         time.set_passing(Passing::DoesNothing);
         let on_timeout = self.context.options.on_timeout;
         self.logbook.report.on_timeout = Some(on_timeout);
-        let estimate = match history.last() {
-            Some(now) if on_timeout == OnTimeout::Force => terms.downtime(now),
-            _ => terms.fixed(),
-        };
+        let now = history.last().expect("a round has ended");
+        let estimate = if on_timeout == OnTimeout::Force { terms.downtime(now) } else { terms.fixed(now) };
         Decision::SwitchOver { estimate, why }
     }
 
@@ -185,9 +183,11 @@ impl Journey<'_> {
         await_round(lines, number)?;
         self.context.set_round(None);
         let took = self.logbook.round_began().elapsed();
+        let harvesting = Instant::now();
         *pages = self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
+        let harvest_us = us_since(harvesting);
         pages.union(&round.unsent());
-        Ok(self.logbook.end_round(number, took, pages.len()))
+        Ok(self.logbook.end_round(number, took, pages.len(), harvest_us))
     }
 
     fn terms(&self, lines: &Lines) -> Terms {
@@ -209,7 +209,7 @@ impl Journey<'_> {
     /// Notes the round of stop-and-copy.
     pub(super) fn note_last_round(&mut self, number: u32) {
         let took = Duration::from_micros(us_since(self.logbook.round_began()));
-        self.logbook.end_round(number, took, 0);
+        self.logbook.end_round(number, took, 0, 0);
     }
 }
 

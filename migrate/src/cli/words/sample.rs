@@ -37,6 +37,7 @@ pub(crate) fn moved() -> Report {
                 us: 231_000,
                 dirtied: 2_048,
                 dirty_rate: 8_865.8,
+                harvest_us: 31,
             },
             Round {
                 number: 1,
@@ -46,6 +47,7 @@ pub(crate) fn moved() -> Report {
                 us: 18_000,
                 dirtied: 512,
                 dirty_rate: 28_444.4,
+                harvest_us: 33,
             },
         ],
         switchover: Some(Switchover {

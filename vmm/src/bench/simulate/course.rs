@@ -180,6 +180,7 @@ impl Run<'_> {
             us: (took_s * 1e6).round() as u64,
             dirtied: dirtied.round() as u64,
             dirty_rate: dirtied / took_s.max(1e-6),
+            harvest_us: (self.harvest_s() * 1e6).round() as u64,
             ..Round::default()
         }
     }
