@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use vmm::lab::backed::BackedMemory;
+use vmm::lab::backed::{BackedMemory, MakingWay};
 use vmm::lab::usage::VCPU_THREADS;
 
 use super::cells::Cell;
@@ -91,6 +91,7 @@ pub(super) async fn run(
 struct Watch {
     consoles: Consoles,
     meters: Meters,
+    making_way: Option<MakingWay>,
     destination: u32,
     rhythm: Rhythm,
     /// Reports made before the move began.
@@ -99,7 +100,7 @@ struct Watch {
 
 impl Watch {
     /// Waits until the guest has worked long enough to know its pace. A report has just been made then, and the host has
-    /// memory at hand for the destination: taken while the guest fills its own, let go of at the very end.
+    /// memory at hand for the destination: taken while the guest fills its own, let go of as the destination takes it.
     async fn begin(
         world: &World,
         cell: &Cell,
@@ -118,14 +119,15 @@ impl Watch {
         let (filled, taken) = tokio::join!(filling, taking);
         let (guest, (backed, start)) = (filled.map(|()| Resident::of(source.id()).guest)?, taken?);
         consoles.hear(start, REPORTS, "the guest reports from its work").await?;
-        drop(backed);
+        let making_way = Some(backed.make_way_for(destination.id())?);
         let meters = Meters::start([source.id(), destination.id()], vcpus, guest)?;
-        Ok(Self { consoles, meters, destination: destination.id(), rhythm, start })
+        Ok(Self { consoles, meters, making_way, destination: destination.id(), rhythm, start })
     }
 
     /// The move is over: the figures, if the guest is whole.
     async fn end(mut self, told: Told) -> Result<Figures, PeersError> {
         self.meters.read();
+        self.making_way = None;
         let end = self.consoles.measured();
         let last = end + 1 + self.rhythm.after;
         self.consoles.hear(last, REPORTS, "the guest reports from where it has moved to").await?;

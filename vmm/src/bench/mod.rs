@@ -181,8 +181,7 @@ impl TestBed<'_> {
         self.was_up = true;
         let backed = BackedMemory::for_guest(&self.guest).await?;
         let quiet_gap_us = journey.settle(REPORTS_BETWEEN).await?;
-        drop(backed);
-        let hop = journey.hop(order).await?;
+        let hop = journey.hop(order, Some(backed)).await?;
         // A guest in doubt is no guest to go on with.
         self.journey = (hop.report.outcome != Outcome::Unknown).then_some(journey);
         Ok(Run::of(hop, quiet_gap_us))

@@ -114,7 +114,7 @@ async fn move_once(
         verify: purpose == Purpose::Comparison,
         wire: Wire::Plain,
     };
-    let hop = journey.hop(&order).await?;
+    let hop = journey.hop(&order, None).await?;
     let outcome = hop.report.outcome;
     let entry = tally.add(round, purpose, hop);
     if !args.is_soak() || !entry.is_good() {

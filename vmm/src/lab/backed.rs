@@ -1,21 +1,36 @@
 //! Memory that is there. A host that is itself a virtual machine gives memory back to the one below while nobody uses it,
 //! and gets it again page by page, which takes longer than all that is measured here: 4 ms for a huge page, instead of
-//! 0.1. So what a guest will need is taken, written, and let go of right before it is needed. On a host of iron this
-//! changes nothing.
+//! 0.1. So what a guest will need is taken, written, and let go of right before it is needed: bit by bit, as the one below
+//! takes what is let go of within milliseconds. On a host of iron this changes nothing.
 //!
 //! In huge pages whatever they cost: a kernel gives out whole free ones first, and those that were put together of small pages
 //! after them. And until taking it is fast, because only then is it what is given out next.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use super::LabError;
 use super::guest::GuestPlan;
+use super::usage::resident_bytes;
 use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
 
 /// Bytes made ready in one call.
 const PIECE: u64 = 32 << 20;
+
+/// Let go of beyond what a process has taken: a thirtieth of a second of it at 4 GB/s.
+const AHEAD: u64 = 128 << 20;
+
+/// Let go of at once: 25 µs of a core.
+const MORSEL: u64 = 8 << 20;
+
+/// How often it is looked how far the process is: it takes 16 MB in that time.
+const LOOKS_EVERY: Duration = Duration::from_millis(4);
+
+/// The steps back of the thread that does it: nobody waits for it.
+const STEPS_BACK: i32 = 0;
 
 /// Memory that is there is taken at 24 GB/s here, and at 0.5 to 2 where it comes from below.
 const FAST_BYTES_PER_S: f64 = 5e9;
@@ -25,7 +40,7 @@ const TIMES: usize = 4;
 
 /// As much memory as a guest has, taken from the host. Dropping it is letting go of it.
 #[derive(Debug)]
-pub struct BackedMemory(#[expect(dead_code, reason = "held")] Arc<GuestRam>);
+pub struct BackedMemory(Arc<GuestRam>);
 
 impl BackedMemory {
     /// Takes memory of so many bytes, rounded up to what a guest can have.
@@ -43,6 +58,38 @@ impl BackedMemory {
             }
         }
         Ok(taken)
+    }
+
+    /// Lets go of it as a process takes memory, somewhat ahead of it; of the rest when what is returned is dropped.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn make_way_for(self, pid: u32) -> Result<MakingWay, LabError> {
+        let (end, ended) = channel::<()>();
+        let thread = thread::Builder::new().name("backed".to_owned()).spawn(move || {
+            let _ = rustix::process::setpriority_process(None, STEPS_BACK);
+            let mut given = 0;
+            for (at, bytes) in self.morsels() {
+                while resident_bytes(pid).is_some_and(|resident| given >= resident + AHEAD) {
+                    if ended.recv_timeout(LOOKS_EVERY) != Err(RecvTimeoutError::Timeout) {
+                        return;
+                    }
+                }
+                // What cannot be let go of now is when all of it is.
+                let _ = self.0.discard(at, bytes);
+                given += bytes;
+            }
+        });
+        let thread = thread.map_err(LabError::host("start a thread"))?;
+        Ok(MakingWay { end: Some(end), thread: Some(thread) })
+    }
+
+    fn morsels(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.layout().regions().iter().flat_map(|region| {
+            (0..region.bytes)
+                .step_by(MORSEL as usize)
+                .map(|at| (region.start + at, MORSEL.min(region.bytes - at)))
+        })
     }
 
     fn take_once(bytes: u64) -> Result<Self, LabError> {
@@ -68,5 +115,23 @@ impl BackedMemory {
         let bytes = guest.written_bytes();
         let taking = tokio::task::spawn_blocking(move || Self::take(bytes));
         taking.await.expect("taking memory does not panic")
+    }
+}
+
+/// Memory that is let go of as a process needs it.
+#[derive(Debug)]
+pub struct MakingWay {
+    /// Dropped: no more is to be waited for.
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for MakingWay {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; and if it did, nothing depends on it.
+            let _ = thread.join();
+        }
     }
 }

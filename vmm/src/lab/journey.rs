@@ -8,6 +8,7 @@ use migrate::protection::Protection;
 use migrate::report::{Outcome, Report};
 use serde::Serialize;
 
+use super::backed::BackedMemory;
 use super::guest::GuestPlan;
 use super::host::Host;
 use super::transcript::{Transcript, last_gap_us, reports};
@@ -97,17 +98,19 @@ impl<'a> Journey<'a> {
     }
 
     /// Moves the guest to a new host, and hears it speak from there. A move that fails is a result; unless it kept the
-    /// guest here, the journey is over with it.
+    /// guest here, the journey is over with it. Where there is `backed` memory, it is for that host.
     ///
     /// # Errors
     /// When the move cannot be tried, or it cannot be known how it ended: the journey is over.
-    pub async fn hop(&mut self, order: &Order) -> Result<Hop, LabError> {
+    pub async fn hop(&mut self, order: &Order, backed: Option<BackedMemory>) -> Result<Hop, LabError> {
         let destination = self.lab.receive(order.wire).await?;
+        let making_way = backed.map(|backed| backed.make_way_for(destination.pid())).transpose()?;
         let mut watch = Watch::begin(&self.host, &destination).await?;
         self.host.client().migrate(&self.request(order, destination.listen().await?)?).await?;
         let ended =
             within(order.timeout + AFTER_COMMIT, || "the migration ends".to_owned(), watch.to_the_end());
         let report = ended.await??;
+        drop(making_way);
         let mut hop =
             Hop { problems: verdict::of_report(&report, order.verify), usage: watch.usage(), report };
         if hop.report.outcome == Outcome::Moved {

@@ -44,6 +44,18 @@ pub fn peak_rss(pid: u32) -> Option<u64> {
     peak_of(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
+/// Memory that process `pid` has resident, in bytes; nothing when it has exited.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    resident_of(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)
+}
+
+/// The second number, in pages.
+fn resident_of(statm: &str) -> Option<u64> {
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64).filter(|bytes| *bytes > 0)
+}
+
 fn peak_of(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
@@ -90,11 +102,13 @@ mod tests {
         let pid = std::process::id();
         assert!(CpuTime::of(pid, VCPU_THREADS).unwrap().all >= 0.0);
         assert!(peak_rss(pid).unwrap() > 1 << 20);
+        assert!(resident_bytes(pid).unwrap() > 1 << 20);
     }
 
     #[test]
     fn the_peak_is_in_kilobytes() {
         assert_eq!(peak_of("Name:\tx\nVmHWM:\t    2048 kB\n"), Some(2 << 20));
         assert_eq!(peak_of("State:\tZ (zombie)\n"), None);
+        assert_eq!(resident_of("0 0 0 0 0 0 0\n"), None, "a zombie");
     }
 }
