@@ -20,6 +20,14 @@ pub const DENSE: u32 = 8;
 /// From so many untold pages on they are told before the pause. Fewer cost it a few milliseconds at most.
 pub const MANY: u64 = 1024;
 
+/// From how many on the next time, where so many pages were told the last time and are to be told now: a guest that writes
+/// as fast as it is told would have the pause told what it wrote last, and be discarded then. Where whole neighbourhoods are
+/// told it writes to what was told already.
+#[must_use]
+pub fn dense_after(dense: u32, told: u64, untold: u64) -> u32 {
+    if untold > told / 2 { (dense / 2).max(1) } else { dense }
+}
+
 /// How often more pages are told, because many were written while the ones before were discarded.
 pub const TIMES: u32 = 4;
 
@@ -62,12 +70,19 @@ impl FirstPages {
 impl Journey<'_> {
     /// Tells what will be missing, until little is untold.
     pub(super) fn miss_ahead(&mut self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
+        let whole = PageSet::of_runs(left.pages.limit(), &self.context.description.ram);
+        let (mut dense, mut before) = (DENSE, u64::MAX);
         for time in 0..TIMES {
-            self.join_dense(&mut left.pages);
-            let untold = untold(&left.pages, &left.told);
+            let mut untold = self.join_dense(&mut left, dense, &whole);
             if time > 0 && untold.len() <= MANY {
                 break;
             }
+            let fewer = dense_after(dense, before, untold.len());
+            if fewer < dense {
+                dense = fewer;
+                untold = self.join_dense(&mut left, dense, &whole);
+            }
+            before = untold.len();
             tell_missing(&lines.control, &untold)?;
             if time == 0 && untold.is_empty() {
                 // Nothing, but said: it tells a destination that did not know that this is post-copy.
@@ -87,6 +102,14 @@ impl Journey<'_> {
         Ok(left)
     }
 
+    /// Pages that the destination does not know to be missing; with hybrid, after neighbours of many have been joined to them.
+    fn join_dense(&self, left: &mut Left, dense: u32, whole: &PageSet) -> PageSet {
+        if self.mode() == Mode::Hybrid {
+            left.pages.join_dense(dense, whole);
+        }
+        untold(&left.pages, &left.told)
+    }
+
     /// What the guest will touch first: what its state names, and what it has just written if that is little.
     pub(super) fn first_pages(&self, state: &[u8], late: &PageSet, told: &PageSet) -> FirstPages {
         let named = self.context.guest.first_pages(state).into_iter();
@@ -96,14 +119,6 @@ impl Journey<'_> {
         }
         runs.retain(|run| self.context.description.holds(*run));
         FirstPages::of(&runs, told)
-    }
-
-    /// Hybrid: where many of some neighbours are stale, all of them are sent again.
-    pub(super) fn join_dense(&self, pages: &mut PageSet) {
-        if self.mode() == Mode::Hybrid {
-            let whole = PageSet::of_runs(pages.limit(), &self.context.description.ram);
-            pages.join_dense(DENSE, &whole);
-        }
     }
 }
 
@@ -128,6 +143,16 @@ mod tests {
 
     fn run(first: u64, count: u64) -> PageRun {
         PageRun { first, count }
+    }
+
+    #[test]
+    fn whole_neighbourhoods_are_told_where_telling_does_not_get_ahead() {
+        let after = |times: &[(u64, u64)]| {
+            times.iter().fold(DENSE, |dense, (told, untold)| dense_after(dense, *told, *untold))
+        };
+        assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 45_000), (45_000, 1025)]), DENSE);
+        assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 80_000), (80_000, 70_000), (70_000, 60_000)]), 1);
+        assert_eq!(dense_after(1, 10, 10), 1);
     }
 
     #[test]

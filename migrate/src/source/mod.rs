@@ -41,7 +41,7 @@ use self::crew::Crew;
 pub use self::crew::WINDOW;
 use self::custody::Custody;
 use self::logbook::Logbook;
-pub use self::missing::{DENSE, MANY, TIMES};
+pub use self::missing::{DENSE, MANY, TIMES, dense_after};
 pub use self::page_server::frames_ahead;
 pub use self::parted::{Disowned, Parted};
 use crate::alarm::{Cancel, survived};

@@ -117,7 +117,6 @@ impl Journey<'_> {
             late = guest.harvest().map_err(Failure::guest("read the dirty log"))?;
             pages.union(&late);
         }
-        self.join_dense(&mut pages);
         times.harvest_us = us_since(harvesting);
         Ok(Frozen { state, pages, late })
     }

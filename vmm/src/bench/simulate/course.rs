@@ -8,7 +8,7 @@ use migrate::convergence::{Decision, Figures, Terms};
 use migrate::options::Mode;
 use migrate::pages::PAGE_SIZE;
 use migrate::report::Round;
-use migrate::source::{LEFT_ALONE, MANY, TIMES, frames_ahead};
+use migrate::source::{DENSE, LEFT_ALONE, MANY, TIMES, dense_after, frames_ahead};
 use migrate::wire::limits::{PAGES_PER_PUSH, RUN_BYTES};
 
 use super::constants::Constants;
@@ -204,21 +204,31 @@ impl Run<'_> {
     fn leave_the_rest(&mut self, left: Left) {
         let guest = &self.case.guest;
         let (mut dirty, mut told) = (left.pages, Joined::default());
-        let mut all = guest.joined(&dirty);
+        let (mut dense, mut before, mut late) = (DENSE, u64::MAX, None);
+        let mut all = guest.joined(&dirty, dense);
         for time in 0..TIMES {
-            let (pages, runs) = all.beyond(&told);
+            let (pages, _) = all.beyond(&told);
             if time > 0 && pages <= MANY as f64 {
+                late = None;
                 break;
             }
+            dense = dense_after(dense, before, pages.round() as u64);
+            all = guest.joined(&dirty, dense);
+            let (pages, runs) = all.beyond(&told);
+            before = pages.round() as u64;
             let took_s = self.discards_s(pages, runs)
                 + self.constants.round_us / 1e6
                 + self.case.link.round_trip_s()
                 + self.harvest_s();
             self.tell_missing(pages);
             self.spend(took_s);
-            dirty = guest.with(&dirty, &guest.dirtied(took_s, &Sent::Nothing));
-            told = std::mem::replace(&mut all, guest.joined(&dirty));
+            let dirtied = guest.dirtied(took_s, &Sent::Nothing);
+            late = Some(all.with_single(guest.beside_joined(&dirty, &dirtied, dense)));
+            dirty = guest.with(&dirty, &dirtied);
+            told = std::mem::replace(&mut all, guest.joined(&dirty, dense));
         }
+        // What was written during the last telling is told in the pause, page by page.
+        let all = late.unwrap_or(all);
         let (pages, runs) = all.beyond(&told);
         self.tell_missing(pages);
         let lie = Lie { pages: all.pages, runs: all.runs, windows: 0.0 };

@@ -4,7 +4,7 @@
 //! has protected it, which comes just before it is sent: one that is sent late in the round has little time left.
 
 use migrate::pages::PAGE_SIZE;
-use migrate::source::{DENSE, WINDOW};
+use migrate::source::WINDOW;
 
 /// Pages of a word of the dirty log.
 const WORD: u32 = 64;
@@ -62,6 +62,8 @@ pub(super) struct Joined {
     sparse: f64,
     /// Words that are wholly among the pages.
     dense_words: f64,
+    /// From how many dirty pages on a word is.
+    dense: u32,
 }
 
 impl Joined {
@@ -69,10 +71,15 @@ impl Joined {
     pub(super) fn beyond(&self, before: &Self) -> (f64, f64) {
         let pages = (self.pages - before.pages).max(0.0);
         // What was dirty in a word that is dense now lies between what is not told.
-        let dense_runs = (self.dense_words - before.dense_words).max(0.0) * f64::from(DENSE);
+        let dense_runs = (self.dense_words - before.dense_words).max(0.0) * f64::from(self.dense);
         let runs =
             if before.pages > 0.0 { dense_runs + (self.sparse - before.sparse).abs() } else { self.runs };
         (pages, runs.min(pages))
+    }
+
+    /// With so many pages besides, none of which has a neighbour among them.
+    pub(super) fn with_single(self, pages: f64) -> Self {
+        Self { pages: self.pages + pages, runs: self.runs + pages, sparse: self.sparse + pages, ..self }
     }
 }
 
@@ -118,14 +125,25 @@ impl Guest {
     }
 
     /// What hybrid leaves to post-copy where so many pages of each of the guest's writes are dirty.
-    pub(super) fn joined(&self, pages: &[f64]) -> Joined {
-        let all = self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over));
+    pub(super) fn joined(&self, pages: &[f64], dense: u32) -> Joined {
+        let all = self.writes.iter().zip(pages).map(|(writes, pages)| join_dense(*pages, writes.over, dense));
         all.fold(Joined::default(), |sum, one| Joined {
+            dense,
             pages: sum.pages + one.pages,
             runs: sum.runs + one.runs,
             sparse: sum.sparse + one.sparse,
             dense_words: sum.dense_words + one.dense_words,
         })
+    }
+
+    /// How many pages that are `dirtied` are not among the `dirty` ones and neighbours that these are joined with.
+    pub(super) fn beside_joined(&self, dirty: &[f64], dirtied: &[f64], dense: u32) -> f64 {
+        let both = dirty.iter().zip(dirtied).zip(&self.writes);
+        both.map(|((dirty, dirtied), writes)| {
+            let joined = join_dense(*dirty, writes.over, dense).pages;
+            dirtied * (1.0 - joined / writes.over.max(1.0)).max(0.0)
+        })
+        .sum()
     }
 
     /// Dirty pages of each of the guest's writes with those that are `dirtied` besides: some are dirty already.
@@ -159,15 +177,15 @@ fn scattered(pages: f64, over: f64) -> Lie {
 }
 
 /// Words of the log in which so many of 64 pages are set have a binomial distribution.
-fn join_dense(pages: f64, over: f64) -> Joined {
+fn join_dense(pages: f64, over: f64, dense: u32) -> Joined {
     let share = (pages / over.max(1.0)).min(1.0);
     let words = over / f64::from(WORD);
     if share >= 1.0 {
-        return Joined { pages, runs: words.min(1.0), sparse: 0.0, dense_words: words };
+        return Joined { pages, runs: words.min(1.0), sparse: 0.0, dense_words: words, dense };
     }
     // Of none: (1-p)^64; of k+1: that of k × (64-k)/(k+1) × p/(1-p).
     let (mut likely, mut sparse_words, mut sparse) = ((1.0 - share).powi(WORD as i32), 0.0, 0.0);
-    for set in 0..DENSE {
+    for set in 0..dense {
         sparse_words += words * likely;
         sparse += words * likely * f64::from(set);
         likely *= f64::from(WORD - set) / f64::from(set + 1) * share / (1.0 - share);
@@ -175,11 +193,12 @@ fn join_dense(pages: f64, over: f64) -> Joined {
     let dense_words = (words - sparse_words).max(0.0);
     // A dense word is a run, unless the one before it is dense as well.
     let runs = sparse + dense_words * (1.0 - dense_words / words);
-    Joined { pages: sparse + dense_words * f64::from(WORD), runs, sparse, dense_words }
+    Joined { pages: sparse + dense_words * f64::from(WORD), runs, sparse, dense_words, dense }
 }
 
 #[cfg(test)]
 mod tests {
+    use migrate::source::DENSE;
     use proptest::prelude::*;
 
     use super::*;
@@ -232,10 +251,10 @@ mod tests {
             let pages = over * share;
             let lie = scattered(pages, over);
             prop_assert!(lie.windows <= lie.runs + 1e-6 && lie.runs <= lie.pages + 1e-6, "{lie:?}");
-            let joined = join_dense(pages, over);
+            let joined = join_dense(pages, over, DENSE);
             prop_assert!(joined.pages >= pages * 0.999 && joined.pages <= over * 1.001, "{joined:?}");
             prop_assert!(joined.runs <= joined.pages + 1.0);
-            let (more, runs) = join_dense(over, over).beyond(&joined);
+            let (more, runs) = join_dense(over, over, DENSE).beyond(&joined);
             prop_assert!((more + joined.pages - over).abs() <= over * 0.001 && runs <= more, "{joined:?}");
         }
     }
