@@ -82,8 +82,9 @@ pub struct Options {
     pub streams: u32,
     /// Pre-copy switches over only when it expects less than this.
     pub max_downtime: Duration,
-    /// From the start until commit, without what the operator was waited for.
-    pub timeout: Duration,
+    /// From the start until commit, without what the operator was waited for; `None`: as much as the guest's memory
+    /// [takes at least](default_timeout).
+    pub timeout: Option<Duration>,
     /// What is done when that has passed in a round.
     pub on_timeout: OnTimeout,
     /// Wait for the operator's word before the guest is paused.
@@ -136,5 +137,15 @@ pub const DEFAULT_DELTA_CACHE: u64 = 64 << 20;
 /// Default for [`Options::recovery`].
 pub const DEFAULT_RECOVERY: Duration = Duration::from_secs(60);
 
-/// Default for [`Options::timeout`].
+/// The least default for [`Options::timeout`].
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a GiB of RAM adds to the default, from where it is more than [`DEFAULT_TIMEOUT`]: as long as 4.3 Gbit/s carry it once.
+const TIMEOUT_PER_GIB: Duration = Duration::from_secs(2);
+
+/// Default for [`Options::timeout`], for a guest with so many bytes of RAM: 1 TiB has half an hour.
+#[must_use]
+pub fn default_timeout(memory: u64) -> Duration {
+    let gib = u32::try_from(memory >> 30).unwrap_or(u32::MAX);
+    DEFAULT_TIMEOUT.max(TIMEOUT_PER_GIB.saturating_mul(gib))
+}

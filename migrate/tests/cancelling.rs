@@ -180,7 +180,7 @@ fn a_name_that_is_not_found_in_time_is_named() {
         let (_never, answer) = mpsc::channel();
         let dial = Nameless { place: Place::new(), answer: Mutex::new(Some(answer)) };
         let route = Route { dial: &dial, deadlines: quick, journals: Journals::nowhere() };
-        let hasty = Options { timeout, ..options(Mode::Precopy) };
+        let hasty = Options { timeout: Some(timeout), ..options(Mode::Precopy) };
         let report = reported(&*guest, &hasty, route, &Cancel::new(), &Silent);
         let reason = report.reason.expect("a reason");
         assert!(reason.contains(expected), "{reason}");

@@ -168,8 +168,11 @@ fn a_cancel_reaches_a_paused_guest_whose_destination_is_silent() {
 #[test]
 fn the_time_limit_keeps_the_guest() {
     let place = Place::new();
-    let slow =
-        Options { timeout: Duration::from_millis(80), bandwidth: Some(1 << 20), ..options(Mode::Precopy) };
+    let slow = Options {
+        timeout: Some(Duration::from_millis(80)),
+        bandwidth: Some(1 << 20),
+        ..options(Mode::Precopy)
+    };
     let attempt = attempt(&slow, Deadlines::default(), &place.clone(), Box::new(place));
     attempt.check("timed out");
     let reason = attempt.report.reason.expect("a reason");
@@ -276,7 +279,7 @@ fn a_port_where_nobody_waits_is_named() {
 fn a_port_that_does_not_answer_within_the_time_limit_is_named() {
     let mute = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let to = mute.local_addr().expect("bound");
-    let hasty = Options { timeout: Duration::from_millis(100), ..options(Mode::Precopy) };
+    let hasty = Options { timeout: Some(Duration::from_millis(100)), ..options(Mode::Precopy) };
     let reason = try_port(to, &hasty, Deadlines::default()).reason.expect("a reason");
     let expected = format!("connecting: the move to {to} was not done within 0.1 s; --timeout allows more");
     assert_eq!(reason, expected);

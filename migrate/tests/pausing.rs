@@ -52,7 +52,7 @@ fn every_mode_waits_with_the_guest_running_until_it_is_told_to_go_on() {
         let cancel = Cancel::new();
         assert_eq!(cancel.go_on(), Err(NotWaiting), "nothing has begun");
         // Longer than the time limit, which stands meanwhile, and than any silence that is borne.
-        let limited = Options { timeout: Duration::from_secs(1), ..pausing(mode) };
+        let limited = Options { timeout: Some(Duration::from_secs(1)), ..pausing(mode) };
         let attempt = go(&limited, &cancel, || {
             std::thread::sleep(Duration::from_millis(1300));
             // The word can be given from shortly after the phase is told.
@@ -112,7 +112,7 @@ fn a_link_that_is_lost_while_the_operator_is_waited_for_keeps_the_guest() {
 /// Time is up in round 0, which takes a second or so.
 fn hasty(mode: Mode, on_timeout: OnTimeout) -> Options {
     let timeout = Duration::from_millis(150);
-    Options { on_timeout, timeout, bandwidth: Some(400 << 10), streams: 1, ..options(mode) }
+    Options { on_timeout, timeout: Some(timeout), bandwidth: Some(400 << 10), streams: 1, ..options(mode) }
 }
 
 fn in_memory(options: &Options) -> Attempt {

@@ -50,9 +50,10 @@ pub struct StartArgs {
     /// Pre-copy switches over only when it expects a shorter pause than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
     pub max_downtime: Duration,
-    /// Give up when the guest has not switched over after this
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
-    pub timeout: Duration,
+    /// Give up when the guest has not switched over after this [default: 60s, or 2s for each GiB of its memory where that
+    /// is more]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
     /// What happens instead when that passes while memory is copied in rounds, or the rounds do not converge
     #[arg(long, value_enum, default_value_t = OnTimeout::Cancel)]
     pub on_timeout: OnTimeout,
@@ -227,7 +228,7 @@ impl StartArgs {
             mode: self.mode,
             streams: self.streams,
             max_downtime_us: Some(whole(self.max_downtime.as_micros())),
-            timeout_ms: Some(whole(self.timeout.as_millis())),
+            timeout_ms: self.timeout.map(|timeout| whole(timeout.as_millis())),
             on_timeout: self.on_timeout,
             pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,

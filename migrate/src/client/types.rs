@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::options::{
-    ClockPolicy, Compression, DEFAULT_DELTA_CACHE, DEFAULT_MAX_DOWNTIME, DEFAULT_RECOVERY, DEFAULT_TIMEOUT,
-    InFlightPolicy, MAX_STREAMS, Mode, OnTimeout, Options, default_streams,
+    ClockPolicy, Compression, DEFAULT_DELTA_CACHE, DEFAULT_MAX_DOWNTIME, DEFAULT_RECOVERY, InFlightPolicy,
+    MAX_STREAMS, Mode, OnTimeout, Options, default_streams,
 };
 use crate::progress::Progress;
 use crate::protection::{Held, Protection};
@@ -80,7 +80,8 @@ pub struct MigrateRequest {
     pub streams: Option<u32>,
     /// Pre-copy switches over only when it expects less than this, µs; default 300 000.
     pub max_downtime_us: Option<u64>,
-    /// Given up when not committed after this, ms, without what the operator was waited for; default 60 000.
+    /// Given up when not committed after this, ms, without what the operator was waited for; default 60 000, or 2000 for each
+    /// GiB of the guest's memory where that is more.
     pub timeout_ms: Option<u64>,
     /// What happens instead when that passes while memory is copied in rounds, or the rounds do not converge. `postcopy` goes
     /// with `precopy` and `hybrid`, `force` with `precopy`.
@@ -151,7 +152,7 @@ impl MigrateRequest {
             mode: self.mode,
             streams: self.streams.unwrap_or_else(default_streams),
             max_downtime: self.max_downtime_us.map_or(DEFAULT_MAX_DOWNTIME, Duration::from_micros),
-            timeout: self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
+            timeout: self.timeout_ms.map(Duration::from_millis),
             on_timeout: self.on_timeout,
             pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
@@ -176,7 +177,7 @@ impl MigrateRequest {
         }
         let zero = |what, is: bool| if is { Err(OptionsError::Zero(what)) } else { Ok(()) };
         zero("max_downtime", options.max_downtime.is_zero())?;
-        zero("timeout", options.timeout.is_zero())?;
+        zero("timeout", options.timeout == Some(Duration::ZERO))?;
         zero("bandwidth", options.bandwidth == Some(0))?;
         Ok(options)
     }
@@ -300,7 +301,7 @@ mod tests {
             (options.to.as_str(), options.streams, options.bandwidth),
             ("[::1]:7000", default_streams(), None)
         );
-        assert_eq!((options.max_downtime, options.timeout), (DEFAULT_MAX_DOWNTIME, DEFAULT_TIMEOUT));
+        assert_eq!((options.max_downtime, options.timeout), (DEFAULT_MAX_DOWNTIME, None));
     }
 
     #[test]

@@ -17,7 +17,8 @@ use crate::channel::limiter::Limiter;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{Departing, Description, GuestError, Ram};
-use crate::options::{InFlightPolicy, MAX_STREAMS, Options};
+use crate::options::{InFlightPolicy, MAX_STREAMS, Options, default_timeout};
+use crate::pages::PAGE_SIZE;
 use crate::progress::{Event, Observer, Progress};
 use crate::report::{Phase, Traffic};
 use crate::wire::Message;
@@ -29,6 +30,8 @@ pub(super) struct Context<'a> {
     pub(super) guest: &'a dyn Departing,
     pub(super) description: Description,
     pub(super) options: &'a Options,
+    /// For the whole migration until commit, and for each wait of its own that is not part of that.
+    pub(super) timeout: Duration,
     pub(super) route: Route<'a>,
     pub(super) alarm: Arc<Alarm>,
     pub(super) observer: &'a dyn Observer,
@@ -87,9 +90,13 @@ impl<'a> Context<'a> {
         observer: &'a dyn Observer,
         session: Uuid,
     ) -> Self {
+        let description = guest.description();
+        let memory = description.pages() * PAGE_SIZE as u64;
+        let timeout = options.timeout.unwrap_or_else(|| default_timeout(memory));
         Self {
             guest,
-            description: guest.description(),
+            description,
+            timeout,
             ram: OnceLock::new(),
             options,
             route,
@@ -103,7 +110,7 @@ impl<'a> Context<'a> {
             control: RwLock::default(),
             unsent: OnceLock::new(),
             departed: OnceLock::new(),
-            time: Mutex::new(TimeLimit::new(options.timeout, Instant::now())),
+            time: Mutex::new(TimeLimit::new(timeout, Instant::now())),
             round: Mutex::new(None),
             elsewhere: RwLock::default(),
             pause: Mutex::new(None),
@@ -154,7 +161,7 @@ impl<'a> Context<'a> {
 
     /// Whether a disk is waited for any longer. Where the time limit does not run any more, it holds for each such wait.
     fn goes_on(&self, since: Instant) -> bool {
-        !self.alarm.is_stopped() && since.elapsed() < self.options.timeout
+        !self.alarm.is_stopped() && since.elapsed() < self.timeout
     }
 
     /// A time limit has passed for what the guest's side says; it stopped for anything else only because it was told to.
@@ -195,7 +202,7 @@ impl<'a> Context<'a> {
     }
 
     pub(super) fn beat(&self) -> Duration {
-        self.route.deadlines.beat.min(PROGRESS_EVERY).min(self.options.timeout)
+        self.route.deadlines.beat.min(PROGRESS_EVERY).min(self.timeout)
     }
 
     /// What happens on every beat.
@@ -204,7 +211,7 @@ impl<'a> Context<'a> {
         match passed {
             Some(Passing::GivesUp) => {
                 let to = self.route.dial.to().to_owned();
-                let _ = self.alarm.recall(Failure::TimedOut { to, after: self.options.timeout });
+                let _ = self.alarm.recall(Failure::TimedOut { to, after: self.timeout });
             }
             Some(Passing::EndsRounds) => {
                 let round = self.round.lock().unwrap_or_else(PoisonError::into_inner);

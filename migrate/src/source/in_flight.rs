@@ -43,7 +43,7 @@ impl<'a> Journey<'a> {
     {
         let (context, Some(line)) = (self.context, lines.packets.clone()) else { return Ok(None) };
         let forwarding = start(scope, "packets", move || {
-            let longest = context.options.timeout.saturating_add(LONGEST);
+            let longest = context.timeout.saturating_add(LONGEST);
             match context.alarm.wait_until(longest, || context.departed.get().is_some()) {
                 Woken::Done => {
                     context.departed.get().map_or_else(InFlight::default, |at| forward(context, &line, *at))

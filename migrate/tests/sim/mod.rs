@@ -37,7 +37,7 @@ pub(crate) fn options(mode: Mode) -> Options {
         mode,
         streams: 2,
         max_downtime: Duration::from_millis(300),
-        timeout: Duration::from_secs(20),
+        timeout: Some(Duration::from_secs(20)),
         on_timeout: OnTimeout::Cancel,
         pause_before_switchover: false,
         bandwidth: None,

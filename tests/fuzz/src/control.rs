@@ -183,7 +183,9 @@ impl Vm for Pretender {
     fn start_migration(&self, options: Options) -> Result<(), Refusal> {
         assert!((1..=migrate::options::MAX_STREAMS).contains(&options.streams));
         assert!(
-            !options.timeout.is_zero() && !options.max_downtime.is_zero() && options.bandwidth != Some(0)
+            options.timeout != Some(Duration::ZERO)
+                && !options.max_downtime.is_zero()
+                && options.bandwidth != Some(0)
         );
         Ok(())
     }

@@ -125,7 +125,7 @@ fn options(asked: u16, deadlines: Deadlines) -> Options {
         mode,
         streams: if has(TWO_STREAMS) { 2 } else { 1 },
         max_downtime: if has(VAST) { Duration::from_micros(u64::MAX) } else { deadlines.pause },
-        timeout,
+        timeout: Some(timeout),
         on_timeout,
         pause_before_switchover: false,
         bandwidth: has(PACED).then_some(1 << 30),

@@ -208,14 +208,17 @@ mod tests {
         let args = parse("bench simulate --memory 1T --rates 0,10000000").unwrap();
         let constants = Constants::default();
         let words = table::words(&args, &args.cases(&constants).unwrap(), &constants);
-        for part in [
-            "switch over: 0 pages left",
-            "given up after",
-            "it does not converge",
-            "more with --timeout",
-            "gives up",
-        ] {
+        for part in ["switch over: 0 pages left", "given up after", "it does not converge", "gives up"] {
             assert!(words.contains(part), "{part}: {words}");
         }
+        assert!(!words.contains("--timeout"), "{words}");
+    }
+
+    #[test]
+    fn what_takes_longer_than_is_waited_for_is_said() {
+        let args = parse("bench simulate --memory 1T --rates 0 --bandwidth 1Gbit").unwrap();
+        let constants = Constants::default();
+        let words = table::words(&args, &args.cases(&constants).unwrap(), &constants);
+        assert!(words.contains("by default (2048 s): give more with --timeout"), "{words}");
     }
 }

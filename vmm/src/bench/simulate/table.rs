@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use migrate::cli::words::{count, mode as word};
-use migrate::options::DEFAULT_TIMEOUT;
+use migrate::options::default_timeout;
 
 use super::SimulateArgs;
 use super::constants::Constants;
@@ -36,7 +36,7 @@ pub(super) fn words(args: &SimulateArgs, cases: &[(Load, Case)], constants: &Con
     let mut table = Table::new(2, &head);
     for (load, case) in cases {
         let course = case.run(constants);
-        let _ = write!(text, "\n{}\n{}{}", heading(*load, case), rounds(&course), ending(&course));
+        let _ = write!(text, "\n{}\n{}{}", heading(*load, case), rounds(&course), ending(case, &course));
         table.row(row(*load, case, &course, constants));
     }
     let _ = write!(text, "\n{table}\n{NOTE}\n");
@@ -92,7 +92,7 @@ fn rounds(course: &Course) -> String {
 }
 
 /// How it ends, in a line or two.
-fn ending(course: &Course) -> String {
+fn ending(case: &Case, course: &Course) -> String {
     let (total, gb) = (short(course.total_s), short(course.bytes / 1e9));
     let mut text = match (&course.given_up, course.pause) {
         (Some(why), _) => format!("given up after {total} s and {gb} GB: {why}\n"),
@@ -101,8 +101,9 @@ fn ending(course: &Course) -> String {
         }
         (None, None) => String::new(),
     };
-    if Duration::from_secs_f64(course.commit_s) > DEFAULT_TIMEOUT {
-        let default = DEFAULT_TIMEOUT.as_secs();
+    let default = default_timeout(case.guest.ram);
+    if Duration::from_secs_f64(course.commit_s) > default {
+        let default = default.as_secs();
         let _ =
             writeln!(text, "longer than migrate waits by default ({default} s): give more with --timeout");
     }
