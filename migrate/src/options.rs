@@ -82,8 +82,8 @@ pub struct Options {
     pub streams: u32,
     /// Pre-copy switches over only when it expects less than this.
     pub max_downtime: Duration,
-    /// From the start until commit, without what the operator was waited for; `None`: as much as the guest's memory
-    /// [takes at least](default_timeout).
+    /// From the start until commit, without what the operator was waited for; `None`: the [default](default_timeout) for the
+    /// guest's memory.
     pub timeout: Option<Duration>,
     /// What is done when that has passed in a round.
     pub on_timeout: OnTimeout,
@@ -140,7 +140,7 @@ pub const DEFAULT_RECOVERY: Duration = Duration::from_secs(60);
 /// The least default for [`Options::timeout`].
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a GiB of RAM adds to the default, from where it is more than [`DEFAULT_TIMEOUT`]: as long as 4.3 Gbit/s carry it once.
+/// The default for each GiB of RAM, where that is more than [`DEFAULT_TIMEOUT`]: as long as 4.3 Gbit/s take to carry it once.
 const TIMEOUT_PER_GIB: Duration = Duration::from_secs(2);
 
 /// Default for [`Options::timeout`], for a guest with so many bytes of RAM: 1 TiB has half an hour.
@@ -148,4 +148,16 @@ const TIMEOUT_PER_GIB: Duration = Duration::from_secs(2);
 pub fn default_timeout(memory: u64) -> Duration {
     let gib = u32::try_from(memory >> 30).unwrap_or(u32::MAX);
     DEFAULT_TIMEOUT.max(TIMEOUT_PER_GIB.saturating_mul(gib))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_guests_have_longer() {
+        let seconds = |gib: u64| default_timeout(gib << 30).as_secs();
+        assert_eq!([0, 1, 30, 31, 1024].map(seconds), [60, 60, 60, 62, 2048]);
+        assert!(default_timeout(u64::MAX) > Duration::from_secs(1 << 32));
+    }
 }

@@ -140,7 +140,8 @@ impl<'a> Logbook<'a> {
     /// The round has landed, and `dirtied` pages were written meanwhile. Reading the log that says so took `harvest_us`.
     pub(super) fn end_round(&mut self, number: u32, took: Duration, dirtied: u64, harvest_us: u64) -> Round {
         let (from, to) = (self.round_from.0, self.context.meter.traffic());
-        let dirty_rate = dirtied as f64 / took.as_secs_f64().max(1e-6);
+        let watched = took + Duration::from_micros(harvest_us);
+        let dirty_rate = dirtied as f64 / watched.as_secs_f64().max(1e-6);
         self.context.meter.dirty_per_s.store(dirty_rate.to_bits(), Ordering::Relaxed);
         let round = Round {
             number,

@@ -13,19 +13,23 @@ use crate::pages::{PageRun, PageSet};
 use crate::wire::Message;
 use crate::wire::runs::bitmap_frames;
 
-/// Hybrid: of 64 neighbours, from how many stale ones on all are sent again. The destination discards run by run,
+/// Hybrid: of 64 neighbours, from how many stale ones on all are sent again, at first. The destination discards run by run,
 /// and each takes microseconds: a guest that writes everywhere would keep it busy for a tenth of a second.
 pub const DENSE: u32 = 8;
+
+/// So many untold pages make a pause longer by tens of milliseconds.
+const TOO_MANY: u64 = 16 * MANY;
 
 /// From so many untold pages on they are told before the pause. Fewer cost it a few milliseconds at most.
 pub const MANY: u64 = 1024;
 
-/// From how many on the next time, where so many pages were told the last time and are to be told now: a guest that writes
-/// as fast as it is told would have the pause told what it wrote last, and be discarded then. Where whole neighbourhoods are
-/// told it writes to what was told already.
+/// From how many on the next time, when so many pages were `told` last and so many are `untold` now. Fewer, where a guest
+/// writes about as fast as it is told and the pause would suffer: what it wrote during the last telling is told in the pause,
+/// and discarded then. Where whole neighbourhoods are told it writes to what was told already.
 #[must_use]
 pub fn dense_after(dense: u32, told: u64, untold: u64) -> u32 {
-    if untold > told / 2 { (dense / 2).max(1) } else { dense }
+    let gets_ahead = untold <= told / 2 || untold <= TOO_MANY;
+    if gets_ahead { dense } else { (dense / 2).max(1) }
 }
 
 /// How often more pages are told, because many were written while the ones before were discarded.
@@ -70,17 +74,18 @@ impl FirstPages {
 impl Journey<'_> {
     /// Tells what will be missing, until little is untold.
     pub(super) fn miss_ahead(&mut self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
-        let whole = PageSet::of_runs(left.pages.limit(), &self.context.description.ram);
+        let hybrid = self.mode() == Mode::Hybrid;
+        let whole = hybrid.then(|| PageSet::of_runs(left.pages.limit(), &self.context.description.ram));
         let (mut dense, mut before) = (DENSE, u64::MAX);
         for time in 0..TIMES {
-            let mut untold = self.join_dense(&mut left, dense, &whole);
+            let mut untold = join_dense(&mut left, dense, whole.as_ref());
             if time > 0 && untold.len() <= MANY {
                 break;
             }
             let fewer = dense_after(dense, before, untold.len());
             if fewer < dense {
                 dense = fewer;
-                untold = self.join_dense(&mut left, dense, &whole);
+                untold = join_dense(&mut left, dense, whole.as_ref());
             }
             before = untold.len();
             tell_missing(&lines.control, &untold)?;
@@ -102,14 +107,6 @@ impl Journey<'_> {
         Ok(left)
     }
 
-    /// Pages that the destination does not know to be missing; with hybrid, after neighbours of many have been joined to them.
-    fn join_dense(&self, left: &mut Left, dense: u32, whole: &PageSet) -> PageSet {
-        if self.mode() == Mode::Hybrid {
-            left.pages.join_dense(dense, whole);
-        }
-        untold(&left.pages, &left.told)
-    }
-
     /// What the guest will touch first: what its state names, and what it has just written if that is little.
     pub(super) fn first_pages(&self, state: &[u8], late: &PageSet, told: &PageSet) -> FirstPages {
         let named = self.context.guest.first_pages(state).into_iter();
@@ -120,6 +117,15 @@ impl Journey<'_> {
         runs.retain(|run| self.context.description.holds(*run));
         FirstPages::of(&runs, told)
     }
+}
+
+/// Pages that the destination does not know to be missing, after those of `whole` that are neighbours of many have been joined
+/// to them.
+fn join_dense(left: &mut Left, dense: u32, whole: Option<&PageSet>) -> PageSet {
+    if let Some(whole) = whole {
+        left.pages.join_dense(dense, whole);
+    }
+    untold(&left.pages, &left.told)
 }
 
 /// Pages that the destination does not know to be missing.
@@ -151,8 +157,10 @@ mod tests {
             times.iter().fold(DENSE, |dense, (told, untold)| dense_after(dense, *told, *untold))
         };
         assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 45_000), (45_000, 1025)]), DENSE);
+        // A constant time each, far away: as many pages each time.
+        assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 4500), (4500, 4500), (4500, 4500)]), DENSE);
         assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 80_000), (80_000, 70_000), (70_000, 60_000)]), 1);
-        assert_eq!(dense_after(1, 10, 10), 1);
+        assert_eq!(dense_after(1, 1 << 20, 1 << 20), 1);
     }
 
     #[test]

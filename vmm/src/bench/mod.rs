@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use migrate::cli::values::parse_duration;
-use migrate::options::{DEFAULT_TIMEOUT, Mode};
+use migrate::options::{Mode, default_timeout};
 use migrate::report::Outcome;
 
 use self::grid::{Cell, Fill, Grid};
@@ -133,7 +133,7 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
             let raw = RawTcp::measure(*streams, guest).await?;
             eprintln!("  raw TCP: {}", raw.line());
             for (mode, wire) in grid.ways() {
-                let order = order(args, mode, *streams, wire);
+                let order = order(args, guest, mode, *streams, wire);
                 let cell = Cell { guest: *guest, mode, streams: *streams, wire };
                 let cell = record.begin(cell, raw.clone());
                 for _ in 0..grid.runs {
@@ -147,8 +147,15 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
     Ok(())
 }
 
-fn order(args: &BenchArgs, mode: Mode, streams: u32, wire: Wire) -> Order {
-    Order { mode, streams, max_downtime: args.max_downtime, timeout: DEFAULT_TIMEOUT, verify: false, wire }
+fn order(args: &BenchArgs, guest: &GuestPlan, mode: Mode, streams: u32, wire: Wire) -> Order {
+    Order {
+        mode,
+        streams,
+        max_downtime: args.max_downtime,
+        timeout: default_timeout(guest.memory.bytes()),
+        verify: false,
+        wire,
+    }
 }
 
 /// A guest to be moved, booted again when it was lost.

@@ -93,9 +93,9 @@ fn measure(streams: u32, bytes: u64, vcpus: u32) -> Result<RawTcp, LabError> {
     let filling: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
     (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
     let (mut cold, mut warm, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-    // For both that there are at a time.
-    drop(BackedMemory::take(2 * bytes)?);
     for _ in 0..TIMES {
+        // For the two destinations that there are at the same time.
+        drop(BackedMemory::take(2 * bytes)?);
         let destination = memory()?;
         for (rates, busy) in [(&mut cold, 0), (&mut warm, 0), (&mut beside, vcpus)] {
             let fresh = if busy > 0 { Some(memory()?) } else { None };

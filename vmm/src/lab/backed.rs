@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use super::LabError;
 use super::guest::GuestPlan;
 use super::usage::resident_bytes;
-use crate::memory::layout::Layout;
+use crate::memory::layout::{Layout, RegionSpec};
 use crate::memory::ram::GuestRam;
+use crate::migration::memory_available;
 
 /// Bytes made ready in one call.
 const PIECE: u64 = 32 << 20;
@@ -29,8 +30,8 @@ const MORSEL: u64 = 8 << 20;
 /// How often it is looked how far the process is: it takes 16 MB in that time.
 const LOOKS_EVERY: Duration = Duration::from_millis(4);
 
-/// The steps back of the thread that does it: nobody waits for it.
-const STEPS_BACK: i32 = 0;
+/// What a host must have free beside a guest's RAM.
+const FREE_BESIDE: u64 = 512 << 20;
 
 /// Memory that is there is taken at 24 GB/s here, and at 0.5 to 2 where it comes from below.
 const FAST_BYTES_PER_S: f64 = 5e9;
@@ -40,7 +41,11 @@ const TIMES: usize = 4;
 
 /// As much memory as a guest has, taken from the host. Dropping it is letting go of it.
 #[derive(Debug)]
-pub struct BackedMemory(Arc<GuestRam>);
+pub struct BackedMemory {
+    ram: Arc<GuestRam>,
+    /// RAM of the guest that it is for, if it is for one.
+    guest: Option<u64>,
+}
 
 impl BackedMemory {
     /// Takes memory of so many bytes, rounded up to what a guest can have.
@@ -60,36 +65,47 @@ impl BackedMemory {
         Ok(taken)
     }
 
-    /// Lets go of it as a process takes memory, somewhat ahead of it; of the rest when what is returned is dropped.
+    /// Lets go of it as process `pid` takes memory, somewhat ahead of it; of the rest when what is returned is dropped. At once
+    /// of as much as the host must have free for the guest: a destination looks at that before it takes any.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn make_way_for(self, pid: u32) -> Result<MakingWay, LabError> {
+        let wanted = self.guest.map_or(0, |ram| ram + FREE_BESIDE);
+        let lacking = memory_available().map_or(0, |available| wanted.saturating_sub(available));
+        let (mut morsels, mut given) = (self.morsels().into_iter(), 0);
+        while given < lacking
+            && let Some(morsel) = morsels.next()
+        {
+            given += self.let_go(morsel);
+        }
         let (end, ended) = channel::<()>();
         let thread = thread::Builder::new().name("backed".to_owned()).spawn(move || {
-            let _ = rustix::process::setpriority_process(None, STEPS_BACK);
-            let mut given = 0;
-            for (at, bytes) in self.morsels() {
+            for morsel in morsels {
                 while resident_bytes(pid).is_some_and(|resident| given >= resident + AHEAD) {
                     if ended.recv_timeout(LOOKS_EVERY) != Err(RecvTimeoutError::Timeout) {
                         return;
                     }
                 }
-                // What cannot be let go of now is when all of it is.
-                let _ = self.0.discard(at, bytes);
-                given += bytes;
+                given += self.let_go(morsel);
             }
         });
         let thread = thread.map_err(LabError::host("start a thread"))?;
         Ok(MakingWay { end: Some(end), thread: Some(thread) })
     }
 
-    fn morsels(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.0.layout().regions().iter().flat_map(|region| {
-            (0..region.bytes)
-                .step_by(MORSEL as usize)
-                .map(|at| (region.start + at, MORSEL.min(region.bytes - at)))
-        })
+    fn let_go(&self, (at, bytes): (u64, u64)) -> u64 {
+        // What cannot be let go of now is when all of it is.
+        let _ = self.ram.discard(at, bytes);
+        bytes
+    }
+
+    fn morsels(&self) -> Vec<(u64, u64)> {
+        let of = |region: &RegionSpec| {
+            let (start, bytes) = (region.start, region.bytes);
+            (0..bytes).step_by(MORSEL as usize).map(move |at| (start + at, MORSEL.min(bytes - at)))
+        };
+        self.ram.layout().regions().iter().flat_map(of).collect()
     }
 
     fn take_once(bytes: u64) -> Result<Self, LabError> {
@@ -101,7 +117,7 @@ impl BackedMemory {
                 ram.populate(region.start + at, PIECE.min(region.bytes - at));
             }
         }
-        Ok(Self(ram))
+        Ok(Self { ram, guest: None })
     }
 
     /// The same, of as much as a guest will have written, beside other work.
@@ -114,7 +130,8 @@ impl BackedMemory {
     pub async fn for_guest(guest: &GuestPlan) -> Result<Self, LabError> {
         let bytes = guest.written_bytes();
         let taking = tokio::task::spawn_blocking(move || Self::take(bytes));
-        taking.await.expect("taking memory does not panic")
+        let taken = taking.await.expect("taking memory does not panic")?;
+        Ok(Self { guest: Some(guest.memory.bytes()), ..taken })
     }
 }
 
@@ -133,5 +150,43 @@ impl Drop for MakingWay {
             // It does not panic; and if it did, nothing depends on it.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn of_more_than_is_ahead_the_rest_is_held_until_nobody_needs_it() {
+        let mut small = Command::new("sleep").arg("60").spawn().unwrap();
+        let held = BackedMemory::take(AHEAD + 256 * MIB).unwrap();
+        let ram = Arc::clone(&held.ram);
+        let there = || {
+            let mut bytes = 0;
+            ram.populated_within(0, AHEAD + 256 * MIB, |_, more| bytes += more).unwrap();
+            bytes
+        };
+        assert_eq!(there(), AHEAD + 256 * MIB);
+        drop(held.make_way_for(small.id()).unwrap());
+        small.kill().unwrap();
+        small.wait().unwrap();
+        let left = there() / MIB;
+        assert!((200..=256).contains(&left), "{left} MiB");
+    }
+
+    #[test]
+    fn who_is_gone_is_not_waited_for() {
+        let held = BackedMemory::take(AHEAD + 64 * MIB).unwrap();
+        let ram = Arc::clone(&held.ram);
+        let mut way = held.make_way_for(u32::MAX).unwrap();
+        way.thread.take().unwrap().join().unwrap();
+        let mut left = 0;
+        ram.populated_within(0, AHEAD + 64 * MIB, |_, more| left += more).unwrap();
+        assert_eq!(left, 0);
     }
 }

@@ -50,7 +50,7 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     resident_of(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)
 }
 
-/// The second number, in pages.
+/// The second number is in pages; a process that has ended has none.
 fn resident_of(statm: &str) -> Option<u64> {
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64).filter(|bytes| *bytes > 0)

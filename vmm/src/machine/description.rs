@@ -168,7 +168,7 @@ impl MachineDescription {
         let mut reasons = Vec::new();
         reasons.extend(Vcpus::new(self.vcpus).err().map(|error| error.to_string()));
         reasons.extend(MemorySize::from_bytes(self.memory).err().map(|error| error.to_string()));
-        let most = here.max_vcpus;
+        let most = here.capabilities().max_vcpus;
         if self.vcpus as usize > most {
             reasons.push(format!("the guest has {} vCPUs, KVM here runs at most {most}", self.vcpus));
         }
@@ -235,7 +235,7 @@ impl MachineDescription {
         let mut reasons = Vec::new();
         let absent = self.msrs.iter().filter(|index| !here.msrs.contains(index));
         reasons.extend(absent.map(|index| format!("KVM here cannot restore MSR {index:#x}")));
-        if !fits(here.tsc_khz, self.tsc_khz) && !here.tsc_scaling {
+        if !fits(here.tsc_khz, self.tsc_khz) && !here.capabilities().tsc_scaling {
             let (there, here) = (self.tsc_khz, here.tsc_khz);
             reasons.push(format!(
                 "the guest's TSC runs at {there} kHz, this host's at {here} kHz and cannot be scaled"

@@ -1,20 +1,19 @@
 //! What a host gives its machines.
 
-use crate::kvm::{KvmError, KvmHost, ioctl};
+use crate::kvm::{Capabilities, KvmError, KvmHost, ioctl};
 use crate::vcpu::{self, Feature, Template};
 
-/// What machines on this host have, or can have. It stays the same as long as the host is up, so it is asked once, before a
-/// guest comes: asking takes a machine that is thrown away, and that milliseconds.
-#[derive(Debug, Clone)]
+/// What machines on this host have, or can have. It stays the same as long as KVM is open, so it is asked once, before a guest
+/// comes: asking takes a machine that is thrown away, and that milliseconds.
+#[derive(Debug)]
 pub struct HostSupply {
+    kvm: KvmHost,
     /// The largest CPU of a guest with one vCPU.
     cpu: Template,
     /// Features that no guest can be without, those among them that none can be without anywhere.
     pub(super) shown_to_all: Vec<Feature>,
     pub(super) msrs: Vec<u32>,
-    pub(super) max_vcpus: usize,
     pub(super) tsc_khz: u32,
-    pub(super) tsc_scaling: bool,
     pub(super) tsc_offset: bool,
 }
 
@@ -23,18 +22,22 @@ impl HostSupply {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn ask(kvm: &KvmHost) -> Result<Self, KvmError> {
-        let (_vm, vcpu) = vcpu::throwaway(kvm)?;
-        let cpu = vcpu::offer_by(kvm, &vcpu, 1)?;
+    pub fn ask(kvm: KvmHost) -> Result<Self, KvmError> {
+        let (_vm, vcpu) = vcpu::throwaway(&kvm)?;
+        let cpu = vcpu::offer_by(&kvm, &vcpu, 1)?;
         Ok(Self {
             shown_to_all: vcpu::shown_to_all(&cpu, &vcpu)?,
             cpu,
-            msrs: vcpu::supported_msrs(kvm)?,
-            max_vcpus: kvm.capabilities().max_vcpus,
+            msrs: vcpu::supported_msrs(&kvm)?,
             tsc_khz: vcpu.get_tsc_khz().map_err(KvmError::refused("tell the TSC frequency"))?,
-            tsc_scaling: kvm.capabilities().tsc_scaling,
             tsc_offset: ioctl::has_tsc_offset(ioctl::borrow(&vcpu)),
+            kvm,
         })
+    }
+
+    /// What KVM can do.
+    pub(super) fn capabilities(&self) -> &Capabilities {
+        self.kvm.capabilities()
     }
 
     /// The largest CPU of a guest with that many vCPUs.

@@ -30,7 +30,7 @@ pub struct GuestRam {
     layout: Layout,
     mmap: Mmap,
     spans: Vec<Span>,
-    /// How fast memory is made ready here; nothing while pages are to be small whatever that says.
+    /// How fast memory is made ready here; nothing while their size does not follow it.
     pace: Mutex<Option<Pace>>,
 }
 
@@ -145,7 +145,9 @@ impl GuestRam {
 
     /// Memory is taken in huge pages at whatever pace the host gives them.
     pub fn only_huge(&self) {
-        *self.pace() = None;
+        let mut pace = self.pace();
+        *pace = None;
+        self.choose(Size::Huge);
     }
 
     /// All that was to be made ready is: small pages are no longer chosen for the host's pace, only where they were asked for.

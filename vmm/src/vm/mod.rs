@@ -151,7 +151,7 @@ impl VmHandle {
         console: Console,
         journals: Journals,
     ) -> Result<Self, StartError> {
-        let supply = HostSupply::ask(&KvmHost::open()?)?;
+        let supply = HostSupply::ask(KvmHost::open()?)?;
         arrival.cpu.cpu(&supply.cpu(1), 1, 0)?;
         let receiver = Arc::new(receiver.keeping(journals.clone()));
         let address = receiver.local_addr();

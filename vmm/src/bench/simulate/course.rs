@@ -179,7 +179,7 @@ impl Run<'_> {
             pages: pages.round() as u64,
             us: (took_s * 1e6).round() as u64,
             dirtied: dirtied.round() as u64,
-            dirty_rate: dirtied / took_s.max(1e-6),
+            dirty_rate: dirtied / (took_s + self.harvest_s()).max(1e-6),
             harvest_us: (self.harvest_s() * 1e6).round() as u64,
             ..Round::default()
         }
@@ -197,7 +197,8 @@ impl Run<'_> {
         let lie = self.case.guest.all();
         let sending_s = self.move_pages(lie, Manner::FirstPaused) + self.constants.round_us / 1e6;
         self.pause(survey_s, sending_s, None, lie.pages, 0.0);
-        self.course.rounds.push((self.round(lie.pages, sending_s, 0.0), String::new()));
+        let round = Round { harvest_us: 0, ..self.round(lie.pages, sending_s, 0.0) };
+        self.course.rounds.push((round, String::new()));
     }
 
     /// Hybrid's: what is missing is told before, until little is untold, and follows the pause.

@@ -198,7 +198,6 @@ fn join_dense(pages: f64, over: f64, dense: u32) -> Joined {
 
 #[cfg(test)]
 mod tests {
-    use migrate::source::DENSE;
     use proptest::prelude::*;
 
     use super::*;
@@ -247,14 +246,14 @@ mod tests {
         }
 
         #[test]
-        fn lies_are_possible(over in 64.0..1e9_f64, share in 0.0..=1.0_f64) {
+        fn lies_are_possible(over in 64.0..1e9_f64, share in 0.0..=1.0_f64, dense in 1..=8_u32, next in 1..=8_u32) {
             let pages = over * share;
             let lie = scattered(pages, over);
             prop_assert!(lie.windows <= lie.runs + 1e-6 && lie.runs <= lie.pages + 1e-6, "{lie:?}");
-            let joined = join_dense(pages, over, DENSE);
+            let joined = join_dense(pages, over, dense);
             prop_assert!(joined.pages >= pages * 0.999 && joined.pages <= over * 1.001, "{joined:?}");
             prop_assert!(joined.runs <= joined.pages + 1.0);
-            let (more, runs) = join_dense(over, over, DENSE).beyond(&joined);
+            let (more, runs) = join_dense(over, over, next).beyond(&joined);
             prop_assert!((more + joined.pages - over).abs() <= over * 0.001 && runs <= more, "{joined:?}");
         }
     }

@@ -208,6 +208,21 @@ fn a_guest_without_a_feature_that_is_always_shown_is_refused_before_a_machine_is
     }
 }
 
+/// The same on a KVM that shows something to all.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_feature_that_is_shown_to_all_is_said_to_be_lacking_from_a_guest() {
+    let mut supply = supply();
+    let shape = Machine::boot(&config(1, ""), Console::new()).unwrap().description();
+    assert_eq!(shape.unsupported(&supply, &CpuChoice::default()), [""; 0]);
+    let feature = vcpu::Feature::named("xsaves").unwrap();
+    let choice: CpuChoice = "x86-64-v1".parse().unwrap();
+    let without = MachineDescription { cpu: choice.cpu(&supply.cpu(1), 1, 1 << 30).unwrap(), ..shape };
+    supply.shown_to_all = vec![feature];
+    let reasons = without.unsupported(&supply, &CpuChoice::default());
+    assert_eq!(reasons, [format!("KVM here shows every guest {feature}, which the guest lacks")]);
+}
+
 /// Some KVMs show features whatever is asked. Where there is none, there is nothing to refuse.
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]

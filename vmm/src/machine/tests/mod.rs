@@ -47,7 +47,7 @@ fn config(cpus: u32, cmdline: &str) -> MachineConfig {
 }
 
 fn supply() -> HostSupply {
-    HostSupply::ask(&KvmHost::open().unwrap()).unwrap()
+    HostSupply::ask(KvmHost::open().unwrap()).unwrap()
 }
 
 fn hooks() -> (Hooks, Receiver<GuestEnd>) {
