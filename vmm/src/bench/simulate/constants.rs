@@ -106,7 +106,7 @@ impl Default for Constants {
             round_us: 120.0,
             harvest_us: 8.0,
             harvest_us_per_gib: 40.0,
-            connect_ms: 28.0,
+            connect_ms: 8.0,
             connect_ms_per_vcpu: 0.5,
             survey_ms_per_gib: 1.0,
             catch_ms_per_gib: 5.0,
