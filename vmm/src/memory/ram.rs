@@ -131,23 +131,17 @@ impl GuestRam {
 
     /// From here on the host backs RAM with small pages only.
     pub(super) fn forbid_huge_pages(&self) {
-        let mut pace = self.pace();
-        *pace = None;
-        self.choose(Size::Small);
+        self.settle(None, Size::Small);
     }
 
     /// From here on the host backs RAM with huge pages again, where it has them.
     pub(super) fn allow_huge_pages(&self) {
-        let mut pace = self.pace();
-        *pace = Some(Pace::default());
-        self.choose(Size::Huge);
+        self.settle(Some(Pace::default()), Size::Huge);
     }
 
     /// Memory is taken in huge pages at whatever pace the host gives them.
     pub fn only_huge(&self) {
-        let mut pace = self.pace();
-        *pace = None;
-        self.choose(Size::Huge);
+        self.settle(None, Size::Huge);
     }
 
     /// All that was to be made ready is: small pages are no longer chosen for the host's pace, only where they were asked for.
@@ -156,6 +150,12 @@ impl GuestRam {
         if pace.as_mut().is_some_and(|pace| pace.begin_anew() == Size::Small) {
             self.choose(Size::Huge);
         }
+    }
+
+    fn settle(&self, pace: Option<Pace>, size: Size) {
+        let mut known = self.pace();
+        *known = pace;
+        self.choose(size);
     }
 
     /// Under the lock of [`pace`](Self::pace): choices of two threads must not cross.

@@ -189,16 +189,21 @@ fn cut_and_random_kernels_never_panic() {
     }
 }
 
+/// Choices that this host's KVM cannot give, each with the feature that it shows all the same: a few of them.
+fn not_to_be_had() -> Vec<(vcpu::Feature, CpuChoice)> {
+    let kvm = KvmHost::open().unwrap();
+    let always = vcpu::always_shown(&kvm, &vcpu::offer(&kvm, 1).unwrap()).unwrap();
+    let choices = always.iter().filter_map(|one| Some((*one, format!("-{}", one.name()?).parse().ok()?)));
+    choices.take(5).collect()
+}
+
 /// A host says beforehand what its KVM will say when the machine is built.
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_without_a_feature_that_is_always_shown_is_refused_before_a_machine_is_built() {
-    let (kvm, supply) = (KvmHost::open().unwrap(), supply());
-    let always = vcpu::always_shown(&kvm, &supply.cpu(1)).unwrap();
+    let supply = supply();
     let shape = Machine::boot(&config(1, ""), Console::new()).unwrap().description();
-    let choices =
-        always.iter().filter_map(|one| Some((*one, format!("-{}", one.name()?).parse::<CpuChoice>().ok()?)));
-    for (feature, choice) in choices.take(5) {
+    for (feature, choice) in not_to_be_had() {
         let cpu = choice.cpu(&supply.cpu(1), 1, 1 << 30).unwrap();
         let without = MachineDescription { cpu, ..shape.clone() };
         let reasons = without.unsupported(&supply, &CpuChoice::default());
@@ -227,10 +232,7 @@ fn a_feature_that_is_shown_to_all_is_said_to_be_lacking_from_a_guest() {
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_feature_that_cannot_be_hidden_is_refused_by_name() {
-    let kvm = KvmHost::open().unwrap();
-    let always = vcpu::always_shown(&kvm, &vcpu::offer(&kvm, 1).unwrap()).unwrap();
-    let choices = always.iter().filter_map(|one| Some((*one, format!("-{}", one.name()?).parse().ok()?)));
-    for (feature, cpu) in choices.take(5) {
+    for (feature, cpu) in not_to_be_had() {
         let error = Machine::boot(&MachineConfig { cpu, ..config(1, "") }, Console::new()).unwrap_err();
         let MachineError::Cpu(vcpu::CpuError::Shows(shown)) = &error else { panic!("{error}") };
         assert!(shown.contains(&feature) && error.to_string().contains(&feature.to_string()), "{error}");
