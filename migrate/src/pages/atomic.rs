@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::set::{PageSet, Runs};
-use super::{PageRun, for_words};
+use super::set::PageSet;
+use super::{PageRun, for_words, mask};
 
 /// A page set from which threads claim pages: each page is won by exactly one of them.
 #[derive(Debug)]
@@ -91,17 +91,23 @@ impl AtomicPageSet {
     /// What is in the set at this moment.
     #[must_use]
     pub fn snapshot(&self) -> PageSet {
-        PageSet::of_words(self.words.iter().map(|w| w.load(Ordering::Acquire)).collect())
+        let mut set = PageSet::new(self.words.len() as u64 * 64);
+        for (index, word) in self.words.iter().enumerate() {
+            set.union_words(index as u64 * 64, &[word.load(Ordering::Acquire)]);
+        }
+        set
     }
 }
 
 /// Appends the set bits of `bits` (bit 0 is page `base`) to `runs`, joining neighbours.
-fn push_bits(runs: &mut Vec<PageRun>, base: u64, bits: u64) {
-    for run in Runs::of(&[bits], 0, 64) {
-        let first = base + run.first;
+fn push_bits(runs: &mut Vec<PageRun>, base: u64, mut bits: u64) {
+    while bits != 0 {
+        let bit = u64::from(bits.trailing_zeros());
+        let count = u64::from((bits >> bit).trailing_ones());
+        bits &= !mask(bit, count);
         match runs.last_mut() {
-            Some(last) if last.end() == first => last.count += run.count,
-            _ => runs.push(PageRun { first, count: run.count }),
+            Some(last) if last.end() == base + bit => last.count += count,
+            _ => runs.push(PageRun { first: base + bit, count }),
         }
     }
 }

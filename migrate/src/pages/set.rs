@@ -2,17 +2,24 @@
 
 use super::{PageRun, for_words};
 
-/// A set of guest pages, as a bitmap over frame numbers `0..limit`.
+/// Words looked at together: a cache line.
+const CHUNK: usize = 8;
+
+/// A set of guest pages, as a bitmap over frame numbers `0..limit`, with a smaller one that says which words of it are in use:
+/// what a pause does with a few pages of a large guest must not take longer the larger the guest is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageSet {
     words: Vec<u64>,
+    /// Bit `b` of word `w` is set where word `w * 64 + b` of the bitmap is not zero.
+    used: Vec<u64>,
 }
 
 impl PageSet {
     /// An empty set with room for frame numbers below `limit`.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        Self { words: vec![0; limit.div_ceil(64) as usize] }
+        let words = limit.div_ceil(64) as usize;
+        Self { words: vec![0; words], used: vec![0; words.div_ceil(64)] }
     }
 
     /// Every page of `runs`.
@@ -23,10 +30,6 @@ impl PageSet {
             set.insert_run(*run);
         }
         set
-    }
-
-    pub(super) fn of_words(words: Vec<u64>) -> Self {
-        Self { words }
     }
 
     /// One past the largest frame number that fits.
@@ -43,17 +46,17 @@ impl PageSet {
 
     /// Adds one page. Panics if it is beyond [`limit`](Self::limit).
     pub fn insert(&mut self, gfn: u64) {
-        self.words[(gfn / 64) as usize] |= 1 << (gfn % 64);
+        self.join((gfn / 64) as usize, 1 << (gfn % 64));
     }
 
     /// Adds a run of pages. Panics if it reaches beyond [`limit`](Self::limit).
     pub fn insert_run(&mut self, run: PageRun) {
-        for_words(run, |index, mask| self.words[index] |= mask);
+        for_words(run, |index, mask| self.join(index, mask));
     }
 
     /// Takes a run of pages out.
     pub fn remove_run(&mut self, run: PageRun) {
-        for_words(run, |index, mask| self.words[index] &= !mask);
+        for_words(run, |index, mask| self.take_out(index, mask));
     }
 
     /// Joins bitmap words as KVM's dirty log gives them: bit 0 of `words[0]` is page `first`,
@@ -61,20 +64,44 @@ impl PageSet {
     pub fn union_words(&mut self, first: u64, words: &[u64]) {
         debug_assert_eq!(first % 64, 0, "a slot starts on a 64-page boundary");
         let start = (first / 64) as usize;
-        for (mine, theirs) in self.words[start..].iter_mut().zip(words) {
-            *mine |= theirs;
+        for (at, chunk) in words.chunks(CHUNK).enumerate() {
+            if chunk.iter().fold(0, |all, word| all | word) == 0 {
+                continue;
+            }
+            for (index, word) in (start + at * CHUNK..).zip(chunk).filter(|(_, word)| **word != 0) {
+                self.join(index, *word);
+            }
         }
     }
 
     /// Adds all pages of `other`, which must not be larger.
     pub fn union(&mut self, other: &PageSet) {
-        self.union_words(0, &other.words);
+        for index in other.in_use() {
+            self.join(index, other.words[index]);
+        }
     }
 
     /// Takes out all pages of `other`.
     pub fn subtract(&mut self, other: &PageSet) {
-        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
-            *mine &= !theirs;
+        let words = self.words.len();
+        for index in other.in_use().take_while(|index| *index < words) {
+            self.take_out(index, other.words[index]);
+        }
+    }
+
+    /// Those of its pages that are not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &PageSet) -> PageSet {
+        let mut rest = Self::new(self.limit());
+        rest.union_without(self, other);
+        rest
+    }
+
+    /// Adds the pages of `other` that are not in `but`.
+    pub fn union_without(&mut self, other: &PageSet, but: &PageSet) {
+        for index in other.in_use() {
+            let theirs = but.words.get(index).copied().unwrap_or(0);
+            self.join(index, other.words[index] & !theirs);
         }
     }
 
@@ -82,7 +109,8 @@ impl PageSet {
     /// and longer runs.
     pub fn join_dense(&mut self, dense: u32, whole: &PageSet) {
         for (mine, all) in self.words.iter_mut().zip(&whole.words) {
-            if mine.count_ones() >= dense {
+            // A word that none of its pages are in stays unused.
+            if *mine != 0 && mine.count_ones() >= dense {
                 *mine |= all;
             }
         }
@@ -91,13 +119,13 @@ impl PageSet {
     /// How many pages.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.words.iter().map(|w| u64::from(w.count_ones())).sum()
+        self.in_use().map(|index| u64::from(self.words[index].count_ones())).sum()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|w| *w == 0)
+        self.used.iter().all(|used| *used == 0)
     }
 
     /// The bitmap's words: bit `b` of word `w` is frame number `w * 64 + b`.
@@ -113,34 +141,77 @@ impl PageSet {
 
     /// The runs inside `window`, ascending, cut at its edges.
     pub fn runs_within(&self, window: PageRun) -> Runs<'_> {
-        Runs::of(&self.words, window.first, window.end().min(self.limit()))
+        Runs { set: self, at: window.first, end: window.end().min(self.limit()) }
+    }
+
+    /// The words that are not zero, ascending.
+    fn in_use(&self) -> impl Iterator<Item = usize> {
+        let used = self.used.iter().enumerate().filter(|(_, used)| **used != 0);
+        used.flat_map(|(at, used)| {
+            let mut left = *used;
+            std::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros())?;
+                left &= left - 1;
+                Some(at * 64 + bit as usize)
+            })
+        })
+    }
+
+    /// The first of [`words`](Self::words) at or after `index` that is not zero.
+    #[must_use]
+    pub fn next_in_use(&self, index: usize) -> Option<usize> {
+        let (start, first) = (index / 64, self.used.get(index / 64)? >> (index % 64));
+        if first != 0 {
+            return Some(index + first.trailing_zeros() as usize);
+        }
+        let beyond = self.used[start + 1..].iter().position(|used| *used != 0)? + start + 1;
+        Some(beyond * 64 + self.used[beyond].trailing_zeros() as usize)
+    }
+
+    fn join(&mut self, index: usize, bits: u64) {
+        self.words[index] |= bits;
+        self.used[index / 64] |= u64::from(bits != 0) << (index % 64);
+    }
+
+    fn take_out(&mut self, index: usize, bits: u64) {
+        let word = &mut self.words[index];
+        *word &= !bits;
+        if *word == 0 {
+            self.used[index / 64] &= !(1 << (index % 64));
+        }
     }
 }
 
 /// Iterator over the runs of a [`PageSet`].
 #[derive(Debug)]
 pub struct Runs<'a> {
-    words: &'a [u64],
+    set: &'a PageSet,
     at: u64,
     end: u64,
 }
 
-impl<'a> Runs<'a> {
-    pub(super) fn of(words: &'a [u64], at: u64, end: u64) -> Self {
-        Self { words, at, end }
+impl Runs<'_> {
+    /// The first page at or after `at` that is in the set.
+    fn first_in(&self, at: u64) -> Option<u64> {
+        let index = (at / 64) as usize;
+        let rest = self.set.words.get(index)? >> (at % 64);
+        if rest != 0 {
+            return Some(at + u64::from(rest.trailing_zeros()));
+        }
+        let index = self.set.next_in_use(index + 1)?;
+        Some(index as u64 * 64 + u64::from(self.set.words[index].trailing_zeros()))
     }
 
-    /// The next frame number at or after `self.at` whose bit, xored with `flip`, is set.
-    fn seek(&self, flip: u64) -> u64 {
-        let mut gfn = self.at;
-        while gfn < self.end {
-            let word = (self.words[(gfn / 64) as usize] ^ flip) >> (gfn % 64);
-            if word != 0 {
-                return (gfn + u64::from(word.trailing_zeros())).min(self.end);
-            }
-            gfn = (gfn / 64 + 1) * 64;
+    /// The first page after `at`, which is in the set, that is not.
+    fn first_out(&self, at: u64) -> u64 {
+        let (index, bit) = ((at / 64) as usize, at % 64);
+        let ones = u64::from((self.set.words[index] >> bit).trailing_ones());
+        if bit + ones < 64 {
+            return at + ones;
         }
-        self.end
+        let full = self.set.words[index + 1..].iter().take_while(|word| **word == u64::MAX).count();
+        let after = index + 1 + full;
+        after as u64 * 64 + self.set.words.get(after).map_or(0, |word| u64::from(word.trailing_ones()))
     }
 }
 
@@ -148,22 +219,54 @@ impl Iterator for Runs<'_> {
     type Item = PageRun;
 
     fn next(&mut self) -> Option<PageRun> {
-        self.at = self.seek(0);
-        let first = self.at;
-        if first >= self.end {
+        let first = self.first_in(self.at).filter(|first| *first < self.end);
+        let Some(first) = first else {
+            self.at = self.end;
             return None;
-        }
-        self.at = self.seek(u64::MAX);
+        };
+        self.at = self.first_out(first).min(self.end);
         Some(PageRun { first, count: self.at - first })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 
+    fn run() -> impl Strategy<Value = PageRun> {
+        (0_u64..9000, 1_u64..400).prop_map(|(first, count)| PageRun { first, count })
+    }
+
     proptest! {
+        #[test]
+        fn whatever_is_done_to_it_a_set_is_what_its_pages_are(
+            steps in proptest::collection::vec((0..6, run(), run()), 0..12),
+        ) {
+            let limit = 9472;
+            let (mut set, mut pages) = (PageSet::new(limit), BTreeSet::new());
+            for (step, one, two) in steps {
+                let other = PageSet::of_runs(limit, &[one, two]);
+                let theirs: BTreeSet<u64> = (one.first..one.end()).chain(two.first..two.end()).collect();
+                match step {
+                    0 => { set.insert_run(one); pages.extend(one.first..one.end()); }
+                    1 => { set.remove_run(one); pages.retain(|page| !(one.first..one.end()).contains(page)); }
+                    2 => { set.union(&other); pages.extend(&theirs); }
+                    3 => { set.subtract(&other); pages = &pages - &theirs; }
+                    4 => { set = set.without(&other); pages = &pages - &theirs; }
+                    _ => { set.union_words(64, &other.words()[1..]); pages.extend(theirs.iter().filter(|page| **page >= 64)); }
+                }
+            }
+            prop_assert_eq!(set.runs().flat_map(|run| run.first..run.end()).collect::<Vec<_>>(), pages.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(set.len(), pages.len() as u64);
+            prop_assert_eq!(set.is_empty(), pages.is_empty());
+            let mut anew = PageSet::new(limit);
+            pages.iter().for_each(|page| anew.insert(*page));
+            prop_assert_eq!(set, anew);
+        }
+
         #[test]
         fn runs_describe_exactly_the_inserted_pages(pages in proptest::collection::btree_set(0_u64..700, 0..300)) {
             let mut set = PageSet::new(700);
