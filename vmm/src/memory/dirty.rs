@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG take pointers to bitmaps")]
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log, kvm_dirty_log};
 use kvm_ioctls::VmFd;
@@ -34,13 +34,15 @@ pub const PAGES_PER_WORD: u64 = 64;
 pub struct DirtyLog {
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
+    /// What KVM has written its log of a slot to. Kept, because a pause has no time for memory that was never touched.
+    bitmap: Mutex<Vec<u64>>,
 }
 
 impl DirtyLog {
     /// For a VM in which `ram` is registered and manual protection is enabled.
     #[must_use]
     pub fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
-        Self { vm, ram }
+        Self { vm, ram, bitmap: Mutex::default() }
     }
 
     /// Starts logging. All pages count as dirty until protected (`KVM_DIRTY_LOG_INITIALLY_SET`).
@@ -65,8 +67,14 @@ impl DirtyLog {
     /// # Errors
     /// When KVM refuses, for instance because logging is off.
     pub fn read(&self, mut each: impl FnMut(u64, &[u64])) -> Result<(), MemoryError> {
+        let mut kept = self.bitmap.lock().unwrap_or_else(PoisonError::into_inner);
         for (slot, span) in self.ram.spans().iter().enumerate() {
-            let mut bitmap = vec![0_u64; (span.bytes / PAGE).div_ceil(PAGES_PER_WORD) as usize];
+            let words = (span.bytes / PAGE).div_ceil(PAGES_PER_WORD) as usize;
+            if kept.len() < words {
+                kept.resize(words, 0);
+            }
+            // All of it is written over.
+            let bitmap = &mut kept[..words];
             let request = kvm_dirty_log {
                 slot: slot as u32,
                 padding1: 0,
@@ -77,7 +85,7 @@ impl DirtyLog {
             // SAFETY: the bitmap has a bit for every page of the slot and lives until the call returns.
             let answer = unsafe { ioctl_with_ref(&*self.vm, KVM_GET_DIRTY_LOG(), &request) };
             check(answer, "read KVM's dirty log")?;
-            each(span.start / PAGE, &bitmap);
+            each(span.start / PAGE, bitmap);
         }
         self.ram.take_own_writes(each);
         Ok(())

@@ -10,6 +10,7 @@ pub mod dirty;
 pub mod files;
 mod huge;
 pub mod layout;
+pub mod own_writes;
 pub mod present;
 pub mod ram;
 pub mod staging;

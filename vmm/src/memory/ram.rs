@@ -13,16 +13,17 @@ use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::huge::{Pace, Size};
 use super::layout::Layout;
+use super::own_writes::OwnWrites;
 use super::{MemoryError, PAGE, present};
 
 /// Guest memory as rust-vmm's crates see it. Its bitmap records the VMM's own writes.
-pub type Mmap = GuestMemoryMmap<AtomicBitmap>;
+pub type Mmap = GuestMemoryMmap<OwnWrites>;
 
 /// A guest's RAM.
 #[derive(Debug)]
@@ -72,11 +73,11 @@ impl GuestRam {
         &self.mmap
     }
 
-    /// Calls `each(first gfn, bitmap)` for every region with the VMM's own writes since the last call.
+    /// Calls `each(first gfn, bitmap)` for every piece with the VMM's own writes since the last call.
     pub(super) fn take_own_writes(&self, mut each: impl FnMut(u64, &[u64])) {
         for region in self.mmap.iter() {
-            let mapping: &MmapRegion<AtomicBitmap> = region;
-            each(region.start_addr().0 / PAGE, &mapping.bitmap().get_and_reset());
+            let (start, mapping): (_, &MmapRegion<OwnWrites>) = (region.start_addr().0 / PAGE, region);
+            mapping.bitmap().take(|first, bits| each(start + first, &[bits]));
         }
     }
 
@@ -98,7 +99,7 @@ impl GuestRam {
     pub(super) fn mark_written(&self, gpa: u64, bytes: u64) {
         let region =
             self.mmap.find_region(GuestAddress(gpa)).unwrap_or_else(|| panic!("{gpa:#x} is not RAM"));
-        let mapping: &MmapRegion<AtomicBitmap> = region;
+        let mapping: &MmapRegion<OwnWrites> = region;
         mapping.bitmap().mark_dirty((gpa - region.start_addr().0) as usize, bytes as usize);
     }
 
