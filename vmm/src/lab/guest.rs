@@ -104,7 +104,8 @@ impl GuestPlan {
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
         const KERNEL_MIB: u64 = 64;
-        (self.fill_mib.max(self.working_set_mib) + KERNEL_MIB) << 20
+        let work_mib = if self.load == Load::Idle { 0 } else { self.working_set_mib };
+        (self.fill_mib.max(work_mib) + KERNEL_MIB) << 20
     }
 
     /// For people.
