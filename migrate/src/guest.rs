@@ -166,12 +166,12 @@ pub trait Departing: Send + Sync {
     /// When the kernel refuses.
     fn start_dirty_log(&self) -> Result<()>;
 
-    /// Pages written since they were last [`protect`](Self::protect)ed. Forgets nothing the kernel logs;
-    /// the VMM's own writes are moved into the returned set, so the caller must send them or keep them.
+    /// Adds the pages written since they were last [`protect`](Self::protect)ed. Forgets nothing the kernel logs;
+    /// the VMM's own writes are moved into `set`, so the caller must send them or keep them.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn harvest(&self) -> Result<PageSet>;
+    fn harvest(&self, set: &mut PageSet) -> Result<()>;
 
     /// Starts watching the pages of `set` inside `window` anew. Comes just before they are read: what is
     /// written from here on shows in the next harvest. `window` starts and ends on a multiple of 64 pages.

@@ -18,7 +18,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{Departing, Description, GuestError, Ram};
 use crate::options::{InFlightPolicy, MAX_STREAMS, Options, default_timeout};
-use crate::pages::PAGE_SIZE;
+use crate::pages::{PAGE_SIZE, PageSet};
 use crate::progress::{Event, Observer, Progress};
 use crate::report::{Phase, Traffic};
 use crate::wire::Message;
@@ -142,6 +142,11 @@ impl<'a> Context<'a> {
     pub(super) fn start_log(&self) -> Result<(), Failure> {
         self.logging.store(true, Ordering::Relaxed);
         self.guest.start_dirty_log().map_err(Failure::guest("start dirty logging"))
+    }
+
+    /// Adds what was written since it was last watched.
+    pub(super) fn harvest(&self, set: &mut PageSet) -> Result<(), Failure> {
+        self.guest.harvest(set).map_err(Failure::guest("read the dirty log"))
     }
 
     /// Puts what the guest has written on stable storage, as far as it can be now.

@@ -3,8 +3,11 @@
 //! The destination then discards those pages and begins to catch faults. Both take longer the more RAM there is; the
 //! pause is left with the pages written since.
 
+use std::sync::Arc;
+
 use super::Journey;
 use super::connect::Lines;
+use super::page_server::Unsent;
 use super::precopy::{Left, await_round};
 use crate::channel::line::Line;
 use crate::failure::Failure;
@@ -71,6 +74,30 @@ impl FirstPages {
     }
 }
 
+/// Pages that follow after the guest, so far as they are known before the pause. Made before it: of a large guest this takes long.
+pub(super) struct Missing {
+    pub(super) unsent: Arc<Unsent>,
+    /// How many.
+    pub(super) pages: u64,
+    /// Those of them that the destination does not know to be missing.
+    pub(super) untold: PageSet,
+    /// Those that it does.
+    pub(super) told: PageSet,
+}
+
+impl Missing {
+    pub(super) fn of(left: Left) -> Self {
+        let Left { pages, told, .. } = left;
+        Self { unsent: Arc::new(Unsent::new(&pages)), pages: pages.len(), untold: pages.without(&told), told }
+    }
+
+    /// The pages written last follow as well.
+    pub(super) fn add(&mut self, late: &PageSet) {
+        self.pages += self.unsent.add(late);
+        self.untold.union_without(late, &self.told);
+    }
+}
+
 impl Journey<'_> {
     /// Tells what will be missing, until little is untold.
     pub(super) fn miss_ahead(&mut self, lines: &Lines, mut left: Left) -> Result<Left, Failure> {
@@ -102,7 +129,7 @@ impl Journey<'_> {
                 self.watch(&untold)?;
             }
             left.told.union(&untold);
-            left.pages.union(&self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?);
+            self.context.harvest(&mut left.pages)?;
         }
         Ok(left)
     }
@@ -125,14 +152,7 @@ fn join_dense(left: &mut Left, dense: u32, whole: Option<&PageSet>) -> PageSet {
     if let Some(whole) = whole {
         left.pages.join_dense(dense, whole);
     }
-    untold(&left.pages, &left.told)
-}
-
-/// Pages that the destination does not know to be missing.
-pub(super) fn untold(pages: &PageSet, told: &PageSet) -> PageSet {
-    let mut untold = pages.clone();
-    untold.subtract(told);
-    untold
+    left.pages.without(&left.told)
 }
 
 /// Names pages that will be missing.
@@ -145,6 +165,8 @@ pub(super) fn tell_missing(control: &Line, pages: &PageSet) -> Result<(), Failur
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn run(first: u64, count: u64) -> PageRun {
@@ -161,6 +183,18 @@ mod tests {
         assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 4500), (4500, 4500), (4500, 4500)]), DENSE);
         assert_eq!(after(&[(u64::MAX, 90_000), (90_000, 80_000), (80_000, 70_000), (70_000, 60_000)]), 1);
         assert_eq!(dense_after(1, 1 << 20, 1 << 20), 1);
+    }
+
+    #[test]
+    fn what_is_written_last_is_missing_too_and_told_once() {
+        let set = |runs: &[PageRun]| PageSet::of_runs(8192, runs);
+        let (pages, told) = (set(&[run(0, 4096)]), set(&[run(0, 4000)]));
+        let left = Left { pages, told: told.clone(), estimate: Duration::ZERO, round: 0 };
+        let mut missing = Missing::of(left);
+        missing.add(&set(&[run(10, 5), run(4090, 10), run(8000, 2)]));
+        assert_eq!(missing.pages, 4096 + 4 + 2);
+        assert_eq!(missing.untold, set(&[run(4000, 100), run(8000, 2)]));
+        assert_eq!(missing.told, told);
     }
 
     #[test]

@@ -36,12 +36,15 @@ impl Unsent {
         Self { pages: AtomicPageSet::from_set(pages), next: AtomicU64::new(0) }
     }
 
+    /// The destination lacks these too. Says how many were not known.
+    pub(super) fn add(&self, pages: &PageSet) -> u64 {
+        pages.runs().map(|run| self.pages.insert_run(run)).sum()
+    }
+
     /// The destination has said what it lacks: that and nothing else is unsent.
     pub(super) fn refill(&self, missing: &PageSet) {
         self.pages.claim_run(PageRun { first: 0, count: missing.limit() });
-        for run in missing.runs() {
-            self.pages.insert_run(run);
-        }
+        self.add(missing);
         self.next.store(0, Ordering::Relaxed);
     }
 

@@ -85,7 +85,6 @@ impl Journey<'_> {
 
     /// Adds what was written since the last harvest, so that the next round tells how fast the guest writes.
     fn add_written(&self, pages: &mut PageSet) -> Result<(), Failure> {
-        pages.union(&self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?);
-        Ok(())
+        self.context.harvest(pages)
     }
 }

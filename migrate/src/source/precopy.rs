@@ -183,10 +183,10 @@ impl Journey<'_> {
         await_round(lines, number)?;
         self.context.set_round(None);
         let took = self.logbook.round_began().elapsed();
+        *pages = round.unsent();
         let harvesting = Instant::now();
-        *pages = self.context.guest.harvest().map_err(Failure::guest("read the dirty log"))?;
+        self.context.harvest(pages)?;
         let harvest_us = us_since(harvesting);
-        pages.union(&round.unsent());
         Ok(self.logbook.end_round(number, took, pages.len(), harvest_us))
     }
 

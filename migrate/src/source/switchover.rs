@@ -11,8 +11,7 @@ use super::connect::Lines;
 use super::context::Context;
 use super::courier::{Courier, Manner};
 use super::crew::{Crew, Round};
-use super::missing::{tell_missing, untold};
-use super::page_server::Unsent;
+use super::missing::{Missing, tell_missing};
 use super::precopy::{Left, SMALL_ROUND};
 use super::time_limit::Passing;
 use super::{Journey, us_since};
@@ -26,13 +25,12 @@ use crate::report::{Phase, Switchover};
 use crate::verify::send_hashes;
 use crate::wire::{Kind, Message, RamMap};
 
-/// A guest that has stopped.
-struct Frozen {
-    state: Vec<u8>,
-    /// Pages the destination lacks.
-    pages: PageSet,
-    /// Those of them in the last harvest.
-    late: PageSet,
+/// What is known before the pause of the pages that the destination lacks, by when they come.
+enum Rest {
+    /// Before the guest runs there.
+    Sent(PageSet),
+    /// After.
+    Missing(Missing),
 }
 
 impl Journey<'_> {
@@ -47,15 +45,22 @@ impl Journey<'_> {
         self.logbook.enter(Phase::Switchover);
         self.prepare_pause(lines)?;
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
-        let (round, told, began) = (left.round, left.told, Instant::now());
-        let frozen = self.freeze(left.pages, &mut times)?;
-        times.pages = if self.postcopy() { 0 } else { frozen.pages.len() };
-        times.state_bytes = frozen.state.len() as u64;
+        let round = left.round;
+        // Made before the pause and dropped after it: of a large guest either takes long.
+        let mut late = PageSet::new(self.context.description.gfn_limit());
+        let mut rest =
+            if self.postcopy() { Rest::Missing(Missing::of(left)) } else { Rest::Sent(left.pages) };
+        let began = Instant::now();
+        let state = self.freeze(&mut late, &mut times)?;
+        times.state_bytes = state.len() as u64;
         let sending = Instant::now();
-        if self.postcopy() {
-            self.send_missing(lines, crew, &told, frozen)?;
-        } else {
-            self.send_rest(lines, crew, round, frozen)?;
+        match &mut rest {
+            Rest::Missing(missing) => self.send_missing(lines, crew, missing, &late, state)?,
+            Rest::Sent(pages) => {
+                pages.union(&late);
+                times.pages = pages.len();
+                self.send_rest(lines, crew, round, pages, state)?;
+            }
         }
         times.send_us = us_since(sending);
         let waiting = Instant::now();
@@ -98,8 +103,8 @@ impl Journey<'_> {
         lines.control.tell(&Message::Clock { shown_ns: self.context.guest.clock_ns() })
     }
 
-    /// Stops the guest; its state, and the pages the destination lacks.
-    fn freeze(&mut self, mut pages: PageSet, times: &mut Switchover) -> Result<Frozen, Failure> {
+    /// Stops the guest; its state. Pages written last are added to `late`.
+    fn freeze(&mut self, late: &mut PageSet, times: &mut Switchover) -> Result<Vec<u8>, Failure> {
         let Context { guest, .. } = self.context;
         let pausing = Instant::now();
         guest.pause().map_err(Failure::guest("pause the guest"))?;
@@ -110,15 +115,13 @@ impl Journey<'_> {
             guest.save(self.context.options.clock).map_err(Failure::guest("save the guest's state"))?;
         times.save_us = us_since(saving);
         let harvesting = Instant::now();
-        let mut late = PageSet::default();
         if self.mode() == Mode::Stopcopy {
-            pages = self.everything();
+            *late = self.everything();
         } else {
-            late = guest.harvest().map_err(Failure::guest("read the dirty log"))?;
-            pages.union(&late);
+            self.context.harvest(late)?;
         }
         times.harvest_us = us_since(harvesting);
-        Ok(Frozen { state, pages, late })
+        Ok(state)
     }
 
     /// Hands the state and the list of pages that were not told ahead to the network; then, while the destination
@@ -127,25 +130,32 @@ impl Journey<'_> {
         &mut self,
         lines: &Lines,
         crew: &Crew,
-        told: &PageSet,
-        frozen: Frozen,
+        missing: &mut Missing,
+        late: &PageSet,
+        state: Vec<u8>,
     ) -> Result<(), Failure> {
-        let Frozen { state, pages, late } = frozen;
-        let unsent = self.context.unsent.get_or_init(|| Arc::new(Unsent::new(&pages)));
-        self.context.meter.begin(0, pages.len());
-        tell_missing(&lines.control, &untold(&pages, told))?;
+        missing.add(late);
+        let unsent = self.context.unsent.get_or_init(|| Arc::clone(&missing.unsent));
+        self.context.meter.begin(0, missing.pages);
+        tell_missing(&lines.control, &missing.untold)?;
         let state = Message::State { after_round: None, blob: state };
         lines.control.tell(&state)?;
         if let Message::State { blob, .. } = state {
-            crew.send_first(unsent, self.first_pages(&blob, &late, told));
+            crew.send_first(unsent, self.first_pages(&blob, late, &missing.told));
         }
         Ok(())
     }
 
     /// Hands the last pages and the state to the network.
-    fn send_rest(&mut self, lines: &Lines, crew: &Crew, round: u32, frozen: Frozen) -> Result<(), Failure> {
-        let (control, Frozen { state, pages, .. }) = (&lines.control, frozen);
-        let count = pages.len();
+    fn send_rest(
+        &mut self,
+        lines: &Lines,
+        crew: &Crew,
+        round: u32,
+        pages: &mut PageSet,
+        state: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let (control, count) = (&lines.control, pages.len());
         let mut after_round = None;
         if count <= SMALL_ROUND {
             self.logbook.begin_round(round, count);
@@ -154,7 +164,7 @@ impl Journey<'_> {
             courier.flush()?;
         } else {
             self.logbook.begin_round(round, count);
-            crew.send(&Arc::new(Round::new(round, true, pages)));
+            crew.send(&Arc::new(Round::new(round, true, std::mem::take(pages))));
             after_round = Some(round);
         }
         control.tell(&Message::State { after_round, blob: state })?;

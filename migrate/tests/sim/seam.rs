@@ -39,9 +39,10 @@ impl Departing for Sim {
         Ok(())
     }
 
-    fn harvest(&self) -> Result<PageSet> {
+    fn harvest(&self, set: &mut PageSet) -> Result<()> {
         Broken::check(&self.broken.harvest, "harvest")?;
-        Ok(self.ram.dirty())
+        set.union(&self.ram.dirty());
+        Ok(())
     }
 
     fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {

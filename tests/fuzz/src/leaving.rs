@@ -261,11 +261,12 @@ impl Departing for Resident {
     }
 
     /// All of it, then less and less.
-    fn harvest(&self) -> Result<PageSet> {
-        let mut set = self.memory.all();
+    fn harvest(&self, set: &mut PageSet) -> Result<()> {
+        let mut written = self.memory.all();
         let times = self.harvests.fetch_add(1, Ordering::SeqCst);
-        set.remove_run(PageRun { first: 0, count: (8 * times).min(24) });
-        Ok(set)
+        written.remove_run(PageRun { first: 0, count: (8 * times).min(24) });
+        set.union(&written);
+        Ok(())
     }
 
     fn protect(&self, _: &PageSet, window: PageRun) -> Result<()> {

@@ -193,7 +193,9 @@ impl Arriving for Resident {
     }
 
     fn harvest(&self) -> Result<PageSet> {
-        self.harvest()
+        let mut set = PageSet::new(self.gfn_limit());
+        self.harvest(&mut set)?;
+        Ok(set)
     }
 
     fn stop_dirty_log(&self) {

@@ -25,8 +25,8 @@ impl Departing for Resident {
         self.start_dirty_log()
     }
 
-    fn harvest(&self) -> Result<PageSet> {
-        self.harvest()
+    fn harvest(&self, set: &mut PageSet) -> Result<()> {
+        self.harvest(set)
     }
 
     fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {

@@ -319,15 +319,19 @@ impl Resident {
     pub(super) fn start_clean_dirty_log(&self) -> Result<()> {
         self.start_dirty_log()?;
         // A log begins with every page in it.
-        let all = self.harvest()?;
+        let mut all = PageSet::new(self.gfn_limit());
+        self.harvest(&mut all)?;
         self.description.ram.iter().try_for_each(|region| self.protect(&all, *region))
     }
 
-    /// Pages written since they were last protected.
-    pub(super) fn harvest(&self) -> Result<PageSet> {
-        let mut set = PageSet::new(self.description.gfn_limit());
-        self.with_log(|log| log.read(|first, words| set.union_words(first, words)).map_err(refused))?;
-        Ok(set)
+    /// Adds the pages written since they were last protected.
+    pub(super) fn harvest(&self, set: &mut PageSet) -> Result<()> {
+        self.with_log(|log| log.read(|first, words| set.union_words(first, words)).map_err(refused))
+    }
+
+    /// Past the last page.
+    pub(super) fn gfn_limit(&self) -> u64 {
+        self.description.gfn_limit()
     }
 
     /// Watches the pages of `set` inside `window` anew.
