@@ -28,9 +28,12 @@ const MUCH: f64 = 0.6;
 /// A round trip that no network of one house has: its beginning is slow, however fast it becomes.
 const FAR: Duration = Duration::from_millis(15);
 
-/// Bytes per second; on a faster link nothing is tried: few processors pack what is not all alike so fast, and a link within one
-/// host that is no faster has a busy host, which packing would not help.
+/// Bytes per second; on a faster link nothing is tried: few processors pack what is not all alike so fast.
 const FASTEST: f64 = 5e8;
+
+/// … within one host: one that takes no more than [`FASTEST`] is busy, which packing makes worse. What takes less than this is
+/// a tunnel to somewhere else.
+const FASTEST_WITHIN: f64 = 5e7;
 
 /// Frames that the link's rate is taken from, more or less: 4 MiB, which sockets' buffers may have room for.
 const MEMORY: f64 = 16.0;
@@ -74,6 +77,16 @@ pub(crate) enum Way {
     Packed,
 }
 
+/// What is known of the link before anything is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About {
+    pub(crate) round_trip: Duration,
+    /// Connections that share it.
+    pub(crate) streams: u32,
+    /// Whether both ends have the same address.
+    pub(crate) is_within_host: bool,
+}
+
 /// Decides for all connections of a migration.
 #[derive(Debug)]
 pub(crate) struct Judge {
@@ -92,6 +105,8 @@ pub(crate) struct Judge {
     is_far: bool,
     /// Connections that share the link.
     streams: f64,
+    /// Bytes per second; if all connections together take more, nothing is tried.
+    fastest: f64,
     level: Level,
     unseen: Unseen,
 }
@@ -120,9 +135,11 @@ struct Level {
 
 impl Judge {
     /// `None` is for whoever asks nobody.
-    pub(crate) fn new(compression: Compression, round_trip: Duration, streams: u32) -> Self {
+    pub(crate) fn new(compression: Compression, about: About) -> Self {
+        let About { round_trip, streams, is_within_host } = about;
         Self {
             streams: f64::from(streams),
+            fastest: if is_within_host { FASTEST_WITHIN } else { FASTEST },
             unseen: Unseen::default(),
             always: compression == Compression::Zstd,
             is_far: round_trip >= FAR,
@@ -184,7 +201,7 @@ impl Judge {
 
     /// Whether all connections together take so much that nothing is tried.
     fn is_fast(&self) -> bool {
-        self.streams * self.link.bytes_per_s() > FASTEST
+        self.streams * self.link.bytes_per_s() > self.fastest
     }
 
     fn is_worth(&self, by: f64) -> bool {
@@ -313,8 +330,12 @@ mod tests {
 
     const FRAME: usize = 64 * 4096;
 
+    fn auto(round_trip: Duration, streams: u32) -> Judge {
+        Judge::new(Compression::Auto, About { round_trip, streams, is_within_host: false })
+    }
+
     fn judge() -> Judge {
-        Judge::new(Compression::Auto, Duration::from_millis(1), 1)
+        auto(Duration::from_millis(1), 1)
     }
 
     /// A link and a processor, both in bytes per second, and what becomes of a frame's bytes.
@@ -367,7 +388,7 @@ mod tests {
     fn packed_frames_that_are_answered_fill_a_far_link() {
         const RTT: f64 = 0.05;
         let (link, packing, bytes) = (12.5e6, 530e6, 47_000.0);
-        let mut judge = Judge::new(Compression::Auto, Duration::from_secs_f64(RTT), 1);
+        let mut judge = auto(Duration::from_secs_f64(RTT), 1);
         (0..TELLING).for_each(|_| judge.sent(FRAME, Duration::ZERO, Duration::from_millis(21)));
         let (mut now, mut drained) = (0.0_f64, 0.0_f64);
         let mut answers = std::collections::VecDeque::new();
@@ -394,8 +415,19 @@ mod tests {
 
     #[test]
     fn connections_that_are_fast_together_are_left_alone() {
-        let mut judge = Judge::new(Compression::Auto, Duration::from_millis(1), 4);
+        let mut judge = auto(Duration::from_millis(1), 4);
         assert_eq!(World::new(290e6, 400e6, 0.3).send(&mut judge, 4096), (0, 0));
+    }
+
+    #[test]
+    fn within_one_host_only_what_is_slower_than_a_busy_one_is_packed_for() {
+        let about = About { round_trip: Duration::from_micros(50), streams: 1, is_within_host: true };
+        let within = || Judge::new(Compression::Auto, about);
+        let mut judge = within();
+        assert_eq!(World::new(170e6, 800e6, 0.3).send(&mut judge, 4096), (0, 0));
+        assert!(!judge.is_slow(), "nor is anything kept");
+        let (_, packed) = World::new(12.5e6, 400e6, 0.3).send(&mut within(), 256);
+        assert!(packed > 200, "{packed}");
     }
 
     #[test]
@@ -457,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_link_to_far_away_is_packed_for_at_once_until_it_is_seen_to_be_fast() {
-        let far = || Judge::new(Compression::Auto, Duration::from_millis(50), 1);
+        let far = || auto(Duration::from_millis(50), 1);
         let (mut judge, mut slow) = (far(), World::new(12.5e6, 400e6, 0.1));
         assert_eq!(slow.send(&mut judge, 2000), (2000, 2000));
         let (mut judge, mut fast) = (far(), World::new(2e9, 400e6, 0.1));
@@ -505,7 +537,8 @@ mod tests {
 
     #[test]
     fn who_asks_for_it_always_gets_it() {
-        let mut judge = Judge::new(Compression::Zstd, Duration::ZERO, 1);
+        let about = About { round_trip: Duration::ZERO, streams: 1, is_within_host: true };
+        let mut judge = Judge::new(Compression::Zstd, about);
         assert!(judge.is_slow() && judge.way(true) == Way::Packed);
         judge.tried(FRAME, false, Duration::from_secs(1));
         assert_eq!(judge.way(false), Way::Packed);

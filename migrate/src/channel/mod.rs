@@ -67,6 +67,11 @@ pub trait Link: Send + Sync + Debug {
     /// Its ends share a core, if they are on one host: little is to wait in it.
     fn keep_in_cache(&self) {}
 
+    /// Whether both ends have the same address: they are on one host, or a tunnel begins here.
+    fn is_within_host(&self) -> bool {
+        false
+    }
+
     /// Ends reading, writing, or both. Whoever is blocked returns at once; what has arrived can still be read.
     fn shut(&self, how: Shutdown);
 

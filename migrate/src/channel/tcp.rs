@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::whole::fill;
 use super::{Dial, Link, Listen};
@@ -115,13 +115,16 @@ impl TcpLink {
 /// and the kernel sizes what waits by the round trip.
 pub fn keep_in_cache(socket: &impl AsFd) {
     let socket = SockRef::from(socket);
-    let ends = (socket.local_addr(), socket.peer_addr());
-    if let (Ok(here), Ok(there)) = ends
-        && here.as_socket().map(|it| it.ip()) == there.as_socket().map(|it| it.ip())
-    {
+    if is_within_host(&socket) {
         // Without it everything works as well, only slower.
         let _ = socket.set_send_buffer_size(SEND_BUFFER_WITHIN);
     }
+}
+
+/// Whether both ends have the same address.
+fn is_within_host(socket: &Socket) -> bool {
+    let ip = |address: io::Result<SockAddr>| address.ok()?.as_socket().map(|it| it.ip());
+    ip(socket.local_addr()).is_some_and(|here| ip(socket.peer_addr()) == Some(here))
 }
 
 impl AsRef<Self> for TcpLink {
@@ -158,6 +161,10 @@ impl Link for TcpLink {
 
     fn keep_in_cache(&self) {
         keep_in_cache(&self.socket);
+    }
+
+    fn is_within_host(&self) -> bool {
+        is_within_host(&SockRef::from(&self.socket))
     }
 
     fn shut(&self, how: Shutdown) {
@@ -429,6 +436,7 @@ mod tests {
     fn little_waits_between_two_ends_on_one_host() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let near = TcpStream::connect(listener.local_addr().expect("an address")).expect("someone listens");
+        assert!(is_within_host(&SockRef::from(&near)));
         keep_in_cache(&near);
         // The kernel takes twice of what it is told.
         let buffer = SockRef::from(&near).send_buffer_size().expect("a socket");

@@ -261,6 +261,10 @@ impl Link for TlsLink {
         self.tcp.keep_in_cache();
     }
 
+    fn is_within_host(&self) -> bool {
+        self.tcp.is_within_host()
+    }
+
     fn shut(&self, how: Shutdown) {
         self.tcp.shut(how);
     }

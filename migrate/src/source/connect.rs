@@ -13,6 +13,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Compression, Mode, OnTimeout};
+use crate::packing::About;
 use crate::priority::share_a_core;
 use crate::wire::limits::VERSIONS;
 use crate::wire::message::{Versions, tame};
@@ -148,8 +149,9 @@ fn preflight(context: &Context<'_>, control: &Line, round_trip: Duration) -> Res
     match control.hear()? {
         Message::Accept(accept) => {
             if packs && accept.codec.is_some() {
-                let packing =
-                    Packing::new(context.options, context.description.pages(), context.streams(), round_trip);
+                let is_within_host = control.link().is_within_host();
+                let about = About { round_trip, streams: context.streams(), is_within_host };
+                let packing = Packing::new(context.options, context.description.pages(), about);
                 context.packing.get_or_init(|| packing);
             }
             Ok(accept.rehearsal)

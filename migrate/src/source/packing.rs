@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::kept::Kept;
 use crate::options::{Mode, Options};
-use crate::packing::{Judge, Way};
+use crate::packing::{About, Judge, Way};
 use crate::pages::{PAGE_SIZE, PageRun};
 
 /// There is one where both sides have agreed on how pages may be packed.
@@ -22,13 +22,13 @@ pub(super) struct Packing {
 }
 
 impl Packing {
-    /// For a guest of so many pages, over a link of so many connections, with this round trip.
-    pub(super) fn new(options: &Options, pages: u64, streams: u32, round_trip: Duration) -> Self {
+    /// For a guest of so many pages.
+    pub(super) fn new(options: &Options, pages: u64, about: About) -> Self {
         // In the other modes no page is sent twice.
         let rounds = matches!(options.mode, Mode::Precopy | Mode::Hybrid);
         let room = if rounds { (options.delta_cache / PAGE_SIZE as u64).min(pages) } else { 0 };
         Self {
-            judge: Mutex::new(Judge::new(options.compression, round_trip, streams)),
+            judge: Mutex::new(Judge::new(options.compression, about)),
             kept: OnceLock::new(),
             room,
             has_packed: AtomicBool::new(false),
