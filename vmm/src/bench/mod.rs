@@ -132,14 +132,16 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
         for streams in &grid.streams {
             let raw = RawTcp::measure(*streams, guest).await?;
             eprintln!("  raw TCP: {}", raw.line());
-            for (mode, wire) in grid.ways() {
-                let order = order(args, guest, mode, *streams, wire);
-                let cell = Cell { guest: *guest, mode, streams: *streams, wire };
-                let cell = record.begin(cell, raw.clone());
-                for _ in 0..grid.runs {
-                    let run = bed.run(&order).await?;
-                    eprintln!("  {}", cell.add(run));
-                }
+            let orders: Vec<_> =
+                grid.ways().map(|(mode, wire)| order(args, guest, mode, *streams, wire)).collect();
+            let cell = |(mode, wire)| Cell { guest: *guest, mode, streams: *streams, wire };
+            let cells = record.begin(grid.ways().map(cell), &raw);
+            // By turns, each round beginning with another: what the host does meanwhile falls on all ways alike.
+            for turn in (0..grid.runs as usize).flat_map(|round| (0..orders.len()).map(move |at| round + at))
+            {
+                let at = turn % orders.len();
+                let run = bed.run(&orders[at]).await?;
+                eprintln!("  {}", cells[at].add(run));
             }
         }
         record.endings.extend(bed.end().await);

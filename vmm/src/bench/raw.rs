@@ -2,7 +2,8 @@
 //!
 //! Into memory never touched the kernel has to find and clear a page for every page that lands, which takes longer
 //! than the copy itself. A move lands in such memory; so both are measured, the second time into the same memory. And a
-//! move has not the whole host: what is left beside the guest's vCPUs is measured as well.
+//! move has not the whole host: what is left beside the guest's vCPUs is measured as well, and for how long a thread in their
+//! place stands still meanwhile. No guest stands still for less in a move of that length.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -21,6 +22,7 @@ use crate::lab::LabError;
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::GuestPlan;
 use crate::lab::stats::Spread;
+use crate::lab::table::ms;
 use crate::memory::bulk;
 use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
@@ -51,6 +53,8 @@ pub struct RawTcp {
     /// Into memory never touched, while as many threads compute as the guest has vCPUs, to which the threads that send and
     /// receive give way as a move's do.
     pub beside_bytes_per_s: Spread,
+    /// The longest time one of these busy threads stood still while as many bytes went by as the guest has filled, µs.
+    pub beside_gap_us: Spread,
     /// One byte there and back, µs, median.
     pub round_trip_us: f64,
 }
@@ -64,8 +68,10 @@ impl RawTcp {
     /// # Panics
     /// When the measuring thread does.
     pub async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
-        let (bytes, vcpus) = ((guest.fill_mib << 20).clamp(LEAST_BYTES, MOST_BYTES), guest.cpus.get());
-        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes, vcpus));
+        let filled = guest.fill_mib << 20;
+        let (bytes, vcpus) = (filled.clamp(LEAST_BYTES, MOST_BYTES), guest.cpus.get());
+        let laps = filled.div_ceil(bytes).max(1);
+        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes, laps, vcpus));
         measuring.await.expect("measuring does not panic")
     }
 
@@ -77,14 +83,17 @@ impl RawTcp {
         let beside = gb(self.beside_bytes_per_s);
         let connections = if self.streams == 1 { "connection" } else { "connections" };
         format!(
-            "{cold:.1} GB/s into untouched memory ({beside:.1} beside busy vCPUs), {warm:.1} GB/s into touched memory by {} {connections}; \
-             round trip {:.0} µs",
-            self.streams, self.round_trip_us
+            "{cold:.1} GB/s into untouched memory ({beside:.1} beside busy threads, which stood still for {} ms at most), \
+             {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
+            ms(self.beside_gap_us.median),
+            self.streams,
+            self.round_trip_us
         )
     }
 }
 
-fn measure(streams: u32, bytes: u64, vcpus: u32) -> Result<RawTcp, LabError> {
+/// `laps`: how many times as many bytes go by the busy threads.
+fn measure(streams: u32, bytes: u64, laps: u64, vcpus: u32) -> Result<RawTcp, LabError> {
     let memory = || {
         let layout = Layout::for_bytes(bytes).and_then(GuestRam::new);
         layout.map_err(|error| LabError::Arguments(error.to_string()))
@@ -92,19 +101,27 @@ fn measure(streams: u32, bytes: u64, vcpus: u32) -> Result<RawTcp, LabError> {
     let source = memory()?;
     let filling: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
     (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
-    let (mut cold, mut warm, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut cold, mut warm, mut beside, mut gaps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..TIMES {
         // For the two destinations that there are at the same time.
         drop(BackedMemory::take(2 * bytes)?);
         let destination = memory()?;
-        for (rates, busy) in [(&mut cold, 0), (&mut warm, 0), (&mut beside, vcpus)] {
-            let fresh = if busy > 0 { Some(memory()?) } else { None };
-            let to = fresh.as_ref().unwrap_or(&destination);
-            let pairs = connections(streams, busy > 0 && share_a_core(busy, streams));
-            let took = pairs.and_then(|pairs| beside_busy(busy, || transfer(&source, to, &pairs, bytes)));
-            let took = took.map_err(LabError::host("measure plain TCP"))?;
-            rates.push(bytes as f64 / took.as_secs_f64());
-        }
+        let transfer = |to: &Arc<GuestRam>, pairs: &[_]| {
+            let took = transfer(&source, to, pairs, bytes).map_err(LabError::host("measure plain TCP"))?;
+            Ok(bytes as f64 / took.as_secs_f64())
+        };
+        let pairs = connections(streams, false).map_err(LabError::host("measure plain TCP"))?;
+        cold.push(transfer(&destination, &pairs)?);
+        warm.push(transfer(&destination, &pairs)?);
+        let fresh = memory()?;
+        let pairs = connections(streams, share_a_core(vcpus, streams))
+            .map_err(LabError::host("measure plain TCP"))?;
+        let (rates, gap) = beside_busy(vcpus, || {
+            (0..laps).map(|_| transfer(&fresh, &pairs)).collect::<Result<Vec<_>, LabError>>()
+        });
+        // The first lap only: later ones go into memory that was touched.
+        beside.extend(rates?.first());
+        gaps.push(gap.as_secs_f64() * 1e6);
     }
     Ok(RawTcp {
         streams,
@@ -112,24 +129,29 @@ fn measure(streams: u32, bytes: u64, vcpus: u32) -> Result<RawTcp, LabError> {
         cold_bytes_per_s: Spread::of(cold).expect("was measured"),
         warm_bytes_per_s: Spread::of(warm).expect("was measured"),
         beside_bytes_per_s: Spread::of(beside).expect("was measured"),
+        beside_gap_us: Spread::of(gaps).expect("was measured"),
         round_trip_us: round_trip().map_err(LabError::host("measure a round trip"))?,
     })
 }
 
-/// Does it while so many threads compute.
-fn beside_busy<T>(busy: u32, work: impl FnOnce() -> T) -> T {
+/// Does it while so many threads compute, and says for how long one of them stood still at most.
+fn beside_busy<T>(busy: u32, work: impl FnOnce() -> T) -> (T, Duration) {
     let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..busy {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop()
-                }
-            });
+    let read_the_clock = || {
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        while !is_over.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            longest = longest.max(now - last);
+            last = now;
         }
+        longest
+    };
+    thread::scope(|scope| {
+        let busy: Vec<_> = (0..busy).map(|_| scope.spawn(read_the_clock)).collect();
         let result = work();
         is_over.store(true, Ordering::Relaxed);
-        result
+        let longest = busy.into_iter().map(|thread| thread.join().expect("reading the clock does not panic"));
+        (result, longest.max().unwrap_or_default())
     })
 }
 
@@ -229,6 +251,20 @@ mod tests {
             assert!(!transfer(&from, &to, &pairs, bytes).unwrap().is_zero());
             assert!(hashes(&from) == hashes(&to), "{streams} connections");
         }
+    }
+
+    #[test]
+    fn who_is_busy_beside_it_sees_itself_stand_still() {
+        let (result, longest) = beside_busy(2, || {
+            thread::sleep(Duration::from_millis(50));
+            7
+        });
+        assert_eq!(result, 7);
+        assert!(
+            !longest.is_zero(),
+            "a clock does not tick between two readings that follow each other at once"
+        );
+        assert_eq!(beside_busy(0, || ()), ((), Duration::ZERO));
     }
 
     #[test]

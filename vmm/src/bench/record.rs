@@ -59,10 +59,11 @@ impl Default for Record {
 }
 
 impl Record {
-    /// Begins a cell.
-    pub(super) fn begin(&mut self, cell: Cell, raw: RawTcp) -> &mut CellRecord {
-        self.cells.push(CellRecord { cell, raw, runs: Vec::new() });
-        self.cells.last_mut().expect("was just put there")
+    /// Begins cells that are measured by turns.
+    pub(super) fn begin(&mut self, cells: impl Iterator<Item = Cell>, raw: &RawTcp) -> &mut [CellRecord] {
+        let before = self.cells.len();
+        self.cells.extend(cells.map(|cell| CellRecord { cell, raw: raw.clone(), runs: Vec::new() }));
+        &mut self.cells[before..]
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -187,6 +188,7 @@ pub(super) mod tests {
             cold_bytes_per_s: still,
             warm_bytes_per_s: still,
             beside_bytes_per_s: still,
+            beside_gap_us: still,
             round_trip_us: 15.0,
         }
     }
@@ -213,7 +215,7 @@ pub(super) mod tests {
     fn a_failed_run_is_kept_but_has_no_part_in_medians() {
         let mut record = Record::default();
         assert!(record.is_empty());
-        let cell = record.begin(cell(), raw());
+        let [cell] = record.begin([cell()].into_iter(), &raw()) else { unreachable!("one was begun") };
         assert_eq!(cell.add(run(100_000, Vec::new())), "post-copy 1: 100 ms, downtime 5.00 ms");
         assert!(cell.add(run(900_000, vec!["2 pages differ".into()])).ends_with("FAILED: 2 pages differ"));
         assert!(cell.add(Run::failed(&LabError::Interrupted)).contains("FAILED: interrupted"));

@@ -213,9 +213,11 @@ pub(super) mod tests {
                 cold_bytes_per_s: rate,
                 warm_bytes_per_s: rate,
                 beside_bytes_per_s: rate,
+                beside_gap_us: rate,
                 round_trip_us: 15.0,
             };
-            let cell = record.begin(Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire }, raw);
+            let cell = Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire };
+            let [cell] = record.begin([cell].into_iter(), &raw) else { unreachable!("one was begun") };
             for problem in [Vec::new(), vec!["lost".to_owned()]] {
                 cell.add(Run::of(
                     Hop { report: verdict::tests::good(), usage: Usage::default(), problems: problem },
