@@ -1,7 +1,7 @@
 //! Sets and runs of guest pages, by guest frame number.
 //!
 //! A [`PageSet`] is the one currency for "which pages": a harvest of the dirty log, what a round
-//! must send, what post-copy still misses. It is a bitmap: a guest of 1 TiB costs 32 MiB.
+//! must send, what post-copy still misses. It is a bitmap: a guest of 1 TiB costs 32.5 MiB.
 //! An [`AtomicPageSet`] is the same with concurrent claims: whoever clears a bit owns the page.
 
 mod atomic;

@@ -1,5 +1,7 @@
 //! Sets of pages with one owner.
 
+use std::ops::Range;
+
 use super::{PageRun, for_words};
 
 /// Words looked at together: a cache line.
@@ -157,15 +159,18 @@ impl PageSet {
         })
     }
 
-    /// The first of [`words`](Self::words) at or after `index` that is not zero.
+    /// The first of [`words`](Self::words) in `range` that is not zero. Looks at none beyond it.
     #[must_use]
-    pub fn next_in_use(&self, index: usize) -> Option<usize> {
-        let (start, first) = (index / 64, self.used.get(index / 64)? >> (index % 64));
-        if first != 0 {
-            return Some(index + first.trailing_zeros() as usize);
-        }
-        let beyond = self.used[start + 1..].iter().position(|used| *used != 0)? + start + 1;
-        Some(beyond * 64 + self.used[beyond].trailing_zeros() as usize)
+    pub fn next_in_use(&self, range: Range<usize>) -> Option<usize> {
+        let (start, end) = (range.start / 64, range.end.div_ceil(64).min(self.used.len()));
+        let first = self.used.get(start)? >> (range.start % 64);
+        let next = if first != 0 {
+            range.start + first.trailing_zeros() as usize
+        } else {
+            let beyond = self.used.get(start + 1..end)?.iter().position(|used| *used != 0)? + start + 1;
+            beyond * 64 + self.used[beyond].trailing_zeros() as usize
+        };
+        (next < range.end).then_some(next)
     }
 
     fn join(&mut self, index: usize, bits: u64) {
@@ -191,27 +196,32 @@ pub struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// The first page at or after `at` that is in the set.
+    /// The words that the window has a part of. No other is looked at: a walk by windows is to be as long as one walk.
+    fn words(&self) -> &[u64] {
+        &self.set.words[..self.end.div_ceil(64) as usize]
+    }
+
+    /// The first page at or after `at` that is in the set, if there is one in the window's words.
     fn first_in(&self, at: u64) -> Option<u64> {
-        let index = (at / 64) as usize;
-        let rest = self.set.words.get(index)? >> (at % 64);
+        let (words, index) = (self.words(), (at / 64) as usize);
+        let rest = words.get(index)? >> (at % 64);
         if rest != 0 {
             return Some(at + u64::from(rest.trailing_zeros()));
         }
-        let index = self.set.next_in_use(index + 1)?;
-        Some(index as u64 * 64 + u64::from(self.set.words[index].trailing_zeros()))
+        let index = self.set.next_in_use(index + 1..words.len())?;
+        Some(index as u64 * 64 + u64::from(words[index].trailing_zeros()))
     }
 
-    /// The first page after `at`, which is in the set, that is not.
+    /// The first page after `at`, which is in the set, that is not, or that the window's words end with.
     fn first_out(&self, at: u64) -> u64 {
-        let (index, bit) = ((at / 64) as usize, at % 64);
-        let ones = u64::from((self.set.words[index] >> bit).trailing_ones());
+        let (words, index, bit) = (self.words(), (at / 64) as usize, at % 64);
+        let ones = u64::from((words[index] >> bit).trailing_ones());
         if bit + ones < 64 {
             return at + ones;
         }
-        let full = self.set.words[index + 1..].iter().take_while(|word| **word == u64::MAX).count();
+        let full = words[index + 1..].iter().take_while(|word| **word == u64::MAX).count();
         let after = index + 1 + full;
-        after as u64 * 64 + self.set.words.get(after).map_or(0, |word| u64::from(word.trailing_ones()))
+        after as u64 * 64 + words.get(after).map_or(0, |word| u64::from(word.trailing_ones()))
     }
 }
 
@@ -265,6 +275,18 @@ mod tests {
             let mut anew = PageSet::new(limit);
             pages.iter().for_each(|page| anew.insert(*page));
             prop_assert_eq!(set, anew);
+        }
+
+        #[test]
+        fn runs_within_a_window_are_those_of_its_pages(
+            runs in proptest::collection::vec(run(), 0..6), window in run(), limit in prop_oneof![Just(8192_u64), Just(9472)],
+        ) {
+            let within = |run: &PageRun| PageRun { first: run.first.min(limit), count: run.end().min(limit) - run.first.min(limit) };
+            let set = PageSet::of_runs(limit, &runs.iter().map(within).filter(|run| run.count > 0).collect::<Vec<_>>());
+            let pages: Vec<u64> = (window.first..window.end()).filter(|page| set.contains(*page)).collect();
+            let found: Vec<PageRun> = set.runs_within(window).collect();
+            prop_assert_eq!(found.iter().flat_map(|run| run.first..run.end()).collect::<Vec<_>>(), pages);
+            prop_assert!(found.windows(2).all(|two| two[0].end() < two[1].first), "maximal: {:?}", found);
         }
 
         #[test]

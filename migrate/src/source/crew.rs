@@ -55,26 +55,31 @@ impl Round {
         PageSet::of_runs(limit, &self.set.runs_within(rest).collect::<Vec<_>>())
     }
 
+    /// The next window with a page of this round, which nobody else takes. Those without are passed over at once: the pause may
+    /// have a few pages left of a large guest.
+    fn take_window(&self) -> Option<PageRun> {
+        let mut at = self.cursor.load(Ordering::Relaxed);
+        loop {
+            let next = self.set.next_in_use((at / 64) as usize..self.set.words().len())? as u64 * 64;
+            let first = next / WINDOW * WINDOW;
+            match self.cursor.compare_exchange(at, first + WINDOW, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(PageRun { first, count: WINDOW.min(self.set.limit() - first) }),
+                Err(now) => at = now,
+            }
+        }
+    }
+
     /// Takes windows and sends their pages, until none is left; then says so.
     pub(super) fn send(&self, context: &Context<'_>, courier: &mut Courier<'_>) -> Result<(), Failure> {
         if self.last && context.options.mode != Mode::Stopcopy {
             courier.change(Manner::LandAtOnce);
         }
-        loop {
-            let first = self.cursor.fetch_add(WINDOW, Ordering::Relaxed);
-            if first >= self.set.limit() {
-                break;
-            }
-            let window = PageRun { first, count: WINDOW.min(self.set.limit() - first) };
-            let mut runs = self.set.runs_within(window).peekable();
-            if runs.peek().is_none() {
-                continue;
-            }
+        while let Some(window) = self.take_window() {
             if !self.last {
                 let watched = context.guest.protect(&self.set, window);
                 watched.map_err(Failure::guest("watch pages for writes"))?;
             }
-            runs.try_for_each(|run| courier.add(run))?;
+            self.set.runs_within(window).try_for_each(|run| courier.add(run))?;
         }
         if !self.last {
             // A round pays what it owes before it ends: its throughput is the limit's.

@@ -60,7 +60,7 @@ pub const STATE_BYTES: usize = 16 << 20;
 pub const RAM_REGIONS: usize = 64;
 
 /// One past the largest frame number a description may name: 4 TiB of guest-physical addresses,
-/// so a page set is at most 128 MiB.
+/// so a page set is at most 130 MiB.
 pub const GFN_LIMIT: u64 = 1 << 30;
 
 /// A destination obeys commit no longer than this after it said `ready` or `held`. Longer than any silence that is

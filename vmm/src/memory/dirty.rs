@@ -34,7 +34,8 @@ pub const PAGES_PER_WORD: u64 = 64;
 pub struct DirtyLog {
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
-    /// What KVM has written its log of a slot to. Kept, because a pause has no time for memory that was never touched.
+    /// What KVM has written its log of a slot to. Kept as long as it logs, because a pause has no time for memory that was never
+    /// touched.
     bitmap: Mutex<Vec<u64>>,
 }
 
@@ -58,6 +59,7 @@ impl DirtyLog {
     /// # Errors
     /// When KVM refuses.
     pub fn stop(&self) -> Result<(), MemoryError> {
+        *self.bitmap.lock().unwrap_or_else(PoisonError::into_inner) = Vec::new();
         self.ram.register_with_flags(&self.vm, 0)
     }
 

@@ -37,10 +37,12 @@ impl OwnWrites {
     /// Pages past the end are left out.
     fn insert(&self, page: u64) {
         let (index, bit) = ((page / PAGES_PER_WORD) as usize, 1 << (page % PAGES_PER_WORD));
-        if let Some(word) = self.words.get(index)
-            && word.fetch_or(bit, Ordering::SeqCst) == 0
-        {
-            self.used[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
+        let Some(word) = self.words.get(index) else { return };
+        word.fetch_or(bit, Ordering::SeqCst);
+        // Not only by whoever was the first in this word, and may be held up before it comes to this.
+        let (used, in_use) = (&self.used[index / 64], 1 << (index % 64));
+        if used.load(Ordering::SeqCst) & in_use == 0 {
+            used.fetch_or(in_use, Ordering::SeqCst);
         }
     }
 }
@@ -79,7 +81,6 @@ impl<'a> WithBitmapSlice<'a> for OwnWrites {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
     use std::thread;
 
     use super::*;
@@ -113,15 +114,19 @@ mod tests {
     #[test]
     fn a_write_beside_the_taking_is_told_by_it_or_by_the_next() {
         let writes = OwnWrites::with_len((PAGES * PAGE) as usize);
-        let (mut told, is_over) = (vec![false; PAGES as usize], AtomicBool::new(false));
+        let (mut told, over) = (vec![false; PAGES as usize], AtomicU64::new(0));
         thread::scope(|scope| {
-            scope.spawn(|| {
-                for page in 0..PAGES {
-                    writes.mark_dirty((page * PAGE) as usize, 1);
-                }
-                is_over.store(true, Ordering::Release);
-            });
-            while !is_over.load(Ordering::Acquire) {
+            // Two, in the same words.
+            for odd in 0..2 {
+                let (writes, over) = (&writes, &over);
+                scope.spawn(move || {
+                    for page in (odd..PAGES).step_by(2) {
+                        writes.mark_dirty((page * PAGE) as usize, 1);
+                    }
+                    over.fetch_add(1, Ordering::Release);
+                });
+            }
+            while over.load(Ordering::Acquire) < 2 {
                 taken(&writes).into_iter().for_each(|page| told[page as usize] = true);
             }
         });
