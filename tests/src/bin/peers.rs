@@ -20,10 +20,10 @@ const CHECK: Duration = Duration::from_secs(95);
 #[derive(Debug, Parser)]
 #[command(name = "tests/peers/run")]
 struct Arguments {
-    /// Only cells whose name contains one of these words
+    /// Only cells whose name is one of these words, or contains one that is no name
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     cells: Vec<String>,
-    /// Only ways to move whose name contains one of these words
+    /// Only ways to move whose name is one of these words, or contains one that is no name
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     ways: Vec<String>,
     /// Moves of each cell by each way, 0 for none [default: 5; with --quick 2]
@@ -78,9 +78,11 @@ fn order(arguments: &Arguments) -> Order {
         Arguments { quick: true, .. } => (cells::few(), ways::few(), 2, 5),
         _ => (cells::all(), ways::all(), 5, 10),
     };
-    let asked = |words: &[String], name: &str| {
-        words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))
-    };
+    let names: Vec<&str> =
+        cells.iter().map(|cell| cell.name).chain(ways.iter().map(|way| way.name)).collect();
+    let is_meant = |word: &str, name: &str| word == name || !names.contains(&word) && name.contains(word);
+    let asked =
+        |words: &[String], name: &str| words.is_empty() || words.iter().any(|word| is_meant(word, name));
     cells.retain(|cell| asked(&arguments.cells, cell.name));
     ways.retain(|way| asked(&arguments.ways, way.name));
     let (runs, starts) = (arguments.runs.unwrap_or(runs), arguments.starts.unwrap_or(starts));
