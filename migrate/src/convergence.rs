@@ -4,7 +4,8 @@
 //! *Next*: what a further round would leave, if the guest goes on at its pace: dirty rate × (time to send
 //! what is left + what a round costs anyway). While *next* is clearly smaller another round is worth it,
 //! even though the allowed downtime would be met already: rounds cost the guest nothing, the pause does.
-//! When nothing more is to be gained, the estimate of the downtime is held against what is allowed.
+//! When nothing more is to be gained, the estimate of the downtime is held against what is allowed. Where it is too long the
+//! guest is slowed down, if that is allowed, by as much as the figures say that it takes.
 
 use std::time::Duration;
 
@@ -32,6 +33,12 @@ const PAUSE_OVERHEAD: Duration = Duration::from_micros(400);
 /// Messages that follow each other in the pause, as round trips.
 const ROUND_TRIPS: u32 = 3;
 
+/// Where vCPUs are held back, a round is to leave this part of what is left.
+const HALF: f64 = 0.5;
+
+/// They are held back for so many percent of their time more, at least.
+const LEAST_MORE: u8 = 10;
+
 /// Rounds that brought no improvement before the policy gives up.
 const PATIENCE: u32 = 3;
 
@@ -52,6 +59,8 @@ pub struct Terms {
     pub round_trip: Duration,
     /// Whether pages may follow after the switchover.
     pub hybrid: bool,
+    /// Most that vCPUs which write may be held back, percent of their time; 0: not at all.
+    pub max_throttle: u8,
 }
 
 /// One round, as it went.
@@ -66,6 +75,8 @@ pub struct Figures {
     /// Reading the dirty log, which the pause does once more: a bit for each page of RAM. The shortest so far, as any may be
     /// disturbed.
     pub harvest: Duration,
+    /// How much of their time vCPUs that write were held back, percent.
+    pub throttle: u8,
 }
 
 /// What to do.
@@ -73,6 +84,8 @@ pub struct Figures {
 pub enum Decision {
     /// Another round.
     Again {
+        /// How much of their time vCPUs that write are held back in it, percent.
+        throttle: u8,
         /// Why, in words.
         why: String,
     },
@@ -105,6 +118,7 @@ impl Figures {
             left: round.dirtied,
             harvest: Duration::from_micros(round.harvest_us)
                 .min(before.map_or(Duration::MAX, |before| before.harvest)),
+            throttle: round.throttle,
         }
     }
 }
@@ -126,15 +140,35 @@ impl Terms {
         let settled = now.left <= HANDFUL;
         let enough = rounds.len() as u32 >= MOST_ROUNDS;
         if !settled && !enough && next < CLEARLY_SMALLER * now.left as f64 && fruitless(rounds) < PATIENCE {
-            return Decision::Again { why: format!("{} pages left, about {next:.0} after it", now.left) };
+            let why = format!("{} pages left, about {next:.0} after it", now.left);
+            return Decision::Again { throttle: now.throttle, why };
         }
         if estimate <= self.max_downtime || self.hybrid {
             return Decision::SwitchOver { estimate, why: format!("{} pages left", now.left) };
         }
+        if let Some(throttle) = self.harder(now, next).filter(|_| !enough && !settled) {
+            let estimate = ms(estimate);
+            let why = format!(
+                "a pause now would take {estimate}, so vCPUs that write stand still for {throttle} % of the time"
+            );
+            return Decision::Again { throttle, why };
+        }
         if fruitless(rounds) >= PATIENCE || enough || settled {
             return Decision::GiveUp { why: self.hopeless(rounds.len(), now, estimate) };
         }
-        Decision::Again { why: format!("a pause now would take {}", ms(estimate)) }
+        Decision::Again { throttle: now.throttle, why: format!("a pause now would take {}", ms(estimate)) }
+    }
+
+    /// How much vCPUs are to be held back from now on, if more than now is possible: so much that the next round leaves half of
+    /// what is left, when what they write goes with the time that they run. A working set that is written over and over in a
+    /// round looks smaller than it is; then it takes another step.
+    fn harder(&self, now: &Figures, next: f64) -> Option<u8> {
+        if now.throttle >= self.max_throttle || self.fixed(now) > self.max_downtime {
+            return None;
+        }
+        let runs = f64::from(100 - now.throttle.min(99)) * HALF * now.left as f64 / next.max(1.0);
+        let enough = 100 - runs.clamp(1.0, 100.0) as u8;
+        Some(enough.max(now.throttle.saturating_add(LEAST_MORE)).min(self.max_throttle))
     }
 
     /// Downtime if the guest were paused now.
@@ -159,10 +193,14 @@ impl Terms {
             );
         }
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        let slowed = match now.throttle {
+            0 => "slow the guest down with --throttle".to_owned(),
+            throttle => format!("slow the guest down by more than {throttle} % with --throttle"),
+        };
         format!(
             "it does not converge: after {rounds} rounds {} pages are left, {:.0} MiB/s are dirtied and {:.0} MiB/s \
              sent, so a pause would take {}, and {} are allowed; --mode hybrid or postcopy always ends, or allow \
-             more with --max-downtime",
+             more with --max-downtime, or {slowed}",
             now.left,
             mib(now.dirty_per_s * PAGE_SIZE as f64),
             mib(now.bytes_per_s),
@@ -183,8 +221,13 @@ fn sending(now: &Figures) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4).min(Duration::MAX / 4)
 }
 
-/// Rounds since the least was left: none when the last round is the best so far.
+/// Rounds since the least was left: none when the last round is the best so far. Those from before vCPUs were held back as they are
+/// now do not count.
 fn fruitless(rounds: &[Figures]) -> u32 {
+    let throttle = rounds.last().map(|now| now.throttle);
+    let since =
+        rounds.iter().rposition(|round| Some(round.throttle) != throttle).map_or(0, |before| before + 1);
+    let rounds = &rounds[since..];
     let best = rounds.iter().enumerate().min_by_key(|(_, figures)| figures.left);
     best.map_or(0, |(at, _)| (rounds.len() - 1 - at) as u32)
 }
@@ -205,6 +248,7 @@ mod tests {
             state: Duration::from_micros(700),
             round_trip: Duration::from_micros(50),
             hybrid: false,
+            max_throttle: 0,
         }
     }
 
@@ -215,19 +259,23 @@ mod tests {
         rate: impl Fn(usize) -> f64,
         working_set: u64,
     ) -> (usize, Decision) {
-        let mut rounds: Vec<Figures> = Vec::new();
-        let mut sent = 262_144_u64;
+        let (mut rounds, mut sent, mut held): (Vec<Figures>, _, _) = (Vec::new(), 262_144_u64, 0);
         loop {
             let took = (sent * PAGE_SIZE as u64) as f64 / bytes_per_s + ROUND_OVERHEAD.as_secs_f64();
-            let left = ((rate(rounds.len()) * took) as u64).min(working_set);
+            let runs = f64::from(100 - held) / 100.0;
+            let left = ((rate(rounds.len()) * runs * took) as u64).min(working_set);
             rounds.push(Figures {
                 bytes_per_s,
                 dirty_per_s: left as f64 / took,
                 left,
                 harvest: Duration::ZERO,
+                throttle: held,
             });
             match terms.decide(&rounds) {
-                Decision::Again { .. } => sent = left,
+                Decision::Again { throttle, .. } => {
+                    assert!((held..=terms.max_throttle).contains(&throttle), "{throttle} after {held}");
+                    (sent, held) = (left, throttle);
+                }
                 end => return (rounds.len(), end),
             }
         }
@@ -281,6 +329,49 @@ mod tests {
     }
 
     #[test]
+    fn a_hopeless_guest_that_may_be_slowed_down_is_caught() {
+        let terms = Terms { max_throttle: 99, ..terms(20) };
+        for rate in [300_000.0, 2_000_000.0, 10_000_000.0] {
+            let (rounds, end) = play(&terms, 1.0 * GB, |_| rate, 131_072);
+            assert!(rounds <= 20, "{rounds} rounds at {rate}");
+            assert!(
+                matches!(end, Decision::SwitchOver { estimate, .. } if estimate < Duration::from_millis(20)),
+                "{rate}: {end:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_guest_that_may_not_be_slowed_down_enough_is_given_up() {
+        let (rounds, end) =
+            play(&Terms { max_throttle: 60, ..terms(20) }, 1.0 * GB, |_| 20_000_000.0, 131_072);
+        assert!(rounds <= 10, "{rounds} rounds");
+        let Decision::GiveUp { why } = end else { panic!("{end:?}") };
+        assert!(why.contains("by more than 60 % with --throttle"), "{why}");
+    }
+
+    #[test]
+    fn a_guest_is_slowed_down_by_no_more_than_it_takes() {
+        let now = |throttle, left, dirty_per_s| Figures {
+            bytes_per_s: 1.0 * GB,
+            dirty_per_s,
+            left,
+            harvest: Duration::ZERO,
+            throttle,
+        };
+        let throttle = |now: Figures| match (Terms { max_throttle: 80, ..terms(20) }).decide(&[now]) {
+            Decision::Again { throttle, .. } => throttle,
+            end => panic!("{end:?}"),
+        };
+        // As much is written as is sent: half of that is to be left.
+        assert!((49..=52).contains(&throttle(now(0, 100_000, GB / 4096.0))));
+        assert!((74..=76).contains(&throttle(now(50, 100_000, GB / 4096.0))));
+        assert_eq!(throttle(now(0, 100_000, 0.7 * GB / 4096.0)), 29, "…");
+        assert_eq!(throttle(now(75, 100_000, GB / 4096.0)), 80, "no more than is allowed");
+        assert_eq!(throttle(now(20, 100_000, 0.1 * GB / 4096.0)), 20, "it converges");
+    }
+
+    #[test]
     fn an_oscillating_guest_is_paused_in_a_lull() {
         let rate = |round: usize| if round.is_multiple_of(3) { 1_000.0 } else { 400_000.0 };
         let (_, end) = play(&terms(20), 1.0 * GB, rate, 131_072);
@@ -296,7 +387,7 @@ mod tests {
         assert!(rounds <= 2 && matches!(end, Decision::SwitchOver { .. }), "{rounds} {end:?}");
     }
 
-    /// 1 TiB has 32 MiB of it: 40 ms, once more in the pause.
+    /// 1 TiB has 32 MiB of it, to be read once more in the pause.
     #[test]
     fn a_dirty_log_slow_to_read_is_part_of_the_pause() {
         let after = |harvest_ms| Figures {
@@ -304,6 +395,7 @@ mod tests {
             dirty_per_s: 0.0,
             left: 0,
             harvest: Duration::from_millis(harvest_ms),
+            throttle: 0,
         };
         let fits = terms(20).decide(&[after(15)]);
         assert!(

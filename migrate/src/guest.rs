@@ -4,6 +4,8 @@
 //! every mode of migration. The engine knows no KVM: it sees page sets, an opaque state, and byte streams.
 //! Each half mirrors the other: what `Departing` saves, `Arriving` restores.
 
+mod faults;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use uuid::Uuid;
 
 use crate::options::ClockPolicy;
 use crate::pages::{PageRun, PageSet};
+
+pub use faults::{BLOCK_PAGES, BLOCK_PARTS, Faults, Stage};
 
 /// What a guest's side (VMM, kernel) can fail with. The text names the thing, the value and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -166,8 +170,8 @@ pub trait Departing: Send + Sync {
     /// When the kernel refuses.
     fn start_dirty_log(&self) -> Result<()>;
 
-    /// Adds the pages written since they were last [`protect`](Self::protect)ed. Forgets nothing the kernel logs;
-    /// the VMM's own writes are moved into `set`, so the caller must send them or keep them.
+    /// Adds the pages written since they were last [`protect`](Self::protect)ed to `set`, which has room for all. Forgets nothing
+    /// the kernel logs; the VMM's own writes are moved into it, so the caller must send them or keep them.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -182,6 +186,14 @@ pub trait Departing: Send + Sync {
 
     /// Stops dirty logging: the guest is as fast as before.
     fn stop_dirty_log(&self);
+
+    /// Holds those vCPUs back that have written memory since dirty logging began, or since this was called last, for so many
+    /// percent of their time, below 100; 0: none any more. Whoever cannot tell them apart holds all of them back. In a pause that
+    /// ends by itself.
+    ///
+    /// # Errors
+    /// When the host refuses what it takes.
+    fn throttle(&self, percent: u8) -> Result<()>;
 
     /// Puts on stable storage what the guest has written outside of its memory, as far as it can be now: while it runs,
     /// so that little is left for the pause, and in the pause, while the destination is at work. What fails is told by
@@ -334,67 +346,4 @@ pub struct Rehearsal {
     pub save_us: u64,
     /// Restoring it, µs.
     pub restore_us: u64,
-}
-
-/// Pages of a block, which is what a host backs with one huge page: 2 MiB.
-pub const BLOCK_PAGES: u64 = 512;
-
-/// Parts that a block's content comes in.
-pub const BLOCK_PARTS: u64 = 8;
-
-/// Memory beside the guest's for the content of one block, which then becomes the guest's as it is.
-pub trait Stage: Send + Sync {
-    /// Lets `with` have the bytes of a part, which nobody else has meanwhile.
-    fn with_part(&self, part: u64, with: &mut dyn FnMut(&mut [u8]));
-
-    /// Places the whole block and wakes who waits for it. What the stage holds is lost. Once.
-    ///
-    /// # Errors
-    /// As for [`Faults::place`].
-    fn place(&self) -> Result<()>;
-}
-
-/// Faults on missing pages, and the way to resolve them.
-pub trait Faults: Send + Sync {
-    /// Waits for touches of missing pages and appends their frame numbers (repeats are possible).
-    /// Returns with none when `wait` has passed or [`close`](Self::close) was called.
-    ///
-    /// # Errors
-    /// When the kernel's side is gone.
-    fn wait(&self, wait: Duration, touched: &mut Vec<u64>) -> Result<()>;
-
-    /// Discards more pages: they are missing too. Before the guest runs.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    fn discard(&self, pages: &PageSet) -> Result<()>;
-
-    /// Places a page run whose content is `data` and wakes who waits for it. The guest never sees half a page.
-    /// Each page once.
-    ///
-    /// # Errors
-    /// When the kernel refuses; or a page was there already, with content that is not this.
-    fn place(&self, run: PageRun, data: &[u8]) -> Result<()>;
-
-    /// Memory for the content of the block of [`BLOCK_PAGES`] pages that begins at `first`, a multiple of that. All of them are
-    /// missing. None where this host has nothing better than [`place`](Self::place).
-    fn stage(&self, first: u64) -> Option<Arc<dyn Stage>> {
-        let _ = first;
-        None
-    }
-
-    /// Makes a touched page that never was missing read as zero. Another touch may have done so before.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn fill_hole(&self, gfn: u64) -> Result<()>;
-
-    /// Places zero pages.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn place_zeros(&self, run: PageRun) -> Result<()>;
-
-    /// Nothing is missing any more: stops catching, wakes everyone.
-    fn close(&self);
 }

@@ -87,6 +87,9 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// What is done when that has passed in a round.
     pub on_timeout: OnTimeout,
+    /// Pre-copy whose rounds do not converge holds vCPUs that write back for up to so many percent of their time, at most
+    /// [`MOST_THROTTLE`]; 0: never.
+    pub throttle: u8,
     /// Wait for the operator's word before the guest is paused.
     pub pause_before_switchover: bool,
     /// Bytes per second for bulk data, all connections together; `None`: as fast as it goes.
@@ -117,6 +120,9 @@ impl Options {
         self.bandwidth_postcopy.or(self.bandwidth).filter(|bytes| *bytes != 0)
     }
 }
+
+/// The most that vCPUs can be held back, in percent of their time.
+pub const MOST_THROTTLE: u8 = 99;
 
 /// Most data connections of one migration.
 pub const MAX_STREAMS: u32 = 16;

@@ -74,6 +74,9 @@ pub struct Progress {
     pub bytes_per_s: f64,
     /// Pages per second dirtied, as last measured.
     pub dirty_rate: f64,
+    /// How much of its time a vCPU that writes is held back, percent.
+    #[serde(default)]
+    pub throttle: u8,
     /// Estimated time until the end of this round or of post-copy, ms; absent when not known.
     pub eta_ms: Option<u64>,
 }

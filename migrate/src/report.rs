@@ -179,6 +179,9 @@ pub struct Round {
     /// Reading the dirty log after it, µs.
     #[serde(default)]
     pub harvest_us: u64,
+    /// How much of its time a vCPU that writes was held back meanwhile, percent.
+    #[serde(default)]
+    pub throttle: u8,
 }
 
 /// The pause, in steps that follow each other. Durations in µs, by the host's clocks.

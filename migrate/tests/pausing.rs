@@ -14,7 +14,7 @@ use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
 use migrate::source::Route;
 use migrate::{Arrival, Cancel, NotWaiting, Receiver};
-use sim::attempt::{Attempt, attempt, attempt_with, short};
+use sim::attempt::{Attempt, attempt, attempt_of, attempt_with, short};
 use sim::link::{Blow, Fuse, Fusing};
 use sim::{At, Habit, MODES, Runners, Sim, SimHost, options, reported};
 
@@ -158,6 +158,50 @@ fn rounds_that_do_not_converge_end_as_if_time_were_up() {
         assert_eq!(report.outcome, Outcome::Moved, "{on_timeout:?}: {:?}", report.reason);
         assert_eq!(report.on_timeout, Some(on_timeout));
         assert_eq!(report.postcopy.is_some(), on_timeout == OnTimeout::Postcopy);
+    }
+}
+
+/// Writes some 20,000 pages a second to 1024, of which the network takes 4096 a second.
+fn restless(throttle: u8) -> Attempt {
+    let habit = Habit { pages: 2048, working_set: 1024, burst: 8, ..Habit::default() };
+    let asked = Options {
+        throttle,
+        bandwidth: Some(16 << 20),
+        max_downtime: Duration::from_millis(50),
+        streams: 1,
+        ..options(Mode::Precopy)
+    };
+    let place = Place::new();
+    let (deadlines, cancel) = (Deadlines::default(), Cancel::new());
+    attempt_of(habit, &asked, deadlines, &place.clone(), Box::new(place), &cancel, &Silent)
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_network_is_caught_by_being_held_back() {
+    let attempt = restless(99);
+    attempt.check("held back");
+    let report = &attempt.report;
+    assert_eq!(report.outcome, Outcome::Moved, "{:?}", report.reason);
+    let held_back: Vec<_> = report.rounds.iter().map(|round| round.throttle).collect();
+    assert!(held_back[0] == 0 && held_back.is_sorted() && *held_back.last().unwrap() >= 50, "{held_back:?}");
+    let switchover = report.switchover.expect("paused");
+    assert!(switchover.estimated_us < 50_000 && switchover.pages < 250, "{switchover:?}");
+}
+
+#[test]
+fn a_guest_that_was_held_back_in_vain_runs_on_as_before() {
+    for throttle in [0, 20] {
+        let attempt = restless(throttle);
+        // That nobody is held back any more is checked there.
+        attempt.check("does not converge");
+        let report = &attempt.report;
+        assert_eq!(report.outcome, Outcome::Kept);
+        assert!(
+            report.reason.as_ref().is_some_and(|why| why.contains("with --throttle")),
+            "{:?}",
+            report.reason
+        );
+        assert_eq!(report.rounds.iter().map(|round| round.throttle).max(), Some(throttle));
     }
 }
 

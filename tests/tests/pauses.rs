@@ -75,6 +75,29 @@ fn a_move_cancelled_while_it_waits_can_go_elsewhere_at_once() {
 
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn a_guest_that_writes_faster_than_it_is_sent_moves_by_pre_copy_if_it_may_be_held_back() {
+    let world = World::alone();
+    let mut journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=60000 fill=32"));
+    let words = "--mode precopy --bandwidth 50M --compression none --max-downtime 100ms --verify";
+    let next = world.receive("next");
+    let reason = journey.attempt(&next.address(), &format!("{words} --throttle 15")).kept();
+    assert!(reason.contains("by more than 15 % with --throttle"), "{reason}");
+    until("the destination to wait", || next.life().filter(|life| *life == Life::Waiting));
+    let report = journey.attempt(&next.address(), &format!("{words} --throttle 99")).moved();
+    let held_back: Vec<_> = report.rounds.iter().map(|round| round.throttle).collect();
+    assert!(held_back[0] == 0 && held_back.last() > Some(&50), "{held_back:?}");
+    assert_eq!(report.verification.expect("compared").mismatched, 0);
+    journey.arrive(next);
+    let words = "--mode hybrid --throttle 50";
+    let refused = world.ask(
+        "migrate",
+        [&["--vm", journey.here().name(), "--to", "h:1"][..], &words.split(' ').collect::<Vec<_>>()].concat(),
+    );
+    assert!(refused.code == Some(2) && refused.err.contains("choose --mode precopy"), "{refused:?}");
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 #[cfg_attr(no_userfaultfd, ignore = "needs userfaultfd")]
 fn when_time_is_up_in_a_round_the_guest_moves_as_its_operator_has_said() {
     let world = World::alone();

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{parse_bytes, parse_bytes_or_zero, parse_duration};
 use crate::client::types::{MigrateRequest, destination};
-use crate::options::{ClockPolicy, Compression, InFlightPolicy, MAX_STREAMS, Mode, OnTimeout};
+use crate::options::{ClockPolicy, Compression, InFlightPolicy, MAX_STREAMS, MOST_THROTTLE, Mode, OnTimeout};
 use crate::protection::{Protection, ProtectionError};
 
 /// Moves a running virtual machine to another host.
@@ -57,6 +57,11 @@ pub struct StartArgs {
     /// What happens instead when that passes while memory is copied in rounds, or the rounds do not converge
     #[arg(long, value_enum, default_value_t = OnTimeout::Cancel)]
     pub on_timeout: OnTimeout,
+    /// Where the rounds do not converge, hold the vCPUs that write back for up to so many percent of their time, so that they do
+    /// (1 to 99; with --mode precopy) [default: 0, never]
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(u8).range(0..=i64::from(MOST_THROTTLE)))]
+    pub throttle: u8,
     /// Wait for `migrate continue` before the guest is paused; --timeout does not run meanwhile
     #[arg(long)]
     pub pause_before_switchover: bool,
@@ -230,6 +235,7 @@ impl StartArgs {
             max_downtime_us: Some(whole(self.max_downtime.as_micros())),
             timeout_ms: self.timeout.map(|timeout| whole(timeout.as_millis())),
             on_timeout: self.on_timeout,
+            throttle: self.throttle,
             pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
             bandwidth_postcopy: self.bandwidth_postcopy,
@@ -263,7 +269,7 @@ mod tests {
     #[test]
     fn a_migration_with_everything() {
         let line = "migrate --to h:7 --mode hybrid --vm a --streams 4 --max-downtime 50ms --timeout 2m \
-                    --on-timeout postcopy --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s \
+                    --on-timeout postcopy --throttle 60 --pause-before-switchover --bandwidth 100M --verify --json --report r.json --fail-above 0.5s \
                     --recovery-timeout 5m --bandwidth-postcopy 0 --compression zstd --delta-cache 1G";
         let arguments = parse(line).unwrap();
         assert_eq!(arguments.vm(), Some("a"));
@@ -276,6 +282,7 @@ mod tests {
             max_downtime_us: Some(50_000),
             timeout_ms: Some(120_000),
             on_timeout: OnTimeout::Postcopy,
+            throttle: 60,
             pause_before_switchover: true,
             bandwidth: Some(100 << 20),
             bandwidth_postcopy: Some(0),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::options::{
     ClockPolicy, Compression, DEFAULT_DELTA_CACHE, DEFAULT_MAX_DOWNTIME, DEFAULT_RECOVERY, InFlightPolicy,
-    MAX_STREAMS, Mode, OnTimeout, Options, default_streams,
+    MAX_STREAMS, MOST_THROTTLE, Mode, OnTimeout, Options, default_streams,
 };
 use crate::progress::Progress;
 use crate::protection::{Held, Protection};
@@ -87,6 +87,10 @@ pub struct MigrateRequest {
     /// with `precopy` and `hybrid`, `force` with `precopy`.
     #[serde(default)]
     pub on_timeout: OnTimeout,
+    /// Pre-copy whose rounds do not converge holds vCPUs that write back for up to so many percent of their time, at most 99; 0, the
+    /// default: never. With `precopy`.
+    #[serde(default)]
+    pub throttle: u8,
     /// Waits for `POST /migration/continue` before the guest is paused.
     #[serde(default)]
     pub pause_before_switchover: bool,
@@ -133,6 +137,12 @@ pub enum OptionsError {
     /// Not with this mode.
     #[error("--on-timeout {0} is for guests that move by {1}: choose --on-timeout cancel, or another --mode")]
     OnTimeout(&'static str, &'static str),
+    /// No share of a vCPU's time.
+    #[error("--throttle {0}: choose 1 to {MOST_THROTTLE} percent of a vCPU's time, or 0 for never")]
+    Throttle(u8),
+    /// Not with this mode.
+    #[error("--throttle is for guests that move by precopy: leave it out, or choose --mode precopy")]
+    ThrottleMode,
     /// A limit of zero can never be met.
     #[error("{0} is zero: leave it out or give more")]
     Zero(&'static str),
@@ -154,6 +164,7 @@ impl MigrateRequest {
             max_downtime: self.max_downtime_us.map_or(DEFAULT_MAX_DOWNTIME, Duration::from_micros),
             timeout: self.timeout_ms.map(Duration::from_millis),
             on_timeout: self.on_timeout,
+            throttle: self.throttle,
             pause_before_switchover: self.pause_before_switchover,
             bandwidth: self.bandwidth,
             bandwidth_postcopy: self.bandwidth_postcopy,
@@ -174,6 +185,12 @@ impl MigrateRequest {
             | (OnTimeout::Force, Mode::Precopy) => {}
             (OnTimeout::Postcopy, _) => return Err(OptionsError::OnTimeout("postcopy", "precopy or hybrid")),
             (OnTimeout::Force, _) => return Err(OptionsError::OnTimeout("force", "precopy")),
+        }
+        if options.throttle > MOST_THROTTLE {
+            return Err(OptionsError::Throttle(options.throttle));
+        }
+        if options.throttle > 0 && options.mode != Mode::Precopy {
+            return Err(OptionsError::ThrottleMode);
         }
         let zero = |what, is: bool| if is { Err(OptionsError::Zero(what)) } else { Ok(()) };
         zero("max_downtime", options.max_downtime.is_zero())?;
@@ -338,6 +355,9 @@ mod tests {
         assert_eq!(modes.map(|mode| asked(mode, OnTimeout::Cancel)), [true; 4]);
         assert_eq!(modes.map(|mode| asked(mode, OnTimeout::Postcopy)), [true, true, false, false]);
         assert_eq!(modes.map(|mode| asked(mode, OnTimeout::Force)), [true, false, false, false]);
+        let slowed = |mode, throttle| MigrateRequest { mode, throttle, ..request("h:1") }.options().is_ok();
+        assert_eq!(modes.map(|mode| slowed(mode, 99)), [true, false, false, false]);
+        assert!(slowed(Mode::Hybrid, 0) && !slowed(Mode::Precopy, 100));
         let error =
             MigrateRequest { on_timeout: OnTimeout::Force, mode: Mode::Hybrid, ..request("h:1") }.options();
         assert!(

@@ -1,6 +1,6 @@
 //! What all threads of the source share: the guest, the options, the alarm, and the counters of what was sent.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,8 @@ pub(super) struct Meter {
     pub(super) total: AtomicU64,
     pub(super) round: AtomicU32,
     pub(super) dirty_per_s: AtomicU64,
+    /// Percent of its time that a vCPU which writes is held back.
+    pub(super) throttle: AtomicU8,
     phase: Mutex<Option<Phase>>,
     /// Pages sent when the present total was set.
     base: AtomicU64,
@@ -147,6 +149,14 @@ impl<'a> Context<'a> {
     /// Adds what was written since it was last watched.
     pub(super) fn harvest(&self, set: &mut PageSet) -> Result<(), Failure> {
         self.guest.harvest(set).map_err(Failure::guest("read the dirty log"))
+    }
+
+    /// Holds vCPUs that write back for so many percent of their time. Each round anew, as others may write by then.
+    pub(super) fn hold_back(&self, percent: u8) -> Result<(), Failure> {
+        if self.meter.throttle.swap(percent, Ordering::Relaxed) == 0 && percent == 0 {
+            return Ok(());
+        }
+        self.guest.throttle(percent).map_err(Failure::guest("hold vCPUs back"))
     }
 
     /// Puts what the guest has written on stable storage, as far as it can be now.
@@ -290,6 +300,7 @@ impl Meter {
             bytes,
             bytes_per_s,
             dirty_rate: f64::from_bits(self.dirty_per_s.load(Ordering::Relaxed)),
+            throttle: self.throttle.load(Ordering::Relaxed),
             eta_ms: (bytes_per_s > 0.0).then(|| (left_bytes / bytes_per_s * 1e3) as u64),
         })
     }

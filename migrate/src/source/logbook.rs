@@ -152,6 +152,7 @@ impl<'a> Logbook<'a> {
             dirtied,
             dirty_rate,
             harvest_us,
+            throttle: self.context.meter.throttle.load(Ordering::Relaxed),
         };
         // The operator may be waited for for hours: those rounds are not noted one by one.
         if !matches!(self.phase, Some((Phase::Waiting, _))) {

@@ -218,6 +218,10 @@ impl<'a> Journey<'a> {
         if outcome != Outcome::Moved && self.context.logging() {
             self.context.guest.stop_dirty_log();
         }
+        if outcome != Outcome::Moved {
+            // Nobody is held back for a migration that is over; it was lifted in the pause, if there was one.
+            let _ = self.context.hold_back(0);
+        }
         if outcome == Outcome::Moved {
             self.context.guest.release();
         }

@@ -62,7 +62,10 @@ impl Journey<'_> {
             let round = self.round(lines, crew, number, &mut pages)?;
             history.push(Figures::of(&round, history.last()));
             match self.decide(&terms, &history) {
-                Decision::Again { why } => self.logbook.decided(round, format!("another round: {why}")),
+                Decision::Again { throttle, why } => {
+                    self.logbook.decided(round, format!("another round: {why}"));
+                    self.context.hold_back(throttle)?;
+                }
                 Decision::SwitchOver { why, .. } if !self.may_switch => {
                     self.logbook.decided(round, format!("wait: {why}"));
                     number = self.copy_until_told(lines, crew, number, &mut pages, &mut history)?;
@@ -196,6 +199,7 @@ impl Journey<'_> {
             state: rehearsed(lines.rehearsal),
             round_trip: lines.round_trip,
             hybrid: self.context.options.mode == Mode::Hybrid,
+            max_throttle: self.context.options.throttle,
         }
     }
 

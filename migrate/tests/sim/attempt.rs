@@ -1,6 +1,7 @@
 //! One attempt to move a guest, and what must be true of it however it ends.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use migrate::channel::{Deadlines, Dial, Listen};
@@ -50,7 +51,20 @@ pub(crate) fn attempt_with(
     cancel: &Cancel,
     observer: &dyn Observer,
 ) -> Attempt {
-    let (runners, habit) = (Runners::default(), Habit::default());
+    attempt_of(Habit::default(), options, deadlines, dial, listen, cancel, observer)
+}
+
+/// The same by a guest of this habit.
+pub(crate) fn attempt_of(
+    habit: Habit,
+    options: &Options,
+    deadlines: Deadlines,
+    dial: &dyn Dial,
+    listen: Box<dyn Listen>,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Attempt {
+    let runners = Runners::default();
     let guest = Sim::booted(habit, runners.clone());
     let host = SimHost::new(habit, &runners);
     let receiver = Receiver::over(listen, deadlines);
@@ -84,6 +98,8 @@ impl Attempt {
         assert_eq!(there, matches!(arrival, Arrival::Arrived { .. }), "{account}");
         assert_eq!(report.reason.is_some(), report.outcome != Outcome::Moved, "{account}");
         assert!(report.outcome == Outcome::Moved || !self.guest.ram.is_logging(), "{account}");
+        let held_back = self.guest.held_back.load(Ordering::SeqCst);
+        assert!(report.outcome == Outcome::Moved || held_back == 0, "held back for {held_back} %: {account}");
         for sim in [Some(self.guest.clone()), self.host.guest()].into_iter().flatten() {
             if sim.is_running() {
                 sim.wait_steps(20);

@@ -11,7 +11,7 @@ pub(crate) mod link;
 mod ram;
 mod seam;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,6 +39,7 @@ pub(crate) fn options(mode: Mode) -> Options {
         max_downtime: Duration::from_millis(300),
         timeout: Some(Duration::from_secs(20)),
         on_timeout: OnTimeout::Cancel,
+        throttle: 0,
         pause_before_switchover: false,
         bandwidth: None,
         bandwidth_postcopy: None,
@@ -154,6 +155,8 @@ pub(crate) struct Sim {
     pub(crate) pauses: AtomicU64,
     settled: AtomicU64,
     pub(crate) epoch: AtomicU64,
+    /// Percent of its time that it is held back now.
+    pub(crate) held_back: AtomicU32,
     /// Pages told to be missing when faults began to be caught.
     pub(crate) told_first: AtomicU64,
     /// From the network: not yet taken where it has left, and all that was delivered where it is.
@@ -214,6 +217,7 @@ impl Sim {
             pauses: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            held_back: AtomicU32::new(0),
             told_first: AtomicU64::new(0),
             packets: Mutex::default(),
             broken: Broken::default(),
@@ -315,6 +319,7 @@ impl Sim {
                 }
             }
             if let Some(rest) = self.habit.rest {
+                let rest = rest * 100 / (100 - self.held_back.load(Ordering::SeqCst));
                 let cpu = self.cpu();
                 let idle = |cpu: &mut Cpu| cpu.run && !cpu.off;
                 drop(self.changed.wait_timeout_while(cpu, rest, idle));

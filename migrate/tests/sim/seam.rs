@@ -55,6 +55,12 @@ impl Departing for Sim {
         self.ram.stop_log();
     }
 
+    fn throttle(&self, percent: u8) -> Result<()> {
+        assert!(percent < 100 && self.ram.is_logging() || percent == 0, "{percent} %");
+        self.held_back.store(percent.into(), Ordering::SeqCst);
+        Ok(())
+    }
+
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
         self.broken.hang(DiskUse::Settle { running: self.is_running() }, go_on)?;
         self.settled.fetch_add(1, Ordering::SeqCst);

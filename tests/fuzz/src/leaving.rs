@@ -127,6 +127,7 @@ fn options(asked: u16, deadlines: Deadlines) -> Options {
         max_downtime: if has(VAST) { Duration::from_micros(u64::MAX) } else { deadlines.pause },
         timeout: Some(timeout),
         on_timeout,
+        throttle: if has(PACED) && mode == Mode::Precopy { 90 } else { 0 },
         pause_before_switchover: false,
         bandwidth: has(PACED).then_some(1 << 30),
         bandwidth_postcopy: has(PACED).then_some(1 << 30),
@@ -275,6 +276,10 @@ impl Departing for Resident {
     }
 
     fn stop_dirty_log(&self) {}
+
+    fn throttle(&self, _: u8) -> Result<()> {
+        Ok(())
+    }
 
     fn settle(&self, _: &dyn Fn() -> bool) -> Result<()> {
         Ok(())

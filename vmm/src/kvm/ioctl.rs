@@ -4,10 +4,13 @@
 //! sent and written straight from the buffer that came. The size of each struct is part of the ioctl's number:
 //! the two functions here check it against the buffer, so that no caller can make the kernel reach beyond it.
 
-#![expect(unsafe_code, reason = "ioctls whose argument is a byte buffer, a number, or a device attribute")]
+#![expect(
+    unsafe_code,
+    reason = "ioctls whose argument is a byte buffer, a number, or a device attribute, or that open a file"
+)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
 
@@ -79,6 +82,7 @@ pub const SET_CLOCK: Request = Request::new(TO_KERNEL, 0x7b, 48);
 
 const GET_MSRS: Request = Request::new(BOTH, 0x88, MSRS_HEAD);
 const SET_MSRS: Request = Request::new(TO_KERNEL, 0x89, MSRS_HEAD);
+const GET_STATS_FD: Request = Request::new(NONE, 0xce, 0);
 const SET_TSC_KHZ: Request = Request::new(NONE, 0xa2, 0);
 const SET_DEVICE_ATTR: Request = Request::new(TO_KERNEL, 0xe1, 24);
 const GET_DEVICE_ATTR: Request = Request::new(TO_KERNEL, 0xe2, 24);
@@ -211,6 +215,17 @@ fn tsc_offset_attr(fd: BorrowedFd<'_>, request: Request, value: &mut u64) -> io:
     // SAFETY: `attr` is the struct these three requests take, and its address points at a live, exclusively
     // borrowed u64, which is all this attribute reads or writes.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), number(request), &attr) }).map(drop)
+}
+
+/// A file with the kernel's statistics of this vCPU (Documentation/virt/kvm/api.rst, 4.133).
+///
+/// # Errors
+/// When the kernel keeps none (before 5.14).
+pub fn stats(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: there is no argument, no memory is involved.
+    let stats = check(unsafe { libc::ioctl(fd.as_raw_fd(), number(GET_STATS_FD), 0) })?;
+    // SAFETY: the kernel has just opened this descriptor for the caller, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(stats as RawFd) })
 }
 
 /// The host's time stamp counter.

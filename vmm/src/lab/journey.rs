@@ -138,6 +138,7 @@ impl<'a> Journey<'a> {
             max_downtime_us: Some(whole(order.max_downtime.as_micros())),
             timeout_ms: Some(whole(order.timeout.as_millis())),
             on_timeout: OnTimeout::Cancel,
+            throttle: 0,
             pause_before_switchover: false,
             bandwidth: None,
             bandwidth_postcopy: None,

@@ -19,6 +19,7 @@ mod supply;
 mod tests;
 mod virtio;
 
+use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,6 +165,19 @@ impl<Life> Machine<Life> {
     #[must_use]
     pub fn console(&self) -> &Console {
         self.board.console()
+    }
+
+    /// Writes are logged from now on: which vCPUs write is seen from here.
+    pub fn watch_writers(&self) {
+        self.vcpus.new_faults();
+    }
+
+    /// Holds the vCPUs that write back for so many percent of their time, below 100; 0: none any more.
+    ///
+    /// # Errors
+    /// When the host refuses a thread for it.
+    pub fn throttle(&self, percent: u8) -> io::Result<()> {
+        self.vcpus.throttle(percent)
     }
 
     /// Presses the guest's power button. If it is paused it hears of it when it runs.

@@ -37,6 +37,10 @@ impl Departing for Resident {
         self.stop_dirty_log();
     }
 
+    fn throttle(&self, percent: u8) -> Result<()> {
+        self.throttle(percent)
+    }
+
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
         self.settle_disks(go_on)
     }

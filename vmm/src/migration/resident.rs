@@ -312,7 +312,21 @@ impl Resident {
 
     /// Starts dirty logging.
     pub(super) fn start_dirty_log(&self) -> Result<()> {
-        self.with_log(|log| log.start().map_err(refused))
+        self.with_log(|log| log.start().map_err(refused))?;
+        if let Life::Running(machine) = &*self.lock() {
+            machine.watch_writers();
+        }
+        Ok(())
+    }
+
+    /// Holds its vCPUs back that write, for so many percent of their time.
+    pub(super) fn throttle(&self, percent: u8) -> Result<()> {
+        match &*self.lock() {
+            Life::Running(machine) => machine.throttle(percent)?,
+            Life::Paused(machine) => machine.throttle(percent)?,
+            Life::Gone => {}
+        }
+        Ok(())
     }
 
     /// Starts dirty logging with no page in the log: only what is written from here on will be.

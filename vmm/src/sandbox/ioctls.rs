@@ -73,6 +73,7 @@ pub(super) const BUILD: &[u32] = &[
     0x4008_ae48, // KVM_SET_IDENTITY_MAP_ADDR
     0x4008_ae90, // KVM_SET_CPUID2
     0xc008_ae91, // KVM_GET_CPUID2
+    0xaece,      // KVM_GET_STATS_FD
 ];
 
 /// Faults that are caught, and pages that are placed.

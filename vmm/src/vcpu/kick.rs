@@ -90,6 +90,11 @@ impl Kick {
         self.byte().store(RUN, Ordering::SeqCst);
     }
 
+    /// Thread: whether it was asked to leave, and has not yet.
+    pub(super) fn is_asked(&self) -> bool {
+        self.byte().load(Ordering::SeqCst) == LEAVE
+    }
+
     /// Thread: agrees to leave if asked.
     pub(super) fn agree(&self) -> bool {
         self.byte().compare_exchange(LEAVE, LEFT, Ordering::SeqCst, Ordering::SeqCst).is_ok()

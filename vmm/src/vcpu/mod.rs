@@ -5,8 +5,10 @@
 //! there is a core besides: a guest with one vCPU waits for no thread to wake up, twice. A thread parks only when `KVM_RUN` has returned `EINTR`
 //! on request: then the guest's pending I/O is finished and every register is what the guest will go on with.
 
+mod brake;
 mod choice;
 mod cpuid;
+mod faults;
 mod features;
 mod host;
 mod kick;
@@ -23,7 +25,7 @@ mod thread;
 mod tsc;
 mod xsave;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -37,6 +39,8 @@ use vmm_sys_util::signal::Killable;
 use crate::devices::{Bus, GuestEnd};
 use crate::memory::ram::GuestRam;
 use crate::state::StreamWriter;
+use brake::{Brake, Braked, Throttle};
+use faults::Faults;
 use kick::Kick;
 use orders::Orders;
 
@@ -142,8 +146,14 @@ enum Reply {
 struct Vcpu {
     cpu: Arc<thread::Cpu>,
     kick: Arc<Kick>,
+    brake: Arc<Brake>,
+    /// Where the host counts them.
+    faults: Option<Faults>,
+    /// How many there were when they were looked at last.
+    seen: Cell<u64>,
     replies: Receiver<Reply>,
-    thread: Option<JoinHandle<()>>,
+    /// Shared with whoever holds the vCPU back.
+    thread: Option<Arc<JoinHandle<()>>>,
     buffer: Cell<Vec<u8>>,
 }
 
@@ -153,6 +163,8 @@ pub struct Vcpus {
     /// There is a core for each of them, and one more.
     core_besides: bool,
     orders: Arc<Orders<Order>>,
+    /// While some are held back.
+    throttle: RefCell<Option<Throttle>>,
 }
 
 impl Vcpus {
@@ -165,7 +177,8 @@ impl Vcpus {
         let orders = Arc::new(Orders::new(vcpus.len()));
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let core_besides = cores > vcpus.len();
-        let mut all = Self { all: Vec::new(), core_besides, orders: Arc::clone(&orders) };
+        let throttle = RefCell::default();
+        let mut all = Self { all: Vec::new(), core_besides, orders: Arc::clone(&orders), throttle };
         for (index, fd) in vcpus.into_iter().enumerate() {
             all.all.push(Vcpu::start(index as u32, fd, surroundings.clone(), Arc::clone(&orders))?);
         }
@@ -187,11 +200,38 @@ impl Vcpus {
         }
     }
 
+    /// Faults that each has taken since this was asked last: while writes are logged, whoever has many writes. None where the host
+    /// does not count them.
+    pub fn new_faults(&self) -> Vec<Option<u64>> {
+        self.all.iter().map(Vcpu::new_faults).collect()
+    }
+
+    /// Holds those that have written since [`new_faults`](Self::new_faults) or this was called last back for so many percent of their
+    /// time, below 100; 0: nobody any more. When all leave the guest that ends, too.
+    ///
+    /// # Errors
+    /// When the host refuses a thread for it.
+    pub fn throttle(&self, percent: u8) -> io::Result<()> {
+        let mut throttle = self.throttle.borrow_mut();
+        if percent == 0 {
+            *throttle = None;
+            return Ok(());
+        }
+        let faults = self.new_faults();
+        let throttle = match &mut *throttle {
+            Some(throttle) => throttle,
+            none => none.insert(Throttle::start(self.all.iter().filter_map(Vcpu::braked).collect())?),
+        };
+        throttle.set(percent, brake::writers(&faults));
+        Ok(())
+    }
+
     /// Makes all leave the guest and waits until they have, at most `limit`. On failure all run on.
     ///
     /// # Errors
     /// The vCPU that did not leave.
     pub fn park(&self, limit: Duration) -> Result<(), VcpuError> {
+        self.throttle.borrow().iter().for_each(Throttle::rest);
         self.all.iter().for_each(Vcpu::ask_to_leave);
         let deadline = Instant::now() + limit;
         let late = self.all.iter().position(|vcpu| !vcpu.has_left_by(deadline));
@@ -278,6 +318,7 @@ fn outcomes(
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
+        self.throttle.take();
         self.orders.close();
         self.all.iter().for_each(Vcpu::ask_to_leave);
         for vcpu in &mut self.all {
@@ -293,18 +334,31 @@ impl Vcpu {
         surroundings: Surroundings,
         orders: Arc<Orders<Order>>,
     ) -> io::Result<Self> {
-        let kick = Arc::new(Kick::new(&fd)?);
+        let (kick, faults) = (Arc::new(Kick::new(&fd)?), Faults::of(&fd));
         let (outgoing, replies) = channel();
         let cpu = Arc::new(thread::Cpu::new(number, fd, surroundings));
-        let worker = thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick));
+        let brake = Arc::new(Brake::default());
+        let worker = thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick), Arc::clone(&brake));
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{number}"))
             .spawn(move || worker.serve(&orders, &outgoing))?;
-        Ok(Self { cpu, kick, replies, thread: Some(thread), buffer: Cell::default() })
+        let (thread, seen) = (Some(Arc::new(thread)), Cell::default());
+        Ok(Self { cpu, kick, brake, faults, seen, replies, thread, buffer: Cell::default() })
+    }
+
+    fn braked(&self) -> Option<Braked> {
+        Some(Braked { brake: Arc::clone(&self.brake), thread: Arc::clone(self.thread.as_ref()?) })
+    }
+
+    /// Faults since this was asked last. None where the host does not count them.
+    fn new_faults(&self) -> Option<u64> {
+        let now = self.faults.as_ref()?.count()?;
+        Some(now.wrapping_sub(self.seen.replace(now)))
     }
 
     fn ask_to_leave(&self) {
         self.kick.ask();
+        self.brake.release();
         if let Some(thread) = &self.thread {
             // Fails only for a thread that has ended, which has left the guest too.
             let _ = thread.kill(kick::signal());
@@ -322,7 +376,7 @@ impl Vcpu {
         let deadline = Instant::now() + PATIENCE;
         while let Some(wait) = deadline.checked_duration_since(Instant::now()) {
             if let Err(RecvTimeoutError::Disconnected) = self.replies.recv_timeout(wait) {
-                let _ = self.thread.take().map(JoinHandle::join);
+                let _ = self.thread.take().and_then(Arc::into_inner).map(JoinHandle::join);
                 return;
             }
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::brake::Brake;
 use super::kick::{self, Kick};
 use super::orders::Orders;
 use super::state::VcpuImage;
@@ -73,13 +74,14 @@ impl Cpu {
 pub(super) struct Worker {
     cpu: Arc<Cpu>,
     kick: Arc<Kick>,
+    brake: Arc<Brake>,
     /// The guest has ended on this vCPU: it executes nothing more.
     ended: bool,
 }
 
 impl Worker {
-    pub(super) fn new(cpu: Arc<Cpu>, kick: Arc<Kick>) -> Self {
-        Self { cpu, kick, ended: false }
+    pub(super) fn new(cpu: Arc<Cpu>, kick: Arc<Kick>, brake: Arc<Brake>) -> Self {
+        Self { cpu, kick, brake, ended: false }
     }
 
     /// Obeys until the owner is gone.
@@ -124,7 +126,10 @@ impl Worker {
             let end = match fd.run() {
                 Ok(exit) => serve_exit(exit, &cpu.surroundings.bus),
                 Err(error) if error.errno() == libc::EINTR && self.kick.agree() => return,
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                    self.brake.wait(&self.kick);
+                    None
+                }
                 Err(error) => Some(End::Failed(format!("KVM_RUN failed: {}", io::Error::from(error)))),
             };
             if let Some(end) = end {

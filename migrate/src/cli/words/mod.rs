@@ -229,11 +229,17 @@ pub fn brief(progress: &Progress) -> String {
     let mut words = format!("{} pages left, {}/s", count(progress.pages_left), bytes(progress.bytes_per_s));
     if matches!(progress.phase, Phase::Precopy) {
         words += &format!(", {}/s dirtied", count(progress.dirty_rate as u64));
+        words += &held_back(progress.throttle);
     }
     if let Some(eta) = progress.eta_ms {
         words += &format!(", {}", micros(eta as f64 * 1e3));
     }
     words
+}
+
+/// That vCPUs are held back, if they are.
+fn held_back(percent: u8) -> String {
+    if percent == 0 { String::new() } else { format!(", held back {percent} %") }
 }
 
 /// How fast it goes, and how long it will take. Without pages to count, only what was sent.
@@ -247,6 +253,7 @@ pub fn figures(progress: &Progress) -> String {
     let mut words = format!("{left} of {total} pages left, {sent}, {}/s", bytes(progress.bytes_per_s));
     if matches!(progress.phase, Phase::Precopy) {
         words += &format!(", {} pages/s dirtied", count(progress.dirty_rate as u64));
+        words += &held_back(progress.throttle);
     }
     if let Some(eta) = progress.eta_ms {
         words += &format!(", {} to go", micros(eta as f64 * 1e3));

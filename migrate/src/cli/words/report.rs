@@ -54,6 +54,12 @@ fn outcome(page: &mut Page, report: &Report) {
     if let Some(done) = report.on_timeout {
         page.line(&format!("--on-timeout: {}", super::on_timeout(done)));
     }
+    let held_back = report.rounds.iter().map(|round| round.throttle).max().unwrap_or(0);
+    if held_back > 0 {
+        page.line(&format!(
+            "--throttle: vCPUs that write were held back for up to {held_back} % of their time"
+        ));
+    }
     if let Some(reason) = &report.reason {
         page.line(&format!("because {reason}"));
     }

@@ -38,6 +38,7 @@ pub(crate) fn moved() -> Report {
                 dirtied: 2_048,
                 dirty_rate: 8_865.8,
                 harvest_us: 31,
+                throttle: 0,
             },
             Round {
                 number: 1,
@@ -48,6 +49,7 @@ pub(crate) fn moved() -> Report {
                 dirtied: 512,
                 dirty_rate: 28_444.4,
                 harvest_us: 33,
+                throttle: 0,
             },
         ],
         switchover: Some(Switchover {
@@ -139,6 +141,7 @@ pub(crate) fn progress() -> Progress {
         bytes: 256 << 20,
         bytes_per_s: 1.1 * 1024.0 * 1024.0 * 1024.0,
         dirty_rate: 30_000.0,
+        throttle: 0,
         eta_ms: Some(44),
     }
 }

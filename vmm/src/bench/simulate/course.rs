@@ -144,7 +144,7 @@ impl Run<'_> {
             let round = self.round(lie.pages, took_s, dirtied.iter().sum());
             history.push(Figures::of(&round, history.last()));
             match terms.decide(&history) {
-                Decision::Again { why } => {
+                Decision::Again { why, .. } => {
                     self.course.rounds.push((round, format!("another round: {why}")));
                     sent = Sent::Some(dirtied);
                 }
@@ -170,6 +170,7 @@ impl Run<'_> {
             state: Duration::from_secs_f64(state_us / 1e6),
             round_trip: self.case.link.round_trip,
             hybrid: self.case.mode == Mode::Hybrid,
+            max_throttle: 0,
         }
     }
 

@@ -6,6 +6,7 @@ mod golden;
 mod hop;
 mod life;
 mod pauses;
+mod throttle;
 mod virtio;
 
 use std::sync::mpsc::{Receiver, channel};

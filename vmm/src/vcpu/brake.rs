@@ -1,0 +1,187 @@
+//! Holding vCPUs back: each runs for a while, then stands still for a while, so that a guest that writes faster than it can be
+//! sent is caught all the same.
+//!
+//! A thread of its own calls the vCPUs that are held back out of the guest, all at once, and says until when each is to wait;
+//! a vCPU's thread waits for that between two turns of `KVM_RUN`. Whoever wants the vCPU to leave the guest ends the wait.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::signal::Killable;
+
+use super::kick::{self, Kick};
+
+/// How long a vCPU runs between two waits. To call one out of the guest takes a tenth of this; and the guest's longest standstill
+/// is as many times this as the wait is: 1 ms at 50 %, 19 at 95.
+const RUN: Duration = Duration::from_millis(1);
+
+/// What makes one vCPU wait.
+#[derive(Debug, Default)]
+pub(super) struct Brake {
+    until: Mutex<Option<Instant>>,
+    changed: Condvar,
+}
+
+impl Brake {
+    /// The vCPU's thread, which has left the guest: waits, if it is to.
+    pub(super) fn wait(&self, kick: &Kick) {
+        let mut until = lock(&self.until);
+        while let Some(left) = until.and_then(|until| until.checked_duration_since(Instant::now()))
+            && !kick.is_asked()
+        {
+            until = self.changed.wait_timeout(until, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *until = None;
+    }
+
+    /// From when it has left the guest it is to wait, until so much time has passed from now on.
+    fn hold(&self, time: Duration) {
+        *lock(&self.until) = Some(Instant::now() + time);
+    }
+
+    /// Ends the wait. Where the vCPU is to leave the guest it was asked to before.
+    pub(super) fn release(&self) {
+        *lock(&self.until) = None;
+        self.changed.notify_all();
+    }
+}
+
+/// A vCPU that can be held back.
+pub(super) struct Braked {
+    pub(super) brake: Arc<Brake>,
+    pub(super) thread: Arc<JoinHandle<()>>,
+}
+
+/// Holds vCPUs back until it is dropped.
+pub(super) struct Throttle {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    orders: Mutex<Orders>,
+    changed: Condvar,
+}
+
+struct Orders {
+    /// How long a wait is; none while nobody is held back.
+    wait: Option<Duration>,
+    /// Who waits, by number.
+    whom: Vec<bool>,
+    over: bool,
+}
+
+impl Throttle {
+    /// For these vCPUs, in the order of their numbers. Nobody is held back yet; from when anybody is all are.
+    ///
+    /// # Errors
+    /// When the host refuses a thread.
+    pub(super) fn start(vcpus: Vec<Braked>) -> io::Result<Self> {
+        let orders = Orders { wait: None, whom: vec![true; vcpus.len()], over: false };
+        let shared = Arc::new(Shared { orders: Mutex::new(orders), changed: Condvar::new() });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("throttle".to_owned());
+        let thread = thread.spawn(move || theirs.drive(&vcpus))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Holds those of `whom` back for `percent` of their time, less than 100; `None`: the same as before.
+    pub(super) fn set(&self, percent: u8, whom: Option<Vec<bool>>) {
+        self.shared.order(|orders| {
+            orders.wait = Some(wait(percent));
+            if let Some(whom) = whom {
+                orders.whom = whom;
+            }
+        });
+    }
+
+    /// Holds nobody back any more, without waiting for anything: who waits now does so to the end of it.
+    pub(super) fn rest(&self) {
+        lock(&self.shared.orders).wait = None;
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        self.shared.order(|orders| orders.over = true);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Shared {
+    fn order(&self, change: impl FnOnce(&mut Orders)) {
+        change(&mut lock(&self.orders));
+        self.changed.notify_all();
+    }
+
+    fn drive(&self, vcpus: &[Braked]) {
+        let (mut orders, mut next) = (lock(&self.orders), Instant::now());
+        while !orders.over {
+            let Some(wait) = orders.wait else {
+                orders = self.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            // Other orders change nothing about the turn under way.
+            let left = next.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                orders = self.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            for (vcpu, _) in vcpus.iter().zip(&orders.whom).filter(|(_, held)| **held) {
+                vcpu.brake.hold(wait);
+                // Fails only for a thread that has ended, which runs no guest either.
+                let _ = vcpu.thread.kill(kick::signal());
+            }
+            next = Instant::now() + wait + RUN;
+        }
+        drop(orders);
+        vcpus.iter().for_each(|vcpu| vcpu.brake.release());
+    }
+}
+
+/// How long a vCPU waits that is held back for so many percent of its time.
+fn wait(percent: u8) -> Duration {
+    let percent = u32::from(percent.min(99));
+    RUN * percent / (100 - percent)
+}
+
+/// Which vCPUs write so much that holding them back makes a difference, by the faults that each took since the log began or since
+/// this was asked last: those with a quarter of an even share or more. None where nobody knows, or where so few faults say nothing:
+/// after a short round, or on a host that logs writes without them (Intel's page modification log).
+pub(super) fn writers(faults: &[Option<u64>]) -> Option<Vec<bool>> {
+    const TELLING: u64 = 512;
+    let faults: Vec<u64> = faults.iter().copied().collect::<Option<_>>()?;
+    let (all, vcpus): (u64, _) = (faults.iter().sum(), faults.len() as u64);
+    (all >= TELLING).then(|| faults.iter().map(|own| own.saturating_mul(4 * vcpus) >= all).collect())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_is_the_share_of_the_time_that_was_asked_for() {
+        let ms = |percent| wait(percent).as_secs_f64() * 1e3;
+        assert_eq!([ms(0), ms(50), ms(80), ms(99), ms(255)], [0.0, 1.0, 4.0, 99.0, 99.0]);
+    }
+
+    #[test]
+    fn only_who_writes_is_held_back() {
+        let of = |faults: &[u64]| writers(&faults.iter().map(|own| Some(*own)).collect::<Vec<_>>()).unwrap();
+        assert_eq!(of(&[90_000, 10]), [true, false]);
+        assert_eq!(of(&[90_000, 15_000]), [true, true]);
+        assert_eq!(of(&[90_000, 10, 0, 3_000]), [true, false, false, false]);
+        assert_eq!(of(&[50_000]), [true]);
+    }
+
+    #[test]
+    fn few_faults_or_none_that_are_counted_say_nothing() {
+        assert_eq!([writers(&[Some(90_000), None]), writers(&[Some(200), Some(0)])], [None, None]);
+    }
+}
