@@ -43,13 +43,13 @@ impl Journey<'_> {
         // Threads that are started from here on may run anywhere.
         self.turns = Turns::beside(self.context.description.vcpus);
         self.logbook.enter(Phase::Switchover);
-        self.prepare_pause(lines)?;
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
         let round = left.round;
         // Made before the pause and dropped after it: of a large guest either takes long.
         let mut late = PageSet::new(self.context.description.gfn_limit());
         let mut rest =
             if self.postcopy() { Rest::Missing(Missing::of(left)) } else { Rest::Sent(left.pages) };
+        self.prepare_pause(lines)?;
         let began = Instant::now();
         let state = self.freeze(&mut late, &mut times)?;
         times.state_bytes = state.len() as u64;
