@@ -105,7 +105,7 @@ impl Default for Constants {
             window_us: 3.5,
             round_us: 120.0,
             harvest_us: 1.0,
-            harvest_us_per_gib: 1.5,
+            harvest_us_per_gib: 6.0,
             connect_ms: 8.0,
             connect_ms_per_vcpu: 0.5,
             survey_ms_per_gib: 1.0,
