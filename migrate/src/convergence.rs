@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use crate::options::MOST_THROTTLE;
 use crate::pages::PAGE_SIZE;
 use crate::report::Round;
 
@@ -21,7 +22,7 @@ const TELLING_ROUND: u64 = 256;
 /// Taken for the throughput until a round has told: 1 Gb/s.
 const ASSUMED_BYTES_PER_S: f64 = 125e6;
 
-/// Sending so few pages in the pause costs less than what else happens in it.
+/// Sending so few pages in the pause costs less than what else happens in it, unless the network is slow.
 const HANDFUL: u64 = 64;
 
 /// A round costs this much beyond its bytes and the harvest: wake-ups, the barrier.
@@ -137,7 +138,7 @@ impl Terms {
             return Decision::SwitchOver { estimate: self.fixed(now), why };
         }
         let next = expected_next(now);
-        let settled = now.left <= HANDFUL;
+        let settled = now.left <= HANDFUL && sending(now) <= self.fixed(now);
         let enough = rounds.len() as u32 >= MOST_ROUNDS;
         if !settled && !enough && next < CLEARLY_SMALLER * now.left as f64 && fruitless(rounds) < PATIENCE {
             let why = format!("{} pages left, about {next:.0} after it", now.left);
@@ -146,7 +147,7 @@ impl Terms {
         if estimate <= self.max_downtime || self.hybrid {
             return Decision::SwitchOver { estimate, why: format!("{} pages left", now.left) };
         }
-        if let Some(throttle) = self.harder(now, next).filter(|_| !enough && !settled) {
+        if let Some(throttle) = self.harder(now, next).filter(|_| !enough) {
             let estimate = ms(estimate);
             let why = format!(
                 "a pause now would take {estimate}, so vCPUs that write stand still for {throttle} % of the time"
@@ -166,7 +167,7 @@ impl Terms {
         if now.throttle >= self.max_throttle || self.fixed(now) > self.max_downtime {
             return None;
         }
-        let runs = f64::from(100 - now.throttle.min(99)) * HALF * now.left as f64 / next.max(1.0);
+        let runs = f64::from(100 - now.throttle.min(MOST_THROTTLE)) * HALF * now.left as f64 / next.max(1.0);
         let enough = 100 - runs.clamp(1.0, 100.0) as u8;
         Some(enough.max(now.throttle.saturating_add(LEAST_MORE)).min(self.max_throttle))
     }
@@ -193,14 +194,17 @@ impl Terms {
             );
         }
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
-        let slowed = match now.throttle {
-            0 => "slow the guest down with --throttle".to_owned(),
-            throttle => format!("slow the guest down by more than {throttle} % with --throttle"),
+        let slowed = match self.max_throttle {
+            0 => ", or slow the guest down with --throttle".to_owned(),
+            most if now.throttle == most && most < MOST_THROTTLE => {
+                format!(", or slow the guest down by more than {most} % with --throttle")
+            }
+            _ => String::new(),
         };
         format!(
             "it does not converge: after {rounds} rounds {} pages are left, {:.0} MiB/s are dirtied and {:.0} MiB/s \
              sent, so a pause would take {}, and {} are allowed; --mode hybrid or postcopy always ends, or allow \
-             more with --max-downtime, or {slowed}",
+             more with --max-downtime{slowed}",
             now.left,
             mib(now.dirty_per_s * PAGE_SIZE as f64),
             mib(now.bytes_per_s),
@@ -348,6 +352,23 @@ mod tests {
         assert!(rounds <= 10, "{rounds} rounds");
         let Decision::GiveUp { why } = end else { panic!("{end:?}") };
         assert!(why.contains("by more than 60 % with --throttle"), "{why}");
+    }
+
+    #[test]
+    fn what_is_advised_can_be_done() {
+        let terms = Terms { max_throttle: 99, ..terms(20) };
+        let (_, end) = play(&terms, 1.0 * GB, |_| 200_000_000.0, 131_072);
+        let Decision::GiveUp { why } = end else { panic!("{end:?}") };
+        assert!(!why.contains("--throttle"), "{why}");
+    }
+
+    #[test]
+    fn a_handful_is_too_much_for_a_slow_network_and_less_is_tried_for() {
+        let slow =
+            Figures { bytes_per_s: 1e6, dirty_per_s: 250.0, left: 60, harvest: Duration::ZERO, throttle: 0 };
+        let decide = |max_throttle| Terms { max_throttle, ..terms(100) }.decide(&[slow]);
+        assert!(matches!(decide(99), Decision::Again { throttle: 30.., .. }), "{:?}", decide(99));
+        assert!(matches!(decide(0), Decision::Again { throttle: 0, .. }), "{:?}", decide(0));
     }
 
     #[test]

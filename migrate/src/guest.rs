@@ -187,13 +187,13 @@ pub trait Departing: Send + Sync {
     /// Stops dirty logging: the guest is as fast as before.
     fn stop_dirty_log(&self);
 
-    /// Holds those vCPUs back that have written memory since dirty logging began, or since this was called last, for so many
+    /// Holds those vCPUs back that have `written` so many pages since dirty logging began, or since this was called last, for so many
     /// percent of their time, below 100; 0: none any more. Whoever cannot tell them apart holds all of them back. In a pause that
     /// ends by itself.
     ///
     /// # Errors
     /// When the host refuses what it takes.
-    fn throttle(&self, percent: u8) -> Result<()>;
+    fn throttle(&self, percent: u8, written: u64) -> Result<()>;
 
     /// Puts on stable storage what the guest has written outside of its memory, as far as it can be now: while it runs,
     /// so that little is left for the pause, and in the pause, while the destination is at work. What fails is told by

@@ -61,6 +61,8 @@ pub(super) struct Context<'a> {
     /// When a pause began, and how long it may last.
     pause: Mutex<Option<(Instant, Duration)>>,
     logging: AtomicBool,
+    /// Whether vCPUs are, or were until the pause.
+    holds_back: AtomicBool,
 }
 
 /// Counters, written by the sending threads, read by the pulse and the score.
@@ -117,6 +119,7 @@ impl<'a> Context<'a> {
             elsewhere: RwLock::default(),
             pause: Mutex::new(None),
             logging: AtomicBool::new(false),
+            holds_back: AtomicBool::new(false),
         }
     }
 
@@ -151,12 +154,14 @@ impl<'a> Context<'a> {
         self.guest.harvest(set).map_err(Failure::guest("read the dirty log"))
     }
 
-    /// Holds vCPUs that write back for so many percent of their time. Each round anew, as others may write by then.
-    pub(super) fn hold_back(&self, percent: u8) -> Result<(), Failure> {
-        if self.meter.throttle.swap(percent, Ordering::Relaxed) == 0 && percent == 0 {
+    /// Holds vCPUs back that have `written` so many pages in the last round, for so many percent of their time. Each round anew, as
+    /// others may write by then.
+    pub(super) fn hold_back(&self, percent: u8, written: u64) -> Result<(), Failure> {
+        self.meter.throttle.store(percent, Ordering::Relaxed);
+        if !self.holds_back.swap(percent > 0, Ordering::Relaxed) && percent == 0 {
             return Ok(());
         }
-        self.guest.throttle(percent).map_err(Failure::guest("hold vCPUs back"))
+        self.guest.throttle(percent, written).map_err(Failure::guest("hold vCPUs back"))
     }
 
     /// Puts what the guest has written on stable storage, as far as it can be now.
@@ -250,6 +255,10 @@ impl<'a> Context<'a> {
 
 impl Meter {
     pub(super) fn enter(&self, phase: Phase) {
+        if phase == Phase::Switchover {
+            // The pause ends it.
+            self.throttle.store(0, Ordering::Relaxed);
+        }
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Some(phase);
     }
 

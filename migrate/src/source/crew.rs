@@ -196,18 +196,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_page_is_in_one_window_that_is_taken_or_is_left_wherever_the_round_is_cut() {
+        let runs = [(3, 1), (511, 2), (40_000, 5_000), (90_000, 1), (99_999, 1)];
+        let set = PageSet::of_runs(100_000, &runs.map(|(first, count)| PageRun { first, count }));
+        for cut_after in [0, 1, 3, 100] {
+            let round = Round::new(0, false, set.clone());
+            let taken = std::thread::scope(|scope| {
+                let take = || std::iter::from_fn(|| round.take_window()).collect::<Vec<_>>();
+                let (one, two) = (scope.spawn(take), scope.spawn(take));
+                (0..cut_after).for_each(|_| std::thread::yield_now());
+                round.cut();
+                [one, two].map(|taker| taker.join().expect("no panic")).concat()
+            });
+            assert!(taken.iter().all(|window| set.runs_within(*window).next().is_some()), "{taken:?}");
+            let taken = taken.iter().flat_map(|window| set.runs_within(*window));
+            let mut pages: Vec<u64> = taken.flat_map(|run| run.first..run.end()).collect();
+            pages.extend(round.unsent().runs().flat_map(|run| run.first..run.end()));
+            pages.sort_unstable();
+            assert_eq!(pages, set.runs().flat_map(|run| run.first..run.end()).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn what_nobody_has_taken_when_a_round_is_cut_is_left() {
         let set =
             PageSet::of_runs(3000, &[PageRun { first: 100, count: 900 }, PageRun { first: 2000, count: 7 }]);
         let round = Round::new(0, false, set.clone());
         assert_eq!(round.unsent().len(), 0, "not cut");
-        assert_eq!(round.cursor.fetch_add(WINDOW, Ordering::Relaxed), 0);
+        assert_eq!(round.take_window(), Some(PageRun { first: 0, count: WINDOW }));
         for _ in 0..2 {
             round.cut();
-            assert!(
-                round.cursor.fetch_add(WINDOW, Ordering::Relaxed) >= set.limit(),
-                "nothing more is taken"
-            );
+            assert_eq!(round.take_window(), None, "nothing more is taken");
             let left: Vec<_> = round.unsent().runs().collect();
             assert_eq!(left, [PageRun { first: 512, count: 488 }, PageRun { first: 2000, count: 7 }]);
         }

@@ -181,6 +181,8 @@ impl<'a> Journey<'a> {
         });
         let result = result.map_err(|failure| context.alarm.explain(failure));
         if let Err(failure) = &result {
+            // It runs on as fast as before.
+            let _ = context.hold_back(0, 0);
             self.custody.fail();
             // From commit on there is nothing to call back.
             if let Some(lines) = self.lines.as_ref().filter(|_| self.custody.outcome() == Outcome::Kept) {
@@ -217,10 +219,6 @@ impl<'a> Journey<'a> {
         let _ = self.custody.sync();
         if outcome != Outcome::Moved && self.context.logging() {
             self.context.guest.stop_dirty_log();
-        }
-        if outcome != Outcome::Moved {
-            // Nobody is held back for a migration that is over; it was lifted in the pause, if there was one.
-            let _ = self.context.hold_back(0);
         }
         if outcome == Outcome::Moved {
             self.context.guest.release();

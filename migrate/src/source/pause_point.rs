@@ -32,6 +32,8 @@ impl Journey<'_> {
         history: &mut Vec<Figures>,
     ) -> Result<u32, Failure> {
         self.begin_waiting();
+        // Which may take hours. What is written then is for the rounds after it.
+        self.context.hold_back(0, 0)?;
         while !self.is_told()? {
             self.add_written(pages)?;
             number += 1;

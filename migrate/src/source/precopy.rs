@@ -64,7 +64,7 @@ impl Journey<'_> {
             match self.decide(&terms, &history) {
                 Decision::Again { throttle, why } => {
                     self.logbook.decided(round, format!("another round: {why}"));
-                    self.context.hold_back(throttle)?;
+                    self.context.hold_back(throttle, round.dirtied)?;
                 }
                 Decision::SwitchOver { why, .. } if !self.may_switch => {
                     self.logbook.decided(round, format!("wait: {why}"));

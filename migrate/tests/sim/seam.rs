@@ -55,7 +55,7 @@ impl Departing for Sim {
         self.ram.stop_log();
     }
 
-    fn throttle(&self, percent: u8) -> Result<()> {
+    fn throttle(&self, percent: u8, _written: u64) -> Result<()> {
         assert!(percent < 100 && self.ram.is_logging() || percent == 0, "{percent} %");
         self.held_back.store(percent.into(), Ordering::SeqCst);
         Ok(())
@@ -80,6 +80,7 @@ impl Departing for Sim {
     fn pause(&self) -> Result<()> {
         Broken::check(&self.broken.pause, "pause")?;
         self.pauses.fetch_add(1, Ordering::SeqCst);
+        self.held_back.store(0, Ordering::SeqCst);
         self.stop_cpu();
         Ok(())
     }

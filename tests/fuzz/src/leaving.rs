@@ -277,7 +277,7 @@ impl Departing for Resident {
 
     fn stop_dirty_log(&self) {}
 
-    fn throttle(&self, _: u8) -> Result<()> {
+    fn throttle(&self, _: u8, _: u64) -> Result<()> {
         Ok(())
     }
 

@@ -172,12 +172,12 @@ impl<Life> Machine<Life> {
         self.vcpus.new_faults();
     }
 
-    /// Holds the vCPUs that write back for so many percent of their time, below 100; 0: none any more.
+    /// Holds the vCPUs back that have `written` so many pages, for so many percent of their time, below 100; 0: none any more.
     ///
     /// # Errors
     /// When the host refuses a thread for it.
-    pub fn throttle(&self, percent: u8) -> io::Result<()> {
-        self.vcpus.throttle(percent)
+    pub fn throttle(&self, percent: u8, written: u64) -> io::Result<()> {
+        self.vcpus.throttle(percent, written)
     }
 
     /// Presses the guest's power button. If it is paused it hears of it when it runs.

@@ -37,8 +37,8 @@ impl Departing for Resident {
         self.stop_dirty_log();
     }
 
-    fn throttle(&self, percent: u8) -> Result<()> {
-        self.throttle(percent)
+    fn throttle(&self, percent: u8, written: u64) -> Result<()> {
+        self.throttle(percent, written)
     }
 
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {

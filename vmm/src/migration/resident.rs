@@ -319,11 +319,11 @@ impl Resident {
         Ok(())
     }
 
-    /// Holds its vCPUs back that write, for so many percent of their time.
-    pub(super) fn throttle(&self, percent: u8) -> Result<()> {
+    /// Holds its vCPUs back that have `written` so many pages, for so many percent of their time.
+    pub(super) fn throttle(&self, percent: u8, written: u64) -> Result<()> {
         match &*self.lock() {
-            Life::Running(machine) => machine.throttle(percent)?,
-            Life::Paused(machine) => machine.throttle(percent)?,
+            Life::Running(machine) => machine.throttle(percent, written)?,
+            Life::Paused(machine) => machine.throttle(percent, written)?,
             Life::Gone => {}
         }
         Ok(())

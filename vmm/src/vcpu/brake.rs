@@ -5,6 +5,7 @@
 //! a vCPU's thread waits for that between two turns of `KVM_RUN`. Whoever wants the vCPU to leave the guest ends the wait.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,29 +23,42 @@ const RUN: Duration = Duration::from_millis(1);
 pub(super) struct Brake {
     until: Mutex<Option<Instant>>,
     changed: Condvar,
+    /// Whether there is such a time, for who only asks that.
+    holds: AtomicBool,
 }
 
 impl Brake {
-    /// The vCPU's thread, which has left the guest: waits, if it is to.
+    /// The vCPU's thread, before it runs the guest: waits, if it is to.
     pub(super) fn wait(&self, kick: &Kick) {
+        if !self.holds.load(Ordering::Acquire) {
+            return;
+        }
         let mut until = lock(&self.until);
-        while let Some(left) = until.and_then(|until| until.checked_duration_since(Instant::now()))
+        // What is said meanwhile is for the turn after this: who is late has run for less, and does not wait twice.
+        let end = *until;
+        while let Some(left) = end.and_then(|end| end.checked_duration_since(Instant::now()))
+            && until.is_some()
             && !kick.is_asked()
         {
             until = self.changed.wait_timeout(until, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        *until = None;
+        self.set(&mut until, None);
     }
 
-    /// From when it has left the guest it is to wait, until so much time has passed from now on.
+    /// Before it runs the guest again it is to wait until so much time has passed from now on.
     fn hold(&self, time: Duration) {
-        *lock(&self.until) = Some(Instant::now() + time);
+        self.set(&mut lock(&self.until), Some(Instant::now() + time));
     }
 
     /// Ends the wait. Where the vCPU is to leave the guest it was asked to before.
     pub(super) fn release(&self) {
-        *lock(&self.until) = None;
+        self.set(&mut lock(&self.until), None);
         self.changed.notify_all();
+    }
+
+    fn set(&self, until: &mut Option<Instant>, to: Option<Instant>) {
+        *until = to;
+        self.holds.store(to.is_some(), Ordering::Release);
     }
 }
 
@@ -129,12 +143,16 @@ impl Shared {
                 orders = self.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            for (vcpu, _) in vcpus.iter().zip(&orders.whom).filter(|(_, held)| **held) {
+            // A pause that is about to begin does not wait for this.
+            let whom = orders.whom.clone();
+            drop(orders);
+            for (vcpu, _) in vcpus.iter().zip(whom).filter(|(_, held)| *held) {
                 vcpu.brake.hold(wait);
                 // Fails only for a thread that has ended, which runs no guest either.
                 let _ = vcpu.thread.kill(kick::signal());
             }
             next = Instant::now() + wait + RUN;
+            orders = lock(&self.orders);
         }
         drop(orders);
         vcpus.iter().for_each(|vcpu| vcpu.brake.release());
@@ -147,14 +165,18 @@ fn wait(percent: u8) -> Duration {
     RUN * percent / (100 - percent)
 }
 
-/// Which vCPUs write so much that holding them back makes a difference, by the faults that each took since the log began or since
-/// this was asked last: those with a quarter of an even share or more. None where nobody knows, or where so few faults say nothing:
-/// after a short round, or on a host that logs writes without them (Intel's page modification log).
-pub(super) fn writers(faults: &[Option<u64>]) -> Option<Vec<bool>> {
+/// Which vCPUs write so much that holding them back makes a difference: those with a quarter of an even share or more of the faults
+/// that each took meanwhile. None where little was `written`, by which nothing can be told. All of them where the faults do not
+/// explain what was: not counted, or not by all; or written without any, by devices, or on a host that logs without them (Intel's page
+/// modification log).
+pub(super) fn writers(faults: &[Option<u64>], written: u64) -> Option<Vec<bool>> {
     const TELLING: u64 = 512;
-    let faults: Vec<u64> = faults.iter().copied().collect::<Option<_>>()?;
-    let (all, vcpus): (u64, _) = (faults.iter().sum(), faults.len() as u64);
-    (all >= TELLING).then(|| faults.iter().map(|own| own.saturating_mul(4 * vcpus) >= all).collect())
+    if written < TELLING {
+        return None;
+    }
+    let (all, vcpus): (u64, _) = (faults.iter().flatten().sum(), faults.len() as u64);
+    let explained = all >= written / 2 && faults.iter().all(Option::is_some);
+    Some(faults.iter().map(|own| !explained || own.unwrap_or(0).saturating_mul(4 * vcpus) >= all).collect())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -173,7 +195,10 @@ mod tests {
 
     #[test]
     fn only_who_writes_is_held_back() {
-        let of = |faults: &[u64]| writers(&faults.iter().map(|own| Some(*own)).collect::<Vec<_>>()).unwrap();
+        let of = |faults: &[u64]| {
+            let counted: Vec<_> = faults.iter().map(|own| Some(*own)).collect();
+            writers(&counted, 50_000).expect("enough was written")
+        };
         assert_eq!(of(&[90_000, 10]), [true, false]);
         assert_eq!(of(&[90_000, 15_000]), [true, true]);
         assert_eq!(of(&[90_000, 10, 0, 3_000]), [true, false, false, false]);
@@ -181,7 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn few_faults_or_none_that_are_counted_say_nothing() {
-        assert_eq!([writers(&[Some(90_000), None]), writers(&[Some(200), Some(0)])], [None, None]);
+    fn where_faults_do_not_say_who_has_written_all_are_held_back() {
+        assert_eq!(writers(&[Some(90_000), None], 50_000), Some(vec![true, true]));
+        assert_eq!(writers(&[Some(2_000), Some(0)], 50_000), Some(vec![true, true]));
+        assert_eq!(writers(&[Some(90_000), Some(0)], 500), None, "as before");
     }
 }

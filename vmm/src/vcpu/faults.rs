@@ -9,8 +9,11 @@ use kvm_ioctls::VcpuFd;
 
 use crate::kvm::ioctl;
 
-/// Page faults that KVM has settled: slowly, and quickly by taking off a protection.
-const NAMES: [&[u8]; 2] = [b"pf_fixed", b"pf_fast"];
+/// Page faults that KVM has settled.
+const FIXED: &[u8] = b"pf_fixed";
+
+/// … quickly, by taking off a protection. A kernel that counts these apart has them in the former, too.
+const FAST: &[u8] = b"pf_fast";
 
 /// More statistics, or longer names, than any kernel has.
 const MOST: usize = 4096;
@@ -19,12 +22,12 @@ const MOST: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Faults {
     file: File,
-    /// Where in it the counts are.
-    at: Vec<u64>,
+    /// Where in it the count is.
+    at: u64,
 }
 
 impl Faults {
-    /// None where the kernel does not say (before Linux 5.14).
+    /// None where the kernel does not say (Linux before 5.19).
     pub(super) fn of(vcpu: &VcpuFd) -> Option<Self> {
         let file = File::from(ioctl::stats(ioctl::borrow(vcpu)).ok()?);
         let mut head = [0; size_of::<kvm_stats_header>()];
@@ -42,24 +45,20 @@ impl Faults {
         }
         let mut all = vec![0; each * count];
         file.read_exact_at(&mut all, descriptions.into()).ok()?;
-        let counts = all.chunks_exact(each).filter_map(|description| {
-            let (fixed, name) = description.split_at(size_of::<kvm_stats_desc>());
-            let name = name.split(|byte| *byte == 0).next()?;
-            let offset = field(fixed, offset_of!(kvm_stats_desc, offset))?;
-            NAMES.contains(&name).then_some(u64::from(data) + u64::from(offset))
-        });
-        let at: Vec<u64> = counts.collect();
-        (at.len() == NAMES.len()).then_some(Self { file, at })
+        let find = |wanted: &[u8]| {
+            let mut descriptions = all.chunks_exact(each).map(|it| it.split_at(size_of::<kvm_stats_desc>()));
+            let (fixed, _) =
+                descriptions.find(|(_, name)| name.split(|byte| *byte == 0).next() == Some(wanted))?;
+            Some(u64::from(data) + u64::from(field(fixed, offset_of!(kvm_stats_desc, offset))?))
+        };
+        find(FAST)?;
+        Some(Self { at: find(FIXED)?, file })
     }
 
     /// Since the vCPU was made.
     pub(super) fn count(&self) -> Option<u64> {
-        let mut all = 0_u64;
-        for at in &self.at {
-            let mut count = [0; 8];
-            self.file.read_exact_at(&mut count, *at).ok()?;
-            all = all.wrapping_add(u64::from_le_bytes(count));
-        }
-        Some(all)
+        let mut count = [0; 8];
+        self.file.read_exact_at(&mut count, self.at).ok()?;
+        Some(u64::from_le_bytes(count))
     }
 }

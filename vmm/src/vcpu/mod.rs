@@ -206,23 +206,27 @@ impl Vcpus {
         self.all.iter().map(Vcpu::new_faults).collect()
     }
 
-    /// Holds those that have written since [`new_faults`](Self::new_faults) or this was called last back for so many percent of their
-    /// time, below 100; 0: nobody any more. When all leave the guest that ends, too.
+    /// Holds those that have `written` so many pages since [`new_faults`](Self::new_faults) or this was called last back for so many
+    /// percent of their time, below 100; 0: nobody any more. When all leave the guest that ends, too.
     ///
     /// # Errors
     /// When the host refuses a thread for it.
-    pub fn throttle(&self, percent: u8) -> io::Result<()> {
-        let mut throttle = self.throttle.borrow_mut();
+    pub fn throttle(&self, percent: u8, written: u64) -> io::Result<()> {
         if percent == 0 {
-            *throttle = None;
+            self.throttle.take();
             return Ok(());
         }
-        let faults = self.new_faults();
+        self.hold_back(percent, brake::writers(&self.new_faults(), written))
+    }
+
+    /// `whom`, by number; none: the same as before, or all.
+    pub(crate) fn hold_back(&self, percent: u8, whom: Option<Vec<bool>>) -> io::Result<()> {
+        let mut throttle = self.throttle.borrow_mut();
         let throttle = match &mut *throttle {
             Some(throttle) => throttle,
             none => none.insert(Throttle::start(self.all.iter().filter_map(Vcpu::braked).collect())?),
         };
-        throttle.set(percent, brake::writers(&faults));
+        throttle.set(percent, whom);
         Ok(())
     }
 

@@ -123,13 +123,11 @@ impl Worker {
         let mut fd = cpu.fd();
         let _ = fd.kvmclock_ctrl();
         loop {
+            self.brake.wait(&self.kick);
             let end = match fd.run() {
                 Ok(exit) => serve_exit(exit, &cpu.surroundings.bus),
                 Err(error) if error.errno() == libc::EINTR && self.kick.agree() => return,
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                    self.brake.wait(&self.kick);
-                    None
-                }
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,
                 Err(error) => Some(End::Failed(format!("KVM_RUN failed: {}", io::Error::from(error)))),
             };
             if let Some(end) = end {

@@ -22,14 +22,14 @@ fn a_guest_that_is_held_back_does_less_and_is_paused_all_the_same() {
     let (mut machine, ends) = busy(1);
     let time = Duration::from_millis(300);
     let free = work_in(&machine, time);
-    machine.throttle(96).unwrap();
+    machine.throttle(96, 0).unwrap();
     let held_back = work_in(&machine, time);
     assert!(held_back > 0 && held_back < free / 2, "{held_back} instead of {free}");
-    machine.throttle(0).unwrap();
+    machine.throttle(0, 0).unwrap();
     let freed = work_in(&machine, time);
     assert!(freed > 2 * held_back, "{freed} after {held_back}");
     for _ in 0..20 {
-        machine.throttle(99).unwrap();
+        machine.throttle(99, 0).unwrap();
         std::thread::sleep(Duration::from_millis(3));
         let paused = pause(machine);
         let stopped = telemetry(&paused, 1).unwrap().work();
@@ -41,9 +41,21 @@ fn a_guest_that_is_held_back_does_less_and_is_paused_all_the_same() {
     let after = work_in(&machine, time);
     assert!(after > 2 * held_back, "{after} after {held_back}");
     assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
-    machine.throttle(99).unwrap();
+    machine.throttle(99, 0).unwrap();
     drop(machine);
     assert!(ends.try_recv().is_err());
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn who_is_not_held_back_runs_on() {
+    let (machine, _ends) = busy(2);
+    let work = || telemetry(&machine, 2).unwrap().vcpus.iter().map(|vcpu| vcpu.work).collect::<Vec<_>>();
+    machine.vcpus.hold_back(96, Some(vec![true, false])).unwrap();
+    let before = work();
+    std::thread::sleep(Duration::from_millis(400));
+    let did: Vec<u64> = work().iter().zip(before).map(|(after, before)| after - before).collect();
+    assert!(did[0] > 0 && did[1] > 3 * did[0], "{did:?}");
 }
 
 /// Pages written since they were watched last, which they are anew from now on.
