@@ -77,8 +77,8 @@ fn a_move_cancelled_while_it_waits_can_go_elsewhere_at_once() {
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn a_guest_that_writes_faster_than_it_is_sent_moves_by_pre_copy_if_it_may_be_held_back() {
     let world = World::alone();
-    let mut journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=60000 fill=32"));
-    let words = "--mode precopy --bandwidth 50M --compression none --max-downtime 100ms --verify";
+    let mut journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=40000 fill=32"));
+    let words = "--mode precopy --bandwidth 40M --compression none --max-downtime 400ms --verify";
     let next = world.receive("next");
     let reason = journey.attempt(&next.address(), &format!("{words} --throttle 15")).kept();
     assert!(reason.contains("by more than 15 % with --throttle"), "{reason}");
