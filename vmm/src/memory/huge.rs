@@ -2,14 +2,16 @@
 //!
 //! A huge page is made in a sixth of the time that its small ones take, where the host has it. A host that is itself a virtual
 //! machine may have to get it from the one below first, which takes ten times as long as small pages do. Only trying tells: so
-//! the first few are timed, and when they are slow small pages follow for a while.
+//! they are timed, a few at a time, and when those were slow small pages follow for a while; for longer each time, because a
+//! core that was away for a moment looks like a slow host, and ought not to cost more than that moment.
 
 use std::time::Duration;
 
 /// Bytes after which it is known how fast huge pages are.
 const TRIAL: u64 = 16 << 20;
-/// Bytes of small pages before huge ones are tried again.
-const RESPITE: u64 = 512 << 20;
+/// Bytes of small pages before huge ones are tried again: at first, and at most. Twice as many each time they are slow again.
+const RESPITE: u64 = 64 << 20;
+const LONGEST_RESPITE: u64 = 512 << 20;
 /// Huge pages that are made slower than this are not worth it. Small pages are made at 2 to 4 GB/s, huge ones at 8 to 24, and at
 /// 0.5 where they come from below.
 const SLOW_BYTES_PER_S: f64 = 1.5e9;
@@ -28,6 +30,8 @@ pub(super) struct Pace {
     size: Size,
     bytes: u64,
     took: Duration,
+    /// Bytes of small pages, the next time huge ones are slow.
+    respite: u64,
 }
 
 impl Default for Pace {
@@ -39,7 +43,7 @@ impl Default for Pace {
 impl Pace {
     /// For a use of huge pages that is not worth it where they are made slower than this.
     pub(super) fn slow_below(bytes_per_s: f64) -> Self {
-        Self { slow: bytes_per_s, size: Size::Huge, bytes: 0, took: Duration::ZERO }
+        Self { slow: bytes_per_s, size: Size::Huge, bytes: 0, took: Duration::ZERO, respite: RESPITE }
     }
 
     /// Which pages to take.
@@ -57,18 +61,15 @@ impl Pace {
     pub(super) fn note(&mut self, bytes: u64, took: Duration) -> Option<Size> {
         self.bytes += bytes;
         self.took += took;
-        let (enough, slow) = match self.size {
-            Size::Huge => (TRIAL, self.bytes as f64 / self.took.as_secs_f64() < self.slow),
-            Size::Small => (RESPITE, true),
+        // What is left of a trial cannot make up for it.
+        let is_slow = self.took.as_secs_f64() * self.slow > TRIAL as f64;
+        let (next, respite) = match self.size {
+            Size::Huge if is_slow => (Size::Small, self.respite),
+            Size::Huge if self.bytes >= TRIAL => (Size::Huge, RESPITE),
+            Size::Small if self.bytes >= self.respite => (Size::Huge, LONGEST_RESPITE.min(2 * self.respite)),
+            _ => return None,
         };
-        if self.bytes < enough {
-            return None;
-        }
-        let next = match self.size {
-            Size::Huge if slow => Size::Small,
-            _ => Size::Huge,
-        };
-        let before = std::mem::replace(self, Self { size: next, ..Self::slow_below(self.slow) });
+        let before = std::mem::replace(self, Self { size: next, respite, ..Self::slow_below(self.slow) });
         (before.size != next).then_some(next)
     }
 }
@@ -90,15 +91,29 @@ mod tests {
     }
 
     #[test]
-    fn slow_ones_are_left_for_a_while() {
-        let slow = changes(&mut Pace::default(), 600, 2500);
-        assert_eq!(slow, [(16, Size::Small), (528, Size::Huge), (544, Size::Small)]);
+    fn slow_ones_are_left_for_longer_and_longer() {
+        let slow = changes(&mut Pace::default(), 2000, 2500);
+        let small = |at| (at, Size::Small);
+        let huge = |at| (at, Size::Huge);
+        let expected =
+            [small(5), huge(69), small(74), huge(202), small(207), huge(463), small(468), huge(980)];
+        assert_eq!(slow[..8], expected, "a trial ends as soon as it has failed");
+        assert_eq!(slow[8..], [small(985), huge(1497), small(1502)], "no longer than half a GiB");
+    }
+
+    #[test]
+    fn a_moments_absence_costs_little() {
+        let mut pace = Pace::default();
+        assert_eq!(changes(&mut pace, 1, 15_000), [(1, Size::Small)], "away for 15 ms");
+        assert_eq!(changes(&mut pace, 80, 60), [(64, Size::Huge)]);
+        assert_eq!(changes(&mut pace, 1, 15_000), [(1, Size::Small)]);
+        assert_eq!(changes(&mut pace, 64, 60), [(64, Size::Huge)], "it was fast meanwhile");
     }
 
     #[test]
     fn a_host_that_becomes_slow_is_noticed() {
         let mut pace = Pace::default();
         assert_eq!(changes(&mut pace, 160, 60), []);
-        assert_eq!(changes(&mut pace, 16, 2500), [(16, Size::Small)]);
+        assert_eq!(changes(&mut pace, 16, 2500), [(5, Size::Small)]);
     }
 }
