@@ -26,5 +26,6 @@ pub mod memory;
 pub mod migration;
 pub mod sandbox;
 pub mod state;
+mod turns;
 pub mod vcpu;
 pub mod vm;

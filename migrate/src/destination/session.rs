@@ -118,7 +118,7 @@ impl<'a> Session<'a> {
         }
         if let Some(line) = lines.urgent.clone() {
             start(scope, "urgent", move || {
-                context.ram.move_in_short_turns();
+                context.ram.take_turns_as_a_vcpu();
                 context
                     .alarm
                     .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));

@@ -40,7 +40,7 @@ impl<'a> Session<'a> {
         let placing = context.placing.get_or_init(|| Arc::new(Placing::new(faults, missing)));
         if let Some(urgent) = urgent.cloned() {
             start(scope, "faults", move || {
-                context.ram.move_in_short_turns();
+                context.ram.take_turns_as_a_vcpu();
                 context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
             })?;
         }

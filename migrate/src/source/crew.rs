@@ -110,7 +110,7 @@ impl Crew {
     ) -> Result<Self, Failure> {
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
-                context.ram().move_in_short_turns();
+                context.ram().take_turns_as_a_vcpu();
                 context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
             })?;
         }

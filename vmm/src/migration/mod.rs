@@ -10,7 +10,6 @@ mod faults;
 mod ram;
 mod resident;
 mod telemetry;
-mod turns;
 
 pub use arriving::{Arrivals, memory_available};
 pub use resident::{Identity, Resident};

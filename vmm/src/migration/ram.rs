@@ -8,10 +8,10 @@ use migrate::channel::whole::time_for;
 use migrate::guest::{Ram, Result};
 use migrate::pages::{PageRun, PageSet};
 
-use super::turns;
 use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
 use crate::memory::{PAGE, bulk};
+use crate::turns::{self, Turn};
 
 /// The engine's view of a machine's RAM.
 #[derive(Debug)]
@@ -39,7 +39,11 @@ impl EngineRam {
 
 impl Ram for EngineRam {
     fn move_in_short_turns(&self) {
-        turns::be_short();
+        turns::take(Turn::Bulk);
+    }
+
+    fn take_turns_as_a_vcpu(&self) {
+        turns::take(Turn::Waited);
     }
 
     fn populated(&self) -> Result<PageSet> {

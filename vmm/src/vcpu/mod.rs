@@ -39,6 +39,7 @@ use vmm_sys_util::signal::Killable;
 use crate::devices::{Bus, GuestEnd};
 use crate::memory::ram::GuestRam;
 use crate::state::StreamWriter;
+use crate::turns::{self, Turn};
 use brake::{Brake, Braked, Throttle};
 use faults::Faults;
 use kick::Kick;
@@ -343,9 +344,10 @@ impl Vcpu {
         let cpu = Arc::new(thread::Cpu::new(number, fd, surroundings));
         let brake = Arc::new(Brake::default());
         let worker = thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick), Arc::clone(&brake));
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{number}"))
-            .spawn(move || worker.serve(&orders, &outgoing))?;
+        let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || {
+            turns::take(Turn::Waited);
+            worker.serve(&orders, &outgoing);
+        })?;
         let (thread, seen) = (Some(Arc::new(thread)), Cell::default());
         Ok(Self { cpu, kick, brake, faults, seen, replies, thread, buffer: Cell::default() })
     }
