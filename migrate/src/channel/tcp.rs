@@ -75,6 +75,7 @@ impl TcpLink {
             }
             connected => connected?,
         }
+        send_unpaced_within(&self.socket);
         self.socket.set_nonblocking(false)
     }
 
@@ -118,6 +119,16 @@ pub fn keep_in_cache(socket: &impl AsFd) {
     if is_within_host(&socket) {
         // Without it everything works as well, only slower.
         let _ = socket.set_send_buffer_size(SEND_BUFFER_WITHIN);
+    }
+}
+
+/// Within this host there is no network that others use and none to find the limits of: what is sent need not be paced, as BBR
+/// does by timers. To another host the choice is that host's administrator's. Measured in docs/decisions/within-one-host.md.
+pub fn send_unpaced_within(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
+    if is_within_host(&socket) {
+        // Without it everything works as well. Every Linux has this one, and lets everybody have it.
+        let _ = socket.set_tcp_congestion(b"reno");
     }
 }
 
@@ -441,6 +452,15 @@ mod tests {
         // The kernel takes twice of what it is told.
         let buffer = SockRef::from(&near).send_buffer_size().expect("a socket");
         assert_eq!(buffer, 2 * SEND_BUFFER_WITHIN);
+    }
+
+    #[test]
+    fn what_stays_on_this_host_is_not_paced() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let dial = TcpDial::new(&listener.local_addr().expect("an address").to_string());
+        let link = dial.connect(Duration::from_secs(5), Ok, &|_| {}).expect("someone listens");
+        let algorithm = link.socket.tcp_congestion().expect("a socket");
+        assert!(algorithm.starts_with(b"reno"), "{}", algorithm.escape_ascii());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migrate::channel::tcp::keep_in_cache;
+use migrate::channel::tcp::{keep_in_cache, send_unpaced_within};
 use migrate::channel::whole::time_for;
 use migrate::priority::{give_way, share_a_core};
 use serde::Serialize;
@@ -227,6 +227,7 @@ fn connect() -> io::Result<(TcpStream, TcpStream)> {
         socket.set_read_timeout(Some(DEADLINE))?;
         socket.set_write_timeout(Some(DEADLINE))?;
     }
+    send_unpaced_within(&near);
     Ok((near, far))
 }
 
