@@ -1,8 +1,13 @@
 //! Post-copy's source: a paused guest's pages, each sent once, and again when the guest waits for one on its way.
 //!
 //! [`Unsent`] owns which pages the destination still lacks; whoever claims a page sends it. The page server answers
-//! requests on the urgent connection at once; the crew pushes the rest on the data connections, near the last request. A page
+//! requests on the urgent connection at once; the crew pushes the rest on the data connections, where the guest is. A page
 //! that is asked for although it was pushed is behind others: it overtakes itself. Nothing writes to it meanwhile.
+//!
+//! Where the guest is the last requests tell ([`Trail`]). One near them is of a guest that goes from page to page: neighbours come
+//! with the page, and pushing goes on behind it at once. Any other is of one that jumps: it gets its page alone, as fast as can be,
+//! and its block is pushed when the one under way is done, since the destination moves whole blocks and copies what is left of
+//! others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +20,20 @@ use super::courier::{Courier, Manner};
 use super::crew::Crew;
 use crate::channel::line::Line;
 use crate::failure::Failure;
+use crate::guest::BLOCK_PAGES;
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
 use crate::report::Phase;
 use crate::wire::limits::PAGES_PER_PUSH;
 use crate::wire::{Kind, Message};
 
-/// Pages sent for one request: the one asked for, and neighbours that are likely to be asked for next.
+/// Pages sent for a request near others: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
+
+/// How many pages lie between requests that are near each other, at most.
+const NEAR: u64 = BLOCK_PAGES;
+
+/// There is no such page.
+const NOWHERE: u64 = u64::MAX;
 
 /// Pages that the destination lacks.
 #[derive(Debug)]
@@ -29,11 +41,24 @@ pub(super) struct Unsent {
     pages: AtomicPageSet,
     /// Where pushing goes on.
     next: AtomicU64,
+    /// … after the block that is being pushed: a page of the block that was asked for last.
+    wanted: AtomicU64,
+}
+
+/// The last requests, wherever the vCPUs are.
+#[derive(Debug)]
+struct Trail {
+    last: [u64; 8],
+    oldest: usize,
 }
 
 impl Unsent {
     pub(super) fn new(pages: &PageSet) -> Self {
-        Self { pages: AtomicPageSet::from_set(pages), next: AtomicU64::new(0) }
+        Self {
+            pages: AtomicPageSet::from_set(pages),
+            next: AtomicU64::new(0),
+            wanted: AtomicU64::new(NOWHERE),
+        }
     }
 
     /// The destination lacks these too. Says how many were not known.
@@ -46,9 +71,10 @@ impl Unsent {
         self.pages.claim_run(PageRun { first: 0, count: missing.limit() });
         self.add(missing);
         self.next.store(0, Ordering::Relaxed);
+        self.wanted.store(NOWHERE, Ordering::Relaxed);
     }
 
-    /// Pushes until nothing is unsent, beginning anew wherever the last request was.
+    /// Pushes until nothing is unsent, where the last requests were first.
     pub(super) fn push(
         &self,
         courier: &mut Courier<'_>,
@@ -103,20 +129,47 @@ impl Unsent {
     /// The next page to push; moves on past its neighbourhood, unless a request has moved the place meanwhile.
     fn seek(&self) -> Option<u64> {
         let from = self.next.load(Ordering::Relaxed);
-        let first = self.pages.next_from(from).or_else(|| self.pages.next_from(0))?;
+        let mut first = self.pages.next_from(from);
+        let is_in_its_block = !from.is_multiple_of(BLOCK_PAGES)
+            && first.is_some_and(|first| first / BLOCK_PAGES == from / BLOCK_PAGES);
+        if !is_in_its_block {
+            let wanted = self.wanted.swap(NOWHERE, Ordering::Relaxed);
+            if wanted != NOWHERE {
+                first = self.pages.next_from(wanted - wanted % BLOCK_PAGES);
+            }
+        }
+        let first = first.or_else(|| self.pages.next_from(0))?;
         let after = (first / PAGES_PER_PUSH + 1) * PAGES_PER_PUSH;
         let _ = self.next.compare_exchange(from, after, Ordering::Relaxed, Ordering::Relaxed);
         Some(first)
     }
 
-    /// What answers a request: the page, and its neighbours where they are unsent.
-    fn answer_to(&self, gfn: u64) -> Vec<PageRun> {
-        self.next.store(gfn, Ordering::Relaxed);
+    /// What answers a request: the page, and its neighbours where they are unsent and the guest is about to want them.
+    fn answer_to(&self, gfn: u64, trail: &mut Trail) -> Vec<PageRun> {
+        let is_near = trail.follow(gfn);
+        let (place, neighbours) = if is_near { (&self.next, CLUSTER - 1) } else { (&self.wanted, 0) };
+        place.store(gfn, Ordering::Relaxed);
         let mut runs = vec![PageRun { first: gfn, count: 1 }];
         if self.pages.claim(gfn) {
-            runs.extend(self.pages.claim_run(PageRun { first: gfn + 1, count: CLUSTER - 1 }));
+            runs.extend(self.pages.claim_run(PageRun { first: gfn + 1, count: neighbours }));
         }
         runs
+    }
+}
+
+impl Default for Trail {
+    fn default() -> Self {
+        Self { last: [NOWHERE; 8], oldest: 0 }
+    }
+}
+
+impl Trail {
+    /// A request. Whether it is near one of those before it.
+    fn follow(&mut self, gfn: u64) -> bool {
+        let is_near = self.last.iter().any(|before| before.abs_diff(gfn) <= NEAR);
+        self.last[self.oldest] = gfn;
+        self.oldest = (self.oldest + 1) % self.last.len();
+        is_near
     }
 }
 
@@ -144,8 +197,9 @@ fn hear_placed(back: &Line) -> Result<(), Failure> {
 /// The page server: answers requests until the connection ends.
 pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
     let mut courier = Courier::new(context, urgent.link(), Manner::PlaceAtOnce);
+    let mut trail = Trail::default();
     loop {
-        match serve(context, urgent, &mut courier) {
+        match serve(context, urgent, &mut courier, &mut trail) {
             // Silence is no failure here: a guest that misses nothing asks for nothing.
             Ok(()) | Err(Failure::Silent { .. }) if !context.alarm.is_stopped() => {}
             Ok(()) => return,
@@ -154,7 +208,12 @@ pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
     }
 }
 
-fn serve(context: &Context<'_>, urgent: &Line, courier: &mut Courier<'_>) -> Result<(), Failure> {
+fn serve(
+    context: &Context<'_>,
+    urgent: &Line,
+    courier: &mut Courier<'_>,
+    trail: &mut Trail,
+) -> Result<(), Failure> {
     let gfns = match urgent.hear()? {
         Message::Request { gfns } => gfns,
         other => return Err(urgent.unexpected(other.kind(), Kind::Request.word())),
@@ -166,7 +225,7 @@ fn serve(context: &Context<'_>, urgent: &Line, courier: &mut Courier<'_>) -> Res
         if !context.description.holds(PageRun { first: gfn, count: 1 }) {
             return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
         }
-        unsent.answer_to(gfn).into_iter().try_for_each(|run| courier.add(run))?;
+        unsent.answer_to(gfn, trail).into_iter().try_for_each(|run| courier.add(run))?;
         courier.flush()?;
     }
     Ok(())
@@ -199,22 +258,56 @@ impl Journey<'_> {
 mod tests {
     use super::*;
 
-    fn unsent() -> Unsent {
-        Unsent::new(&PageSet::of_runs(512, &[PageRun { first: 0, count: 300 }]))
+    const END: u64 = 8 * BLOCK_PAGES;
+
+    fn unsent(count: u64) -> Unsent {
+        Unsent::new(&PageSet::of_runs(END, &[PageRun { first: 0, count }]))
+    }
+
+    /// What answers requests for `gfns`, one after the other.
+    fn answers(unsent: &Unsent, gfns: &[u64]) -> Vec<Vec<PageRun>> {
+        let mut trail = Trail::default();
+        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail)).collect()
+    }
+
+    /// Where the next portions that are pushed begin. They are sent.
+    fn pushed(unsent: &Unsent, portions: usize) -> Vec<u64> {
+        let portion = || {
+            let first = unsent.seek()?;
+            unsent.pages.claim_run(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH });
+            Some(first)
+        };
+        std::iter::from_fn(portion).take(portions).collect()
     }
 
     #[test]
-    fn a_requested_page_brings_its_neighbours_once() {
-        let unsent = unsent();
+    fn a_request_near_another_brings_neighbours_once() {
+        let run = |first, count| PageRun { first, count };
         assert_eq!(
-            unsent.answer_to(100),
-            [PageRun { first: 100, count: 1 }, PageRun { first: 101, count: 7 }]
+            answers(&unsent(END), &[100, 101, 103, 109]),
+            [
+                vec![run(100, 1)],
+                vec![run(101, 1), run(102, 7)],
+                // It is on its way, and overtakes itself.
+                vec![run(103, 1)],
+                vec![run(109, 1), run(110, 7)],
+            ]
         );
-        assert_eq!(
-            unsent.answer_to(103),
-            [PageRun { first: 103, count: 1 }],
-            "it is on its way, and overtakes itself"
-        );
+    }
+
+    #[test]
+    fn who_jumps_gets_pages_alone() {
+        let far: Vec<u64> = (0..8).map(|at| at * BLOCK_PAGES + at).collect();
+        let answers = answers(&unsent(END), &far);
+        assert!(answers.iter().zip(&far).all(|(runs, gfn)| *runs == [PageRun { first: *gfn, count: 1 }]));
+    }
+
+    #[test]
+    fn several_vcpus_have_trails_of_their_own() {
+        let mut trail = Trail::default();
+        let places: Vec<u64> = (0..8).map(|vcpu| vcpu * 10 * NEAR).collect();
+        assert!(!places.iter().any(|gfn| trail.follow(*gfn)), "the first of each");
+        assert!(places.iter().all(|gfn| trail.follow(gfn + 8)));
     }
 
     #[test]
@@ -228,10 +321,22 @@ mod tests {
     }
 
     #[test]
-    fn pushing_goes_on_near_the_last_request_and_comes_round() {
-        let unsent = unsent();
-        unsent.answer_to(260);
-        assert_eq!(unsent.seek(), Some(268));
-        assert_eq!(unsent.seek(), Some(0), "nothing is left above 319");
+    fn pushing_follows_who_goes_from_page_to_page_at_once_and_comes_round() {
+        let unsent = unsent(300);
+        assert_eq!(pushed(&unsent, 1), [0]);
+        answers(&unsent, &[199, 200]);
+        assert_eq!(pushed(&unsent, 9), [208, 256, 64, 128, 192], "all, each once");
+    }
+
+    #[test]
+    fn pushing_ends_a_block_before_it_goes_where_the_guest_has_jumped_to() {
+        let unsent = unsent(END);
+        assert_eq!(pushed(&unsent, 2), [0, 64]);
+        answers(&unsent, &[3 * BLOCK_PAGES + 7, 5 * BLOCK_PAGES + 100]);
+        let rest: Vec<u64> = (2..8).map(|portion| portion * PAGES_PER_PUSH).collect();
+        assert_eq!(pushed(&unsent, 6), rest);
+        let there: Vec<u64> = (0..8).map(|portion| 5 * BLOCK_PAGES + portion * PAGES_PER_PUSH).collect();
+        assert_eq!(pushed(&unsent, 8), there, "the last one, from its beginning");
+        assert_eq!(pushed(&unsent, 1), [6 * BLOCK_PAGES], "and on from there");
     }
 }
