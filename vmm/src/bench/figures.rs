@@ -72,6 +72,7 @@ const OTHERS: &[Figure] = &[
     WORK_LOST,
     ENGINE_CPU,
     ("vcpu_cpu_s", |hop| Some(hop.usage.vcpu_cpu())),
+    ("stolen_s", |hop| Some(hop.usage.stolen_s)),
     SOURCE_RSS,
     DESTINATION_RSS,
 ];

@@ -108,6 +108,11 @@ impl CellRecord {
         self.runs.iter().filter_map(|run| run.quiet_gap_us)
     }
 
+    /// CPU time that the host below has taken during each of the good moves, µs of all cores together.
+    pub(super) fn stolen_us(&self) -> impl Iterator<Item = f64> {
+        self.good().map(|hop| hop.usage.stolen_s * 1e6)
+    }
+
     fn good(&self) -> impl Iterator<Item = &Hop> {
         self.runs.iter().filter(|run| run.is_good()).filter_map(|run| run.hop.as_ref())
     }

@@ -60,6 +60,11 @@ fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
     let quiet = Spread::of(cells.iter().flat_map(CellRecord::quiet_gaps_us));
     let quiet = or_dash(quiet, range);
     let _ = writeln!(text, "without a move the guest stands still for {quiet} ms at most in a second");
+    // Said where there is a host below, which has taken something.
+    let stolen = Spread::of(cells.iter().flat_map(CellRecord::stolen_us)).filter(|stolen| stolen.max > 0.0);
+    if let Some(stolen) = stolen {
+        let _ = writeln!(text, "the host below takes {} ms of the cores' time in a move", range(stolen));
+    }
     let head = [
         "mode",
         "streams",

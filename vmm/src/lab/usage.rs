@@ -50,6 +50,18 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     resident_of(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)
 }
 
+/// CPU time that the host below this one has taken from its cores since it booted, seconds; nothing on a host of metal.
+#[must_use]
+pub fn stolen_s() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    stolen_ticks(&stat).unwrap_or(0) as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// proc(5): user, nice, system, idle, iowait, irq, softirq, steal, of all cores together.
+fn stolen_ticks(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix("cpu "))?.split_whitespace().nth(7)?.parse().ok()
+}
+
 /// The second number is in pages; a process that has ended has none.
 fn resident_of(statm: &str) -> Option<u64> {
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
@@ -103,6 +115,13 @@ mod tests {
         assert!(CpuTime::of(pid, VCPU_THREADS).unwrap().all >= 0.0);
         assert!(peak_rss(pid).unwrap() > 1 << 20);
         assert!(resident_bytes(pid).unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn what_was_stolen_is_the_eighth_figure_of_all_cores() {
+        let stat = "cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 2 3 4 5 6 7 8 9 10\n";
+        assert_eq!(stolen_ticks(stat), Some(80));
+        assert_eq!(stolen_ticks("cpu  10 20 30 40 50 60 70\n"), None, "Linux before 2.6.11");
     }
 
     #[test]

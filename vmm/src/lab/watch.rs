@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::LabError;
 use super::host::Host;
-use super::usage::{CpuTime, VCPU_THREADS, peak_rss};
+use super::usage::{CpuTime, VCPU_THREADS, peak_rss, stolen_s};
 
 /// What a move cost the hosts, from the request until the end. CPU times in seconds, memory in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -18,6 +18,8 @@ pub struct Usage {
     pub source: Share,
     /// Used by the destination.
     pub destination: Share,
+    /// Taken by the host below this one, of all cores together: what was measured meanwhile is that host's, too.
+    pub stolen_s: f64,
 }
 
 /// One side's part of it.
@@ -50,6 +52,8 @@ pub struct Watch {
     events: Events,
     source: Meter,
     destination: Meter,
+    /// What was stolen before, and by the end.
+    stolen_s: (f64, Option<f64>),
 }
 
 impl Watch {
@@ -63,7 +67,8 @@ impl Watch {
         };
         let client = source.client().clone();
         let events = client.events().await?;
-        Ok(Self { client, events, source: meter(source)?, destination: meter(destination)? })
+        let (source, destination) = (meter(source)?, meter(destination)?);
+        Ok(Self { client, events, source, destination, stolen_s: (stolen_s(), None) })
     }
 
     /// Follows it to its end.
@@ -96,10 +101,12 @@ impl Watch {
         self.destination.read();
     }
 
-    /// What both have used until now, or until they ended.
+    /// What both have used until now, or until they ended; and what was stolen until this was asked first.
     pub fn usage(&mut self) -> Usage {
         self.read();
-        Usage { source: self.source.used(), destination: self.destination.used() }
+        let (before, by_the_end) = &mut self.stolen_s;
+        let stolen_s = *by_the_end.get_or_insert_with(stolen_s) - *before;
+        Usage { source: self.source.used(), destination: self.destination.used(), stolen_s }
     }
 }
 
@@ -157,7 +164,7 @@ mod tests {
     #[test]
     fn the_guests_own_time_is_not_the_engines() {
         let share = |all, vcpus| Share { cpu: CpuTime { all, vcpus }, peak_rss: None };
-        let usage = Usage { source: share(2.0, 1.5), destination: share(1.0, 0.25) };
+        let usage = Usage { source: share(2.0, 1.5), destination: share(1.0, 0.25), stolen_s: 0.0 };
         assert_eq!((usage.engine_cpu(), usage.vcpu_cpu()), (1.25, 1.75));
     }
 }
