@@ -62,7 +62,7 @@ impl Pace {
         self.bytes += bytes;
         self.took += took;
         // What is left of a trial cannot make up for it.
-        let is_slow = self.took.as_secs_f64() * self.slow > TRIAL as f64;
+        let is_slow = self.took.as_secs_f64() * self.slow > self.bytes.max(TRIAL) as f64;
         let (next, respite) = match self.size {
             Size::Huge if is_slow => (Size::Small, self.respite),
             Size::Huge if self.bytes >= TRIAL => (Size::Huge, RESPITE),
