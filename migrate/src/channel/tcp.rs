@@ -68,6 +68,7 @@ impl TcpLink {
 
     /// Connects, unless shut meanwhile. In this order: what is shut after the connecting has begun wakes the wait.
     fn connect(&self, address: SocketAddr, limit: Duration) -> io::Result<()> {
+        send_unpaced_within(&self.socket, address);
         self.socket.set_nonblocking(true)?;
         match self.socket.connect(&address.into()) {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
@@ -75,7 +76,6 @@ impl TcpLink {
             }
             connected => connected?,
         }
-        send_unpaced_within(&self.socket);
         self.socket.set_nonblocking(false)
     }
 
@@ -122,14 +122,31 @@ pub fn keep_in_cache(socket: &impl AsFd) {
     }
 }
 
-/// Within this host there is no network that others use and none to find the limits of: what is sent need not be paced, as BBR
-/// does by timers. To another host the choice is that host's administrator's. Measured in docs/decisions/within-one-host.md.
-pub fn send_unpaced_within(socket: &impl AsFd) {
-    let socket = SockRef::from(socket);
-    if is_within_host(&socket) {
-        // Without it everything works as well. Every Linux has this one, and lets everybody have it.
+/// Before it is connected to `address`: within this host there is no network that others use and none to find the limits of, so
+/// what is sent need not be paced, as BBR does by timers (from the handshake on, whatever is chosen afterwards). To another host
+/// the choice is that host's administrator's. Measured in docs/decisions/within-one-host.md.
+fn send_unpaced_within(socket: &Socket, address: SocketAddr) {
+    if leads_here(address) {
+        // Without it everything works as well. Every Linux has this one.
         let _ = socket.set_tcp_congestion(b"reno");
     }
+}
+
+/// Whether an address is of this host. Nothing is sent.
+fn leads_here(address: SocketAddr) -> bool {
+    let probe = Socket::new(Domain::for_address(address), Type::DGRAM, None);
+    probe.is_ok_and(|probe| probe.connect(&address.into()).is_ok() && is_within_host(&probe))
+}
+
+/// A connection to `address`, made as a migration makes its own, for who measures what it can do.
+///
+/// # Errors
+/// When nobody answers within `limit`.
+pub fn stream_to(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    send_unpaced_within(&socket, address);
+    socket.connect_timeout(&address.into(), limit)?;
+    Ok(socket.into())
 }
 
 /// Whether both ends have the same address.
@@ -456,11 +473,22 @@ mod tests {
 
     #[test]
     fn what_stays_on_this_host_is_not_paced() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let dial = TcpDial::new(&listener.local_addr().expect("an address").to_string());
-        let link = dial.connect(Duration::from_secs(5), Ok, &|_| {}).expect("someone listens");
-        let algorithm = link.socket.tcp_congestion().expect("a socket");
-        assert!(algorithm.starts_with(b"reno"), "{}", algorithm.escape_ascii());
+        for host in ["127.0.0.1:9", "[::1]:9"] {
+            let address: SocketAddr = host.parse().expect("an address");
+            // Where there is no IPv6 nothing leads there.
+            assert!(leads_here(address) || address.is_ipv6(), "{host}");
+        }
+        // For documentation (RFC 5737): nobody's.
+        assert!(!leads_here("192.0.2.1:9".parse().expect("an address")));
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+        let (usual, chosen) = (socket(), socket());
+        chosen.set_tcp_congestion(b"reno").expect("this host lets everybody choose it");
+        for (host, like) in [("127.0.0.1:9", &chosen), ("192.0.2.1:9", &usual)] {
+            let dialled = socket();
+            send_unpaced_within(&dialled, host.parse().expect("an address"));
+            let [is, ought] = [&dialled, like].map(|socket| socket.tcp_congestion().expect("a socket"));
+            assert_eq!(is, ought, "{host}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migrate::channel::tcp::{keep_in_cache, send_unpaced_within};
+use migrate::channel::tcp::{keep_in_cache, stream_to};
 use migrate::channel::whole::time_for;
 use migrate::priority::{give_way, share_a_core};
 use serde::Serialize;
@@ -220,14 +220,13 @@ fn connections(streams: u32, in_cache: bool) -> io::Result<Vec<(TcpStream, TcpSt
 /// Both ends of a connection over loopback.
 fn connect() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let near = TcpStream::connect_timeout(&listener.local_addr()?, DEADLINE)?;
+    let near = stream_to(listener.local_addr()?, DEADLINE)?;
     let (far, _) = listener.accept()?;
     for socket in [&near, &far] {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(DEADLINE))?;
         socket.set_write_timeout(Some(DEADLINE))?;
     }
-    send_unpaced_within(&near);
     Ok((near, far))
 }
 
