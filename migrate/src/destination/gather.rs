@@ -19,7 +19,8 @@ use crate::pages::{PAGE_SIZE, PageRun};
 
 const PART_PAGES: u64 = BLOCK_PAGES / BLOCK_PARTS;
 
-/// Blocks that are gathered at a time. A request moves the place where the source pushes, and leaves one behind.
+/// Blocks that are gathered at a time. A guest that goes from page to page moves the place where the source pushes, and leaves one
+/// behind.
 const OPEN: usize = 4;
 
 /// Blocks of which something is at hand or on its way, the oldest first. Streams fill them side by side, and faults look into

@@ -4,10 +4,9 @@
 //! requests on the urgent connection at once; the crew pushes the rest on the data connections, where the guest is. A page
 //! that is asked for although it was pushed is behind others: it overtakes itself. Nothing writes to it meanwhile.
 //!
-//! Where the guest is the last requests tell ([`Trail`]). One near them is of a guest that goes from page to page: neighbours come
-//! with the page, and pushing goes on behind it at once. Any other is of one that jumps: it gets its page alone, as fast as can be,
-//! and its block is pushed when the one under way is done, since the destination moves whole blocks and copies what is left of
-//! others.
+//! Where the guest is the last requests tell ([`Trail`]). One just behind another is of a guest that goes from page to page:
+//! pushing goes on behind it at once. After any other, which jumps, the block of the page is pushed when the one under way is done:
+//! the destination moves whole blocks, and copies what is left of others. Within one host a page that was jumped to comes alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,11 +25,14 @@ use crate::report::Phase;
 use crate::wire::limits::PAGES_PER_PUSH;
 use crate::wire::{Kind, Message};
 
-/// Pages sent for a request near others: the one asked for, and neighbours that are likely to be asked for next.
+/// Pages sent for one request: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
 
-/// How many pages lie between requests that are near each other, at most.
-const NEAR: u64 = BLOCK_PAGES;
+/// … for one that jumps, where a round trip takes less than the copies of neighbours would: within one host.
+const ALONE: u64 = 1;
+
+/// How many pages behind another a request is that follows it, at most: as much as is pushed behind that one at a time.
+const NEAR: u64 = 2 * PAGES_PER_PUSH;
 
 /// There is no such page.
 const NOWHERE: u64 = u64::MAX;
@@ -45,12 +47,9 @@ pub(super) struct Unsent {
     wanted: AtomicU64,
 }
 
-/// The last requests, wherever the vCPUs are.
+/// The last requests, the newest first: one for each vCPU, as long as each goes from page to page.
 #[derive(Debug)]
-struct Trail {
-    last: [u64; 8],
-    oldest: usize,
-}
+struct Trail(Vec<u64>);
 
 impl Unsent {
     pub(super) fn new(pages: &PageSet) -> Self {
@@ -126,50 +125,53 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
-    /// The next page to push; moves on past its neighbourhood, unless a request has moved the place meanwhile.
+    /// The next page to push; moves on past its neighbourhood.
     fn seek(&self) -> Option<u64> {
-        let from = self.next.load(Ordering::Relaxed);
-        let mut first = self.pages.next_from(from);
-        let is_in_its_block = !from.is_multiple_of(BLOCK_PAGES)
-            && first.is_some_and(|first| first / BLOCK_PAGES == from / BLOCK_PAGES);
-        if !is_in_its_block {
-            let wanted = self.wanted.swap(NOWHERE, Ordering::Relaxed);
-            if wanted != NOWHERE {
-                first = self.pages.next_from(wanted - wanted % BLOCK_PAGES);
+        loop {
+            let from = self.next.load(Ordering::Relaxed);
+            let onwards = self.pages.next_from(from);
+            let is_in_its_block = !from.is_multiple_of(BLOCK_PAGES)
+                && onwards.is_some_and(|first| first / BLOCK_PAGES == from / BLOCK_PAGES);
+            let wanted = if is_in_its_block { NOWHERE } else { self.wanted.load(Ordering::Relaxed) };
+            let there =
+                if wanted == NOWHERE { None } else { self.pages.next_from(wanted - wanted % BLOCK_PAGES) };
+            let first = there.or(onwards).or_else(|| self.pages.next_from(0))?;
+            let after = (first / PAGES_PER_PUSH + 1) * PAGES_PER_PUSH;
+            // Else a request has moved the place meanwhile, or another stream has.
+            if self.next.compare_exchange(from, after, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                let _ = self.wanted.compare_exchange(wanted, NOWHERE, Ordering::Relaxed, Ordering::Relaxed);
+                return Some(first);
             }
         }
-        let first = first.or_else(|| self.pages.next_from(0))?;
-        let after = (first / PAGES_PER_PUSH + 1) * PAGES_PER_PUSH;
-        let _ = self.next.compare_exchange(from, after, Ordering::Relaxed, Ordering::Relaxed);
-        Some(first)
     }
 
-    /// What answers a request: the page, and its neighbours where they are unsent and the guest is about to want them.
-    fn answer_to(&self, gfn: u64, trail: &mut Trail) -> Vec<PageRun> {
-        let is_near = trail.follow(gfn);
-        let (place, neighbours) = if is_near { (&self.next, CLUSTER - 1) } else { (&self.wanted, 0) };
+    /// What answers a request: the page, and its neighbours where they are unsent. One that jumps brings `jumped` pages.
+    fn answer_to(&self, gfn: u64, trail: &mut Trail, jumped: u64) -> Vec<PageRun> {
+        let (place, cluster) = if trail.follow(gfn) { (&self.next, CLUSTER) } else { (&self.wanted, jumped) };
         place.store(gfn, Ordering::Relaxed);
         let mut runs = vec![PageRun { first: gfn, count: 1 }];
+        // A page that is on its way comes alone: its neighbours are, too.
         if self.pages.claim(gfn) {
-            runs.extend(self.pages.claim_run(PageRun { first: gfn + 1, count: neighbours }));
+            runs.extend(self.pages.claim_run(PageRun { first: gfn + 1, count: cluster - 1 }));
         }
         runs
     }
 }
 
-impl Default for Trail {
-    fn default() -> Self {
-        Self { last: [NOWHERE; 8], oldest: 0 }
-    }
-}
-
 impl Trail {
-    /// A request. Whether it is near one of those before it.
+    /// As many as there are vCPUs, and a few more: one vCPU may go through several places by turns.
+    fn of(vcpus: u32) -> Self {
+        Self(vec![NOWHERE; vcpus.max(8) as usize])
+    }
+
+    /// A request. Whether it follows one of those before it, in whose place it is then.
     fn follow(&mut self, gfn: u64) -> bool {
-        let is_near = self.last.iter().any(|before| before.abs_diff(gfn) <= NEAR);
-        self.last[self.oldest] = gfn;
-        self.oldest = (self.oldest + 1) % self.last.len();
-        is_near
+        let ahead = |before: &u64| gfn.checked_sub(*before).is_some_and(|pages| pages <= NEAR);
+        let followed = self.0.iter().position(ahead);
+        let end = followed.unwrap_or(self.0.len() - 1);
+        self.0[..=end].rotate_right(1);
+        self.0[0] = gfn;
+        followed.is_some()
     }
 }
 
@@ -197,7 +199,7 @@ fn hear_placed(back: &Line) -> Result<(), Failure> {
 /// The page server: answers requests until the connection ends.
 pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
     let mut courier = Courier::new(context, urgent.link(), Manner::PlaceAtOnce);
-    let mut trail = Trail::default();
+    let mut trail = Trail::of(context.description.vcpus);
     loop {
         match serve(context, urgent, &mut courier, &mut trail) {
             // Silence is no failure here: a guest that misses nothing asks for nothing.
@@ -218,6 +220,7 @@ fn serve(
         Message::Request { gfns } => gfns,
         other => return Err(urgent.unexpected(other.kind(), Kind::Request.word())),
     };
+    let jumped = if urgent.link().is_within_host() { ALONE } else { CLUSTER };
     let Some(unsent) = context.unsent.get() else {
         return Err(urgent.unexpected(Kind::Request, "no request before pages are missing"));
     };
@@ -225,7 +228,7 @@ fn serve(
         if !context.description.holds(PageRun { first: gfn, count: 1 }) {
             return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
         }
-        unsent.answer_to(gfn, trail).into_iter().try_for_each(|run| courier.add(run))?;
+        unsent.answer_to(gfn, trail, jumped).into_iter().try_for_each(|run| courier.add(run))?;
         courier.flush()?;
     }
     Ok(())
@@ -264,10 +267,10 @@ mod tests {
         Unsent::new(&PageSet::of_runs(END, &[PageRun { first: 0, count }]))
     }
 
-    /// What answers requests for `gfns`, one after the other.
-    fn answers(unsent: &Unsent, gfns: &[u64]) -> Vec<Vec<PageRun>> {
-        let mut trail = Trail::default();
-        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail)).collect()
+    /// What answers requests for `gfns`, one after the other; those that jump by so many pages.
+    fn answers(unsent: &Unsent, gfns: &[u64], jumped: u64) -> Vec<Vec<PageRun>> {
+        let mut trail = Trail::of(1);
+        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail, jumped)).collect()
     }
 
     /// Where the next portions that are pushed begin. They are sent.
@@ -280,34 +283,74 @@ mod tests {
         std::iter::from_fn(portion).take(portions).collect()
     }
 
+    /// How many pages a stream pushes until there are none.
+    fn pages_pushed(unsent: &Unsent) -> u64 {
+        let mut pages = 0;
+        while let Some(first) = unsent.seek() {
+            let portion = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
+            pages += unsent.pages.claim_run(portion).iter().map(|run| run.count).sum::<u64>();
+        }
+        pages
+    }
+
     #[test]
-    fn a_request_near_another_brings_neighbours_once() {
+    fn a_request_brings_neighbours_once_and_who_jumps_waits_for_none_where_the_way_is_short() {
         let run = |first, count| PageRun { first, count };
+        let gfns = [100, 103, 120, 99, 2000];
         assert_eq!(
-            answers(&unsent(END), &[100, 101, 103, 109]),
+            answers(&unsent(END), &gfns, CLUSTER),
             [
-                vec![run(100, 1)],
-                vec![run(101, 1), run(102, 7)],
+                vec![run(100, 1), run(101, 7)],
                 // It is on its way, and overtakes itself.
                 vec![run(103, 1)],
-                vec![run(109, 1), run(110, 7)],
+                vec![run(120, 1), run(121, 7)],
+                // Backwards; all that follows is on its way.
+                vec![run(99, 1)],
+                vec![run(2000, 1), run(2001, 7)],
+            ]
+        );
+        assert_eq!(
+            answers(&unsent(END), &gfns, ALONE),
+            [
+                vec![run(100, 1)],
+                vec![run(103, 1), run(104, 7)],
+                vec![run(120, 1), run(121, 7)],
+                vec![run(99, 1)],
+                vec![run(2000, 1)],
             ]
         );
     }
 
     #[test]
-    fn who_jumps_gets_pages_alone() {
-        let far: Vec<u64> = (0..8).map(|at| at * BLOCK_PAGES + at).collect();
-        let answers = answers(&unsent(END), &far);
-        assert!(answers.iter().zip(&far).all(|(runs, gfn)| *runs == [PageRun { first: *gfn, count: 1 }]));
+    fn each_vcpu_has_a_place_however_the_others_hurry() {
+        for vcpus in [2, 16] {
+            let mut trail = Trail::of(vcpus);
+            let start = |vcpu: u32| u64::from(vcpu) * 100 * NEAR;
+            assert!(!(0..vcpus).any(|vcpu| trail.follow(start(vcpu))), "the first of each");
+            assert!((1..50).all(|step| trail.follow(start(0) + 8 * step)), "one hurries");
+            assert!((1..vcpus).all(|vcpu| trail.follow(start(vcpu) + 8)), "{vcpus} vCPUs");
+        }
     }
 
     #[test]
-    fn several_vcpus_have_trails_of_their_own() {
-        let mut trail = Trail::default();
-        let places: Vec<u64> = (0..8).map(|vcpu| vcpu * 10 * NEAR).collect();
-        assert!(!places.iter().any(|gfn| trail.follow(*gfn)), "the first of each");
-        assert!(places.iter().all(|gfn| trail.follow(gfn + 8)));
+    fn several_streams_push_each_page_once_whatever_is_asked_for() {
+        let unsent = unsent(END);
+        let (asked, pushed) = std::thread::scope(|scope| {
+            let streams: Vec<_> = (0..3).map(|_| scope.spawn(|| pages_pushed(&unsent))).collect();
+            let mut trail = Trail::of(2);
+            let mut asked = 0;
+            for at in 0..200 {
+                let gfn = if at % 2 == 0 { at * 8 } else { at * 7919 % END };
+                let runs = unsent.answer_to(gfn, &mut trail, ALONE);
+                // The page itself may have been on its way, and comes again then.
+                asked += runs[1..].iter().map(|run| run.count).sum::<u64>();
+            }
+            let pushed: u64 = streams.into_iter().map(|stream| stream.join().expect("no panic")).sum();
+            (asked, pushed)
+        });
+        assert!(unsent.pages.next_from(0).is_none(), "all is sent");
+        let once = asked + pushed;
+        assert!((END - 200..=END).contains(&once), "{asked} beside those asked for, and {pushed}, of {END}");
     }
 
     #[test]
@@ -322,17 +365,22 @@ mod tests {
 
     #[test]
     fn pushing_follows_who_goes_from_page_to_page_at_once_and_comes_round() {
-        let unsent = unsent(300);
-        assert_eq!(pushed(&unsent, 1), [0]);
-        answers(&unsent, &[199, 200]);
-        assert_eq!(pushed(&unsent, 9), [208, 256, 64, 128, 192], "all, each once");
+        let unsent = unsent(END);
+        assert_eq!(pushed(&unsent, 2), [0, 64]);
+        answers(&unsent, &[1000, 1008], CLUSTER);
+        unsent.wanted.store(NOWHERE, Ordering::Relaxed);
+        assert_eq!(pushed(&unsent, 2), [1016, 1024]);
+        let rest = pushed(&unsent, usize::MAX);
+        assert_eq!(rest.first(), Some(&1088));
+        assert_eq!(rest.last(), Some(&960), "what is before it comes last");
+        assert!(unsent.pages.next_from(0).is_none(), "and all of it");
     }
 
     #[test]
     fn pushing_ends_a_block_before_it_goes_where_the_guest_has_jumped_to() {
         let unsent = unsent(END);
         assert_eq!(pushed(&unsent, 2), [0, 64]);
-        answers(&unsent, &[3 * BLOCK_PAGES + 7, 5 * BLOCK_PAGES + 100]);
+        answers(&unsent, &[3 * BLOCK_PAGES + 7, 5 * BLOCK_PAGES + 100], ALONE);
         let rest: Vec<u64> = (2..8).map(|portion| portion * PAGES_PER_PUSH).collect();
         assert_eq!(pushed(&unsent, 6), rest);
         let there: Vec<u64> = (0..8).map(|portion| 5 * BLOCK_PAGES + portion * PAGES_PER_PUSH).collect();
