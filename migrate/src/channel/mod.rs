@@ -10,6 +10,7 @@ pub mod memory;
 pub mod tcp;
 pub mod tls;
 pub mod whole;
+pub mod within;
 
 use std::fmt::Debug;
 use std::io;

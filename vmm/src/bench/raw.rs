@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migrate::channel::tcp::{keep_in_cache, stream_to};
 use migrate::channel::whole::time_for;
+use migrate::channel::within::{keep_in_cache, stream_to};
 use migrate::priority::{give_way, share_a_core};
 use serde::Serialize;
 
