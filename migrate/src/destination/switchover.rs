@@ -39,12 +39,27 @@ impl<'a> Session<'a> {
         let faults = context.guest.catch_faults(missing).map_err(Failure::guest("catch page faults"))?;
         let placing = context.placing.get_or_init(|| Arc::new(Placing::new(faults, missing)));
         if let Some(urgent) = urgent.cloned() {
-            start(scope, "faults", move || {
-                context.ram.take_turns_as_a_vcpu();
-                context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
-            })?;
+            self.watch_faults(scope, placing, urgent)?;
         }
         Ok(())
+    }
+
+    /// Starts the thread that sees touches of missing pages.
+    pub(super) fn watch_faults<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, 'a>,
+        placing: &'a Placing,
+        urgent: Line,
+    ) -> Result<(), Failure>
+    where
+        'a: 'scope,
+    {
+        let context = self.context;
+        start(scope, "faults", move || {
+            context.ram.take_turns_as_a_vcpu();
+            context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
+        })
+        .map(drop)
     }
 
     /// Puts the state in place when the last pages are, and says ready. What is compared is compared before:

@@ -297,10 +297,7 @@ impl<'a> Session<'a> {
         let context = self.context;
         if let (Some(placing), Some(urgent)) = (context.placing.get(), lines.urgent.clone()) {
             placing.request_again(&urgent)?;
-            start(scope, "faults", move || {
-                context.ram.take_turns_as_a_vcpu();
-                context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
-            })?;
+            self.watch_faults(scope, placing, urgent)?;
         }
         match self.custody.state() {
             Destination::Held => {

@@ -49,7 +49,11 @@ pub(super) struct Unsent {
 
 /// The last requests, the newest first: one for each vCPU, as long as each goes from page to page.
 #[derive(Debug)]
-struct Trail(Vec<u64>);
+struct Trail {
+    last: Vec<u64>,
+    /// Pages sent for a request that jumps.
+    jumped: u64,
+}
 
 impl Unsent {
     pub(super) fn new(pages: &PageSet) -> Self {
@@ -145,9 +149,10 @@ impl Unsent {
         }
     }
 
-    /// What answers a request: the page, and its neighbours where they are unsent. One that jumps brings `jumped` pages.
-    fn answer_to(&self, gfn: u64, trail: &mut Trail, jumped: u64) -> Vec<PageRun> {
-        let (place, cluster) = if trail.follow(gfn) { (&self.next, CLUSTER) } else { (&self.wanted, jumped) };
+    /// What answers a request: the page, and its neighbours where they are unsent.
+    fn answer_to(&self, gfn: u64, trail: &mut Trail) -> Vec<PageRun> {
+        let (place, cluster) =
+            if trail.follow(gfn) { (&self.next, CLUSTER) } else { (&self.wanted, trail.jumped) };
         place.store(gfn, Ordering::Relaxed);
         let mut runs = vec![PageRun { first: gfn, count: 1 }];
         // A page that is on its way comes alone: its neighbours are, too.
@@ -160,17 +165,17 @@ impl Unsent {
 
 impl Trail {
     /// As many as there are vCPUs, and a few more: one vCPU may go through several places by turns.
-    fn of(vcpus: u32) -> Self {
-        Self(vec![NOWHERE; vcpus.max(8) as usize])
+    fn of(vcpus: u32, jumped: u64) -> Self {
+        Self { last: vec![NOWHERE; vcpus.max(8) as usize], jumped }
     }
 
     /// A request. Whether it follows one of those before it, in whose place it is then.
     fn follow(&mut self, gfn: u64) -> bool {
         let ahead = |before: &u64| gfn.checked_sub(*before).is_some_and(|pages| pages <= NEAR);
-        let followed = self.0.iter().position(ahead);
-        let end = followed.unwrap_or(self.0.len() - 1);
-        self.0[..=end].rotate_right(1);
-        self.0[0] = gfn;
+        let followed = self.last.iter().position(ahead);
+        let end = followed.unwrap_or(self.last.len() - 1);
+        self.last[..=end].rotate_right(1);
+        self.last[0] = gfn;
         followed.is_some()
     }
 }
@@ -199,7 +204,8 @@ fn hear_placed(back: &Line) -> Result<(), Failure> {
 /// The page server: answers requests until the connection ends.
 pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
     let mut courier = Courier::new(context, urgent.link(), Manner::PlaceAtOnce);
-    let mut trail = Trail::of(context.description.vcpus);
+    let jumped = if urgent.link().is_within_host() { ALONE } else { CLUSTER };
+    let mut trail = Trail::of(context.description.vcpus, jumped);
     loop {
         match serve(context, urgent, &mut courier, &mut trail) {
             // Silence is no failure here: a guest that misses nothing asks for nothing.
@@ -220,7 +226,6 @@ fn serve(
         Message::Request { gfns } => gfns,
         other => return Err(urgent.unexpected(other.kind(), Kind::Request.word())),
     };
-    let jumped = if urgent.link().is_within_host() { ALONE } else { CLUSTER };
     let Some(unsent) = context.unsent.get() else {
         return Err(urgent.unexpected(Kind::Request, "no request before pages are missing"));
     };
@@ -228,7 +233,7 @@ fn serve(
         if !context.description.holds(PageRun { first: gfn, count: 1 }) {
             return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
         }
-        unsent.answer_to(gfn, trail, jumped).into_iter().try_for_each(|run| courier.add(run))?;
+        unsent.answer_to(gfn, trail).into_iter().try_for_each(|run| courier.add(run))?;
         courier.flush()?;
     }
     Ok(())
@@ -269,8 +274,8 @@ mod tests {
 
     /// What answers requests for `gfns`, one after the other; those that jump by so many pages.
     fn answers(unsent: &Unsent, gfns: &[u64], jumped: u64) -> Vec<Vec<PageRun>> {
-        let mut trail = Trail::of(1);
-        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail, jumped)).collect()
+        let mut trail = Trail::of(1, jumped);
+        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail)).collect()
     }
 
     /// Where the next portions that are pushed begin. They are sent.
@@ -324,7 +329,7 @@ mod tests {
     #[test]
     fn each_vcpu_has_a_place_however_the_others_hurry() {
         for vcpus in [2, 16] {
-            let mut trail = Trail::of(vcpus);
+            let mut trail = Trail::of(vcpus, CLUSTER);
             let start = |vcpu: u32| u64::from(vcpu) * 100 * NEAR;
             assert!(!(0..vcpus).any(|vcpu| trail.follow(start(vcpu))), "the first of each");
             assert!((1..50).all(|step| trail.follow(start(0) + 8 * step)), "one hurries");
@@ -337,11 +342,11 @@ mod tests {
         let unsent = unsent(END);
         let (asked, pushed) = std::thread::scope(|scope| {
             let streams: Vec<_> = (0..3).map(|_| scope.spawn(|| pages_pushed(&unsent))).collect();
-            let mut trail = Trail::of(2);
+            let mut trail = Trail::of(2, ALONE);
             let mut asked = 0;
             for at in 0..200 {
                 let gfn = if at % 2 == 0 { at * 8 } else { at * 7919 % END };
-                let runs = unsent.answer_to(gfn, &mut trail, ALONE);
+                let runs = unsent.answer_to(gfn, &mut trail);
                 // The page itself may have been on its way, and comes again then.
                 asked += runs[1..].iter().map(|run| run.count).sum::<u64>();
             }
