@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde::Serialize;
+use vmm::lab::usage::HostTime;
 use vmm::lab::watch::Meter;
 
 use super::error::PeersError;
@@ -40,7 +41,7 @@ impl Meters {
     pub(super) fn start(pids: [u32; 2], vcpus: &'static str, source_guest: u64) -> Result<Self, PeersError> {
         let mut meters = Self { vcpus, all: Vec::new(), host: [0.0; 2], source_guest };
         pids.into_iter().try_for_each(|pid| meters.add(pid))?;
-        meters.host = [host_cpu_s(); 2];
+        meters.host = [HostTime::now().busy; 2];
         Ok(meters)
     }
 
@@ -54,7 +55,7 @@ impl Meters {
     /// Reads all of them: before one ends, and at the end.
     pub(super) fn read(&mut self) {
         self.all.iter_mut().for_each(Meter::read);
-        self.host[1] = host_cpu_s();
+        self.host[1] = HostTime::now().busy;
     }
 
     /// What was used. `destination`: its process, which has the guest now.
@@ -71,20 +72,6 @@ impl Meters {
             destination_rss_beyond_guest: beyond(1, Resident::of(destination).guest),
         }
     }
-}
-
-/// CPU time that was used on this host since it booted, seconds.
-fn host_cpu_s() -> f64 {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    busy_ticks(&stat) as f64 / rustix::param::clock_ticks_per_second() as f64
-}
-
-/// All but idle and waiting, what the host below has taken included (proc(5): user, nice, system, idle, iowait, irq,
-/// softirq, steal). What guests used is in the first two.
-fn busy_ticks(stat: &str) -> u64 {
-    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "));
-    let ticks: Vec<u64> = line.unwrap_or_default().split_whitespace().flat_map(str::parse).collect();
-    ticks.iter().take(8).sum::<u64>() - ticks.iter().skip(3).take(2).sum::<u64>()
 }
 
 /// Memory that is resident in a process, bytes (smaps, proc(5)).
@@ -121,13 +108,6 @@ impl Resident {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_is_busy_with_all_but_idling() {
-        let stat = "cpu  1 2 4 1000 2000 8 16 32 4000 4000\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!((busy_ticks(stat), busy_ticks("")), (63, 0));
-        assert!(host_cpu_s() > 0.0);
-    }
 
     #[test]
     fn only_large_mappings_are_the_guests() {

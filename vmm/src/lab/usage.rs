@@ -50,16 +50,31 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     resident_of(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)
 }
 
-/// CPU time that the host below this one has taken from its cores since it booted, seconds; nothing on a host of metal.
-#[must_use]
-pub fn stolen_s() -> f64 {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    stolen_ticks(&stat).unwrap_or(0) as f64 / rustix::param::clock_ticks_per_second() as f64
+/// CPU time of all of this host's cores since it booted, seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HostTime {
+    /// Used, by whomever, guests and the host below included.
+    pub busy: f64,
+    /// Taken by the host below this one; nothing on a host of metal.
+    pub stolen: f64,
 }
 
-/// proc(5): user, nice, system, idle, iowait, irq, softirq, steal, of all cores together.
-fn stolen_ticks(stat: &str) -> Option<u64> {
-    stat.lines().find_map(|line| line.strip_prefix("cpu "))?.split_whitespace().nth(7)?.parse().ok()
+impl HostTime {
+    /// Until now.
+    #[must_use]
+    pub fn now() -> Self {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        Self::parse(&stat, rustix::param::clock_ticks_per_second())
+    }
+
+    /// proc(5): user, nice, system, idle, iowait, irq, softirq, steal. What guests used is in the first two.
+    fn parse(stat: &str, ticks_per_second: u64) -> Self {
+        let line = stat.lines().find_map(|line| line.strip_prefix("cpu "));
+        let ticks: Vec<u64> = line.unwrap_or_default().split_whitespace().flat_map(str::parse).collect();
+        let busy = ticks.iter().take(8).sum::<u64>() - ticks.iter().skip(3).take(2).sum::<u64>();
+        let seconds = |ticks: u64| ticks as f64 / ticks_per_second as f64;
+        Self { busy: seconds(busy), stolen: seconds(ticks.get(7).copied().unwrap_or(0)) }
+    }
 }
 
 /// The second number is in pages; a process that has ended has none.
@@ -118,10 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stolen_is_the_eighth_figure_of_all_cores() {
-        let stat = "cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 2 3 4 5 6 7 8 9 10\n";
-        assert_eq!(stolen_ticks(stat), Some(80));
-        assert_eq!(stolen_ticks("cpu  10 20 30 40 50 60 70\n"), None, "Linux before 2.6.11");
+    fn a_host_is_busy_with_all_but_idling_and_what_was_stolen_is_told_apart() {
+        let stat = "cpu  1 2 4 1000 2000 8 16 32 4000 4000\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(HostTime::parse(stat, 1), HostTime { busy: 63.0, stolen: 32.0 });
+        assert_eq!(HostTime::parse("cpu  10 20 30 40 50 60 70\n", 10).stolen, 0.0, "Linux before 2.6.11");
+        assert_eq!(HostTime::parse("", 100), HostTime::default());
+        assert!(HostTime::now().busy > 0.0);
     }
 
     #[test]

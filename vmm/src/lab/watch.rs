@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::LabError;
 use super::host::Host;
-use super::usage::{CpuTime, VCPU_THREADS, peak_rss, stolen_s};
+use super::usage::{CpuTime, HostTime, VCPU_THREADS, peak_rss};
 
 /// What a move cost the hosts, from the request until the end. CPU times in seconds, memory in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -68,7 +68,7 @@ impl Watch {
         let client = source.client().clone();
         let events = client.events().await?;
         let (source, destination) = (meter(source)?, meter(destination)?);
-        Ok(Self { client, events, source, destination, stolen_s: (stolen_s(), None) })
+        Ok(Self { client, events, source, destination, stolen_s: (HostTime::now().stolen, None) })
     }
 
     /// Follows it to its end.
@@ -105,7 +105,7 @@ impl Watch {
     pub fn usage(&mut self) -> Usage {
         self.read();
         let (before, by_the_end) = &mut self.stolen_s;
-        let stolen_s = *by_the_end.get_or_insert_with(stolen_s) - *before;
+        let stolen_s = *by_the_end.get_or_insert_with(|| HostTime::now().stolen) - *before;
         Usage { source: self.source.used(), destination: self.destination.used(), stolen_s }
     }
 }
