@@ -80,6 +80,9 @@ fn a_guest_that_writes_faster_than_it_is_sent_moves_by_pre_copy_if_it_may_be_hel
     let mut journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=40000 fill=32"));
     let words = "--mode precopy --bandwidth 40M --compression none --max-downtime 400ms --verify";
     let next = world.receive("next");
+    let reason = journey.attempt(&next.address(), &format!("{words} --throttle 15")).kept();
+    assert!(reason.contains("by more than 15 % with --throttle"), "{reason}");
+    until("the destination to wait", || next.life().filter(|life| *life == Life::Waiting));
     let report = journey.attempt(&next.address(), &format!("{words} --throttle 99")).moved();
     let held_back: Vec<_> = report.rounds.iter().map(|round| round.throttle).collect();
     assert!(held_back[0] == 0 && held_back.last() > Some(&50), "{held_back:?}");
