@@ -39,6 +39,11 @@ impl Fuse {
         self.left.load(Ordering::SeqCst) < 0
     }
 
+    /// Counts from now on: so many operations are left.
+    pub(crate) fn light(&self, operations: i64) {
+        self.left.store(operations, Ordering::SeqCst);
+    }
+
     /// Burns through at once.
     pub(crate) fn blow(&self) {
         self.left.store(0, Ordering::SeqCst);

@@ -12,7 +12,7 @@ mod ram;
 mod seam;
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -163,6 +163,8 @@ pub(crate) struct Sim {
     packets: Mutex<Vec<Packet>>,
     /// What shall fail, for once.
     pub(crate) broken: Broken,
+    /// What a pause sets going.
+    pub(crate) paused: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -221,6 +223,7 @@ impl Sim {
             told_first: AtomicU64::new(0),
             packets: Mutex::default(),
             broken: Broken::default(),
+            paused: OnceLock::new(),
         });
         let vcpu = Arc::clone(&sim);
         *sim.thread.lock().expect("fresh") = Some(std::thread::spawn(move || vcpu.live()));

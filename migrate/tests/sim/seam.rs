@@ -82,6 +82,9 @@ impl Departing for Sim {
         self.pauses.fetch_add(1, Ordering::SeqCst);
         self.held_back.store(0, Ordering::SeqCst);
         self.stop_cpu();
+        if let Some(paused) = self.paused.get() {
+            paused();
+        }
         Ok(())
     }
 
