@@ -6,7 +6,6 @@
 //!   ├── Migration  one `migrate` process: its events while it lasts, its report and status when it is over
 //!   ├── Journey    one guest on its way through several VMMs, and what it said on all of them
 //!   ├── Network    a namespace with a bridge and taps, for a world whose guests have a network
-//!   ├── SlowLink   the same, slow and far, and whole
 //!   └── Proxy      the network between two VMMs: cut after so many bytes or at a certain message, or silent, or worse
 //! ```
 //!
@@ -25,7 +24,6 @@ pub mod peers;
 mod process;
 mod proxy;
 pub mod saved;
-mod slow;
 mod transcript;
 mod trouble;
 mod turn;
@@ -41,7 +39,6 @@ pub use migration::{Ending, Migration};
 pub use network::{Network, Stream};
 pub use process::{Output, Process};
 pub use proxy::Proxy;
-pub use slow::SlowLink;
 pub use transcript::{SecondOfWork, Transcript};
 pub use trouble::{Cut, Does, Trouble};
 pub use until::{PATIENCE, until};

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use tests::{Guest, Journey, SlowLink, World};
+use tests::{Guest, Journey, World};
+use vmm::lab::slow::SlowLink;
 
 /// Bytes per second: what the guest dirties takes half of it, if it is sent as it is.
 const RATE: u64 = 40_000_000;

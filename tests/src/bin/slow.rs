@@ -6,7 +6,7 @@ use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::SlowLink;
+use vmm::lab::slow::SlowLink;
 
 const USAGE: &str = "slow DESTINATION BYTES-PER-SECOND DELAY-MS (of each direction)";
 

@@ -19,6 +19,7 @@ pub mod journey;
 pub mod measuring;
 pub mod output;
 pub mod setting;
+pub mod slow;
 pub mod stats;
 pub mod table;
 pub mod tether;
