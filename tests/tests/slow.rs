@@ -2,25 +2,21 @@
 //!
 //! How much faster that is is measured by hand (`--bin slow`), not here.
 
-use std::time::Duration;
-
 use tests::{Guest, Journey, World};
-use vmm::lab::slow::SlowLink;
+use vmm::lab::slow::{Network, SlowLink};
 
-/// Bytes per second: what the guest dirties takes half of it, if it is sent as it is.
-const RATE: u64 = 40_000_000;
-
-/// Of each direction.
-const DELAY: Duration = Duration::from_millis(5);
+/// What the guest dirties takes half of it, if it is sent as it is. So slow that to pack a page takes less than to send it, be
+/// programs not optimized and the host busy.
+const NETWORK: Network = Network { bytes_per_s: 12_000_000, round_trip_us: 10_000 };
 
 /// Moves a busy guest there, with all its memory compared.
 fn moves(mode: &str) -> migrate::report::Report {
     let world = World::alone();
     // Of what it is filled with, which is text, a fourth of the bytes say all.
-    let mut journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=5000 fill=96 content=text"));
+    let mut journey = Journey::begin(&world, Guest::BUSY.words("dirty ws=32 rate=1500 fill=96 content=text"));
     let next = world.receive("there");
-    let link = SlowLink::new(&next.address(), RATE, DELAY);
-    let report = journey.attempt(link.address(), &format!("--mode {mode} --verify")).moved();
+    let link = SlowLink::to(next.address().parse().expect("an address"), NETWORK).expect("a port");
+    let report = journey.attempt(&link.address().to_string(), &format!("--mode {mode} --verify")).moved();
     journey.arrive(next);
     let verified = report.verification.clone().expect("it was asked for");
     assert!(verified.mismatched == 0 && verified.pages > 0, "{verified:?}");

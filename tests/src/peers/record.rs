@@ -310,6 +310,7 @@ pub(super) mod tests {
             warm_bytes_per_s: still,
             beside_bytes_per_s: still,
             beside_gap_us: still,
+            beside_lost_us: still,
             round_trip_us: 15.0,
         };
         let ways = ways::few();

@@ -1,6 +1,7 @@
 //! Which guests are moved in which ways.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use migrate::cli::values::parse_bytes;
 use migrate::options::{Mode, default_streams};
@@ -11,6 +12,7 @@ use crate::config::MemorySize;
 use crate::lab::LabError;
 use crate::lab::guest::{GuestPlan, Load};
 use crate::lab::journey::Wire;
+use crate::lab::slow::Network;
 
 /// How much of a guest's RAM is filled.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,6 +59,8 @@ pub(super) struct Cell {
     pub(super) mode: Mode,
     pub(super) streams: u32,
     pub(super) wire: Wire,
+    /// What is between the hosts where it is more than loopback.
+    pub(super) network: Option<Network>,
 }
 
 /// All of them.
@@ -66,6 +70,7 @@ pub(super) struct Grid {
     pub(super) modes: Vec<Mode>,
     pub(super) wires: Vec<Wire>,
     pub(super) streams: Vec<u32>,
+    pub(super) networks: Vec<Option<Network>>,
     pub(super) runs: u32,
 }
 
@@ -92,12 +97,18 @@ impl Grid {
             modes: args.modes.clone(),
             wires: if args.tls { vec![Wire::Plain, Wire::Tls] } else { vec![Wire::Plain] },
             streams: said(&args.streams).unwrap_or(streams),
+            networks: networks(args)?,
             runs: args.runs.unwrap_or(runs),
         })
     }
 
     pub(super) fn cells(&self) -> usize {
-        self.guests.len() * self.streams.len() * self.ways().count()
+        self.guests.len() * self.networks.len() * self.streams.len() * self.ways().count()
+    }
+
+    /// Each network by each number of connections.
+    pub(super) fn connections(&self) -> impl Iterator<Item = (Option<Network>, u32)> {
+        self.networks.iter().flat_map(|network| self.streams.iter().map(|streams| (*network, *streams)))
     }
 
     /// Each mode by each wire, those of one mode in a row: what is to be compared is measured at about the same time.
@@ -109,6 +120,17 @@ impl Grid {
 /// What was said, if anything was.
 fn said<T: Clone>(values: &[T]) -> Option<Vec<T>> {
     (!values.is_empty()).then(|| values.to_vec())
+}
+
+/// One for each round trip that was said.
+fn networks(args: &BenchArgs) -> Result<Vec<Option<Network>>, LabError> {
+    let bytes_per_s = args.bandwidth.bytes_per_s().ok_or_else(|| {
+        LabError::Arguments(
+            "a network that is made here has a bandwidth: give --bandwidth, such as 1Gbit".to_owned(),
+        )
+    })?;
+    let network = |rtt: &Duration| Some(Network { bytes_per_s, round_trip_us: rtt.as_micros() as u64 });
+    Ok(said(&args.rtt).map_or_else(|| vec![None], |rtts| rtts.iter().map(network).collect()))
 }
 
 fn guest(args: &BenchArgs, memory: MemorySize, load: Load) -> Result<GuestPlan, LabError> {
@@ -163,6 +185,21 @@ mod tests {
         assert_eq!((grid.cells(), grid.guests.len()), (54, 9));
         assert!(grid.guests.iter().all(|guest| guest.fill_mib == 0));
         assert_eq!(grid.guests[8].load, Load::Max);
+    }
+
+    #[test]
+    fn a_network_for_each_round_trip() {
+        let loopback = grid("bench --quick").unwrap();
+        assert_eq!(loopback.networks, [None]);
+        let far = grid("bench --quick --rtt 200us,10ms --bandwidth 800Mbit").unwrap();
+        let network = |round_trip_us| Some(Network { bytes_per_s: 100_000_000, round_trip_us });
+        assert_eq!(far.networks, [network(200), network(10_000)]);
+        assert_eq!(far.cells(), 8);
+        assert!(grid("bench --rtt 1ms --bandwidth unlimited").unwrap_err().contains("give --bandwidth"));
+        assert!(
+            grid("bench --bandwidth 1Gbit").unwrap_err().contains("--rtt"),
+            "there is no network without"
+        );
     }
 
     #[test]

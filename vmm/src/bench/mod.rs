@@ -4,6 +4,7 @@
 //! cold memory. What plain TCP can do between two memories of the same kind is measured beside it, because loopback
 //! figures mean nothing without. A run that failed stays in the document with its reason; it has no part in medians.
 
+mod busy;
 mod figures;
 mod grid;
 mod raw;
@@ -26,12 +27,14 @@ use migrate::report::Outcome;
 use self::grid::{Cell, Fill, Grid};
 pub use self::raw::RawTcp;
 use self::record::{Record, Run};
+use self::simulate::Bandwidth;
 pub use self::simulate::SimulateArgs;
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::{Content, GuestPlan, Load};
-use crate::lab::journey::{Ending, Journey, Order, Wire};
+use crate::lab::journey::{Ending, Journey, Order};
 use crate::lab::measuring::Measuring;
+use crate::lab::slow::Network;
 use crate::lab::{self, Lab, LabError, unless_interrupted};
 
 /// Reports of the guest (one a second) before each move: its pace before is measured in this time, and in the last one
@@ -74,6 +77,13 @@ pub struct BenchArgs {
     /// Pre-copy switches over only when it expects a shorter pause than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
     pub max_downtime: Duration,
+    /// Put a network between the hosts, made on this one, and move over it: round trips, each measured by itself, such as
+    /// 200us,10ms [default: none, loopback]
+    #[arg(long, value_name = "TIMES", value_delimiter = ',', value_parser = parse_duration)]
+    pub rtt: Vec<Duration>,
+    /// What that network carries each way
+    #[arg(long, value_name = "RATE", default_value = "1Gbit", requires = "rtt")]
+    pub bandwidth: Bandwidth,
     /// Move by each way inside TLS as well, and say what it carries of what plain connections do
     #[arg(long)]
     pub tls: bool,
@@ -129,12 +139,11 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
     for guest in &grid.guests {
         eprintln!("guest: {}", guest.describe());
         let mut bed = TestBed { lab: &lab, guest: *guest, journey: None, was_up: false };
-        for streams in &grid.streams {
-            let raw = RawTcp::measure(*streams, guest).await?;
+        for (network, streams) in grid.connections() {
+            let raw = RawTcp::measure(streams, guest, network).await?;
             eprintln!("  raw TCP: {}", raw.line());
-            let orders: Vec<_> =
-                grid.ways().map(|(mode, wire)| order(args, guest, mode, *streams, wire)).collect();
-            let cell = |(mode, wire)| Cell { guest: *guest, mode, streams: *streams, wire };
+            let cell = |(mode, wire)| Cell { guest: *guest, mode, streams, wire, network };
+            let orders: Vec<_> = grid.ways().map(cell).map(|cell| order(args, &cell)).collect();
             let cells = record.begin(grid.ways().map(cell), &raw);
             // By turns, each round beginning with another: what the host does meanwhile falls on all ways alike.
             for turn in (0..grid.runs as usize).flat_map(|round| (0..orders.len()).map(move |at| round + at))
@@ -149,15 +158,12 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
     Ok(())
 }
 
-fn order(args: &BenchArgs, guest: &GuestPlan, mode: Mode, streams: u32, wire: Wire) -> Order {
-    Order {
-        mode,
-        streams,
-        max_downtime: args.max_downtime,
-        timeout: default_timeout(guest.memory.bytes()),
-        verify: false,
-        wire,
-    }
+fn order(args: &BenchArgs, cell: &Cell) -> Order {
+    let Cell { guest, mode, streams, wire, network } = *cell;
+    // All of it four times, where the network is what takes the time.
+    let crossing = |network: Network| Duration::from_secs(4 * guest.memory.bytes() / network.bytes_per_s);
+    let timeout = default_timeout(guest.memory.bytes()).max(network.map_or(Duration::ZERO, crossing));
+    Order { mode, streams, max_downtime: args.max_downtime, timeout, verify: false, wire, network }
 }
 
 /// A guest to be moved, booted again when it was lost.

@@ -6,10 +6,9 @@
 //! place stands still meanwhile. No guest stands still for less in a move of that length.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,9 +17,11 @@ use migrate::channel::within::{keep_in_cache, stream_to};
 use migrate::priority::{give_way, share_a_core};
 use serde::Serialize;
 
+use super::busy::Busy;
 use crate::lab::LabError;
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::GuestPlan;
+use crate::lab::slow::{Network, SlowLink};
 use crate::lab::stats::Spread;
 use crate::lab::table::ms;
 use crate::memory::bulk;
@@ -34,8 +35,9 @@ const PIECE: u64 = 1 << 20;
 /// Enough for a steady figure, and all of it in one region of RAM.
 const MOST_BYTES: u64 = 1 << 30;
 const LEAST_BYTES: u64 = 256 << 20;
-/// Bytes there and back, for the round trip.
+/// Bytes there and back, for the round trip; fewer where they take longer than this.
 const PINGS: usize = 1000;
+const PINGING: Duration = Duration::from_secs(1);
 /// No read or write may take longer.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -50,12 +52,14 @@ pub struct RawTcp {
     pub cold_bytes_per_s: Spread,
     /// Into memory touched before.
     pub warm_bytes_per_s: Spread,
-    /// Into memory never touched, while as many threads compute as the guest has vCPUs, to which the threads that send and
+    /// Into memory never touched, beside threads that do the work of the guest's vCPUs, to which the threads that send and
     /// receive give way as a move's do.
     pub beside_bytes_per_s: Spread,
     /// The longest time one of these busy threads stood still while as many bytes went by as the guest has filled, µs.
     pub beside_gap_us: Spread,
-    /// One byte there and back, µs, median.
+    /// What one of them meanwhile did not do of its work, in time at its own pace, µs.
+    pub beside_lost_us: Spread,
+    /// One byte there and back, µs, median; over the network, where there is one. All else is loopback's.
     pub round_trip_us: f64,
 }
 
@@ -67,11 +71,19 @@ impl RawTcp {
     ///
     /// # Panics
     /// When the measuring thread does.
-    pub async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
+    pub async fn measure(
+        streams: u32,
+        guest: &GuestPlan,
+        network: Option<Network>,
+    ) -> Result<Self, LabError> {
         let filled = guest.fill_mib << 20;
-        let (bytes, vcpus) = (filled.clamp(LEAST_BYTES, MOST_BYTES), guest.cpus.get());
+        let bytes = filled.clamp(LEAST_BYTES, MOST_BYTES);
         let laps = filled.div_ceil(bytes).max(1);
-        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes, laps, vcpus));
+        let guest = *guest;
+        let measuring = tokio::task::spawn_blocking(move || {
+            let round_trip_us = round_trip(network).map_err(LabError::host("measure a round trip"))?;
+            Ok(Self { round_trip_us, ..measure(streams, bytes, laps, &guest)? })
+        });
         measuring.await.expect("measuring does not panic")
     }
 
@@ -83,9 +95,10 @@ impl RawTcp {
         let beside = gb(self.beside_bytes_per_s);
         let connections = if self.streams == 1 { "connection" } else { "connections" };
         format!(
-            "{cold:.1} GB/s into untouched memory ({beside:.1} beside busy threads, which stood still for {} ms at most), \
-             {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
+            "{cold:.1} GB/s into untouched memory ({beside:.1} beside busy threads, which stood still for {} ms at most and \
+             lost {} ms of their work), {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
             ms(self.beside_gap_us.median),
+            ms(self.beside_lost_us.median),
             self.streams,
             self.round_trip_us
         )
@@ -93,7 +106,7 @@ impl RawTcp {
 }
 
 /// `laps`: how many times as many bytes go by the busy threads.
-fn measure(streams: u32, bytes: u64, laps: u64, vcpus: u32) -> Result<RawTcp, LabError> {
+fn measure(streams: u32, bytes: u64, laps: u64, guest: &GuestPlan) -> Result<RawTcp, LabError> {
     let memory = || {
         let layout = Layout::for_bytes(bytes).and_then(GuestRam::new);
         layout.map_err(|error| LabError::Arguments(error.to_string()))
@@ -101,7 +114,9 @@ fn measure(streams: u32, bytes: u64, laps: u64, vcpus: u32) -> Result<RawTcp, La
     let source = memory()?;
     let filling: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
     (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
-    let (mut cold, mut warm, mut beside, mut gaps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let busy = Busy::of(guest).map_err(|error| LabError::Arguments(error.to_string()))?;
+    let (mut cold, mut warm, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut gaps, mut lost) = (Vec::new(), Vec::new());
     for _ in 0..TIMES {
         // For the two destinations that there are at the same time.
         drop(BackedMemory::take(2 * bytes)?);
@@ -114,14 +129,14 @@ fn measure(streams: u32, bytes: u64, laps: u64, vcpus: u32) -> Result<RawTcp, La
         cold.push(transfer(&destination, &pairs)?);
         warm.push(transfer(&destination, &pairs)?);
         let fresh = memory()?;
-        let pairs = connections(streams, share_a_core(vcpus, streams))
+        let pairs = connections(streams, share_a_core(guest.cpus.get(), streams))
             .map_err(LabError::host("measure plain TCP"))?;
-        let (rates, gap) = beside_busy(vcpus, || {
-            (0..laps).map(|_| transfer(&fresh, &pairs)).collect::<Result<Vec<_>, LabError>>()
-        });
+        let (rates, noticed) =
+            busy.beside(|| (0..laps).map(|_| transfer(&fresh, &pairs)).collect::<Result<Vec<_>, LabError>>());
         // The first lap only: later ones go into memory that was touched.
         beside.extend(rates?.first());
-        gaps.push(gap.as_secs_f64() * 1e6);
+        gaps.push(noticed.gap.as_secs_f64() * 1e6);
+        lost.push(noticed.lost.as_secs_f64() * 1e6);
     }
     Ok(RawTcp {
         streams,
@@ -130,28 +145,8 @@ fn measure(streams: u32, bytes: u64, laps: u64, vcpus: u32) -> Result<RawTcp, La
         warm_bytes_per_s: Spread::of(warm).expect("was measured"),
         beside_bytes_per_s: Spread::of(beside).expect("was measured"),
         beside_gap_us: Spread::of(gaps).expect("was measured"),
-        round_trip_us: round_trip().map_err(LabError::host("measure a round trip"))?,
-    })
-}
-
-/// Does it while so many threads compute, and says for how long one of them stood still at most.
-fn beside_busy<T>(busy: u32, work: impl FnOnce() -> T) -> (T, Duration) {
-    let is_over = AtomicBool::new(false);
-    let read_the_clock = || {
-        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-        while !is_over.load(Ordering::Relaxed) {
-            let now = Instant::now();
-            longest = longest.max(now - last);
-            last = now;
-        }
-        longest
-    };
-    thread::scope(|scope| {
-        let busy: Vec<_> = (0..busy).map(|_| scope.spawn(read_the_clock)).collect();
-        let result = work();
-        is_over.store(true, Ordering::Relaxed);
-        let longest = busy.into_iter().map(|thread| thread.join().expect("reading the clock does not panic"));
-        (result, longest.max().unwrap_or_default())
+        beside_lost_us: Spread::of(lost).expect("was measured"),
+        round_trip_us: 0.0,
     })
 }
 
@@ -188,8 +183,11 @@ fn transfer(
     Ok(start.elapsed())
 }
 
-fn round_trip() -> io::Result<f64> {
-    let (mut near, mut far) = connect()?;
+fn round_trip(network: Option<Network>) -> io::Result<f64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let link = network.map(|network| SlowLink::to(listener.local_addr()?, network)).transpose()?;
+    let to = link.as_ref().map_or_else(|| listener.local_addr(), |link| Ok(link.address()))?;
+    let (mut near, mut far) = connect(to, &listener)?;
     thread::scope(|scope| {
         scope.spawn(move || {
             let mut byte = [0];
@@ -201,7 +199,11 @@ fn round_trip() -> io::Result<f64> {
             near.read_exact(&mut [0])?;
             Ok(start.elapsed().as_secs_f64() * 1e6)
         };
-        let times = (0..PINGS).map(ping).collect::<io::Result<Vec<f64>>>();
+        let until = Instant::now() + PINGING;
+        let times = (0..PINGS)
+            .take_while(|pings| *pings == 0 || Instant::now() < until)
+            .map(ping)
+            .collect::<io::Result<Vec<f64>>>();
         // The other side sees the end and ends as well, before the scope does.
         near.shutdown(std::net::Shutdown::Both)?;
         Ok(Spread::of(times?).expect("was measured").median)
@@ -210,17 +212,18 @@ fn round_trip() -> io::Result<f64> {
 
 /// Both ends of so many, as a move makes them.
 fn connections(streams: u32, in_cache: bool) -> io::Result<Vec<(TcpStream, TcpStream)>> {
-    let pairs = (0..streams).map(|_| connect()).collect::<io::Result<Vec<_>>>()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let to = listener.local_addr()?;
+    let pairs = (0..streams).map(|_| connect(to, &listener)).collect::<io::Result<Vec<_>>>()?;
     if in_cache {
         pairs.iter().for_each(|(near, _)| keep_in_cache(near));
     }
     Ok(pairs)
 }
 
-/// Both ends of a connection over loopback.
-fn connect() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let near = stream_to(listener.local_addr()?, DEADLINE)?;
+/// Both ends of a connection, by an address that leads to who listens.
+fn connect(to: SocketAddr, listener: &TcpListener) -> io::Result<(TcpStream, TcpStream)> {
+    let near = stream_to(to, DEADLINE)?;
     let (far, _) = listener.accept()?;
     for socket in [&near, &far] {
         socket.set_nodelay(true)?;
@@ -254,21 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn who_is_busy_beside_it_sees_itself_stand_still() {
-        let (result, longest) = beside_busy(2, || {
-            thread::sleep(Duration::from_millis(50));
-            7
-        });
-        assert_eq!(result, 7);
-        assert!(
-            !longest.is_zero(),
-            "a clock does not tick between two readings that follow each other at once"
-        );
-        assert_eq!(beside_busy(0, || ()), ((), Duration::ZERO));
-    }
-
-    #[test]
     fn a_round_trip_takes_some_time() {
-        assert!(round_trip().unwrap() > 0.0);
+        assert!(round_trip(None).unwrap() > 0.0);
+        let network = Network { bytes_per_s: 100_000_000, round_trip_us: 20_000 };
+        assert!(round_trip(Some(network)).unwrap() >= 20_000.0);
     }
 }

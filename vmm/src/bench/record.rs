@@ -182,7 +182,7 @@ pub(super) mod tests {
             working_set_mib: 512,
             load: Load::Idle,
         };
-        Cell { guest, mode: Mode::Postcopy, streams: 2, wire: Wire::Plain }
+        Cell { guest, mode: Mode::Postcopy, streams: 2, wire: Wire::Plain, network: None }
     }
 
     fn raw() -> RawTcp {
@@ -194,6 +194,7 @@ pub(super) mod tests {
             warm_bytes_per_s: still,
             beside_bytes_per_s: still,
             beside_gap_us: still,
+            beside_lost_us: still,
             round_trip_us: 15.0,
         }
     }

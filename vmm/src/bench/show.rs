@@ -9,10 +9,8 @@ use super::figures::{
     FAULTS, Figure, ROUNDS, SOURCE_RSS, TOTAL, WORK_LOST,
 };
 use super::grid::Cell;
-use super::raw::RawTcp;
 use super::record::{CellRecord, Record};
 use super::trace;
-use crate::lab::guest::GuestPlan;
 use crate::lab::journey::Wire;
 use crate::lab::stats::Spread;
 use crate::lab::table::{Table, ms, or_dash};
@@ -23,16 +21,17 @@ migration, by its own clock. Host downtime: from the pause until the destination
 its own pace. CPU: of both VMMs without their vCPU threads. RSS: peak of source / destination, guest memory included.\n\
 Of raw: bytes sent by total time, as a share of what plain TCP carries by as many connections into memory never touched /\n\
 touched before / never touched, beside as many busy threads as the guest has vCPUs. A destination's memory was never touched,\n\
-and the guest is as busy.";
+and the guest is as busy. Of network: as a share of what that carries.";
 
 /// The whole of it.
 pub(super) fn words(record: &Record, trace: bool) -> String {
     let mut text = format!("{}\n", record.setting.line());
     let mut rest = &record.cells[..];
     while let Some(first) = rest.first() {
-        let guest = first.cell.guest;
-        let (same, others) = rest.split_at(rest.iter().take_while(|cell| cell.cell.guest == guest).count());
-        text += &section(&guest, same);
+        let place = |cell: &Cell| (cell.guest, cell.network);
+        let here = place(&first.cell);
+        let (same, others) = rest.split_at(rest.iter().take_while(|cell| place(&cell.cell) == here).count());
+        text += &section(&first.cell, same);
         if trace {
             text.extend(same.iter().filter_map(trace::words));
         }
@@ -48,8 +47,9 @@ pub(super) fn words(record: &Record, trace: bool) -> String {
     text
 }
 
-fn section(guest: &GuestPlan, cells: &[CellRecord]) -> String {
-    let mut text = format!("\n{}\n", guest.describe());
+fn section(Cell { guest, network, .. }: &Cell, cells: &[CellRecord]) -> String {
+    let over = network.map_or_else(String::new, |network| format!(", over {}", network.describe()));
+    let mut text = format!("\n{}{over}\n", guest.describe());
     let mut seen = 0;
     for raw in cells.iter().map(|cell| &cell.raw) {
         if raw.streams != seen {
@@ -136,7 +136,7 @@ fn row(cell: &CellRecord) -> Vec<String> {
         number(ENGINE_CPU, 2),
         format!("{}/{}", megabytes(SOURCE_RSS), megabytes(DESTINATION_RSS)),
         or_dash(median(BYTES_PER_S), |rate| format!("{:.2}", rate / 1e9)),
-        or_dash(median(BYTES_PER_S), |rate| shares(rate, &cell.raw)),
+        or_dash(median(BYTES_PER_S), |rate| shares(rate, cell)),
     ]
 }
 
@@ -145,7 +145,10 @@ fn range(spread: Spread) -> String {
     format!("{} ({}-{})", ms(spread.median), ms(spread.min), ms(spread.max))
 }
 
-fn shares(bytes_per_s: f64, raw: &RawTcp) -> String {
+fn shares(bytes_per_s: f64, CellRecord { cell, raw, .. }: &CellRecord) -> String {
+    if let Some(network) = cell.network {
+        return format!("{:.0}% of network", bytes_per_s / network.bytes_per_s as f64 * 100.0);
+    }
     let share = |of: Spread| bytes_per_s / of.median * 100.0;
     let [cold, warm, beside] =
         [raw.cold_bytes_per_s, raw.warm_bytes_per_s, raw.beside_bytes_per_s].map(share);

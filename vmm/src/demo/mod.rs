@@ -107,6 +107,7 @@ async fn move_once(
     (round, mode, purpose): (u32, Mode, Purpose),
 ) -> Result<(), LabError> {
     let order = Order {
+        network: None,
         mode,
         streams: default_streams(),
         max_downtime: DEFAULT_MAX_DOWNTIME,

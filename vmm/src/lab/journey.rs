@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::backed::BackedMemory;
 use super::guest::GuestPlan;
 use super::host::Host;
+use super::slow::{Network, SlowLink};
 use super::transcript::{Transcript, last_gap_us, reports};
 use super::watch::{Usage, Watch};
-use super::{Lab, LabError, verdict, within};
+use super::{HOST, Lab, LabError, verdict, within};
 
 /// Boot and fill: a fixed part, and what a slow host needs for each MiB.
 const BOOT_DEADLINE: Duration = Duration::from_secs(30);
@@ -38,6 +39,8 @@ pub struct Order {
     pub verify: bool,
     /// Between the hosts.
     pub wire: Wire,
+    /// What the bytes cross besides, where it is not this host alone.
+    pub network: Option<Network>,
 }
 
 /// How the bytes cross.
@@ -106,7 +109,10 @@ impl<'a> Journey<'a> {
         let destination = self.lab.receive(order.wire).await?;
         let making_way = backed.map(|backed| backed.make_way_for(destination.pid())).transpose()?;
         let mut watch = Watch::begin(&self.host, &destination).await?;
-        self.host.client().migrate(&self.request(order, destination.listen().await?)?).await?;
+        let to = destination.listen().await?;
+        let link = order.network.map(|network| far(&to, network)).transpose()?;
+        let to = link.as_ref().map_or(to, |link| link.address().to_string());
+        self.host.client().migrate(&self.request(order, to)?).await?;
         let ended =
             within(order.timeout + AFTER_COMMIT, || "the migration ends".to_owned(), watch.to_the_end());
         let report = ended.await??;
@@ -126,7 +132,7 @@ impl<'a> Journey<'a> {
     fn request(&self, order: &Order, to: String) -> Result<MigrateRequest, LabError> {
         let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
         let credentials = match self.lab.credentials(order.wire)? {
-            Some(dir) => Protection::Certificates { dir, name: None }.held(&to),
+            Some(dir) => Protection::Certificates { dir, name: Some(HOST.to_owned()) }.held(&to),
             None => Ok(None),
         };
         let credentials = credentials.map_err(|error| LabError::Arguments(error.to_string()))?;
@@ -147,8 +153,8 @@ impl<'a> Journey<'a> {
             verify: order.verify,
             in_flight: InFlightPolicy::Forward,
             clock: ClockPolicy::Continue,
+            tls_name: credentials.as_ref().map(|_| HOST.to_owned()),
             credentials,
-            tls_name: None,
         })
     }
 
@@ -162,6 +168,12 @@ impl<'a> Journey<'a> {
         problems.extend(self.transcript.problems().iter().cloned());
         Ok(Ending { console_lines: self.transcript.lines(), problems })
     }
+}
+
+/// The way to a destination over this network.
+fn far(to: &str, network: Network) -> Result<SlowLink, LabError> {
+    let bad = |_| LabError::Arguments(format!("{to} is no address"));
+    SlowLink::to(to.parse().map_err(bad)?, network).map_err(LabError::host("make a network"))
 }
 
 /// What a guest found on its whole way.

@@ -43,6 +43,9 @@ use self::guest::GuestPlan;
 use self::host::Host;
 use self::journey::Wire;
 
+/// Where VMMs wait for guests, and the name in their certificates.
+const HOST: &str = "127.0.0.1";
+
 /// Longest wait for a VMM to start or to end.
 const PROCESS_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -86,7 +89,8 @@ impl Lab {
     /// # Errors
     /// When it ends instead of waiting.
     pub async fn receive(&self, wire: Wire) -> Result<Host, LabError> {
-        let mut line = vec!["receive", "--listen", "127.0.0.1:0"];
+        let listen = format!("{HOST}:0");
+        let mut line = vec!["receive", "--listen", &listen];
         let credentials = self.credentials(wire)?.map(|dir| dir.display().to_string());
         line.extend(credentials.iter().flat_map(|dir| ["--tls", dir]));
         self.start("host", &line).await
@@ -94,7 +98,6 @@ impl Lab {
 
     /// Where certificates for this wire are: made when they are first asked for.
     fn credentials(&self, wire: Wire) -> Result<Option<PathBuf>, LabError> {
-        const HOST: &str = "127.0.0.1";
         if wire == Wire::Plain {
             return Ok(None);
         }

@@ -1,35 +1,49 @@
 //! A slow link: so many bytes per second in each direction, all connections together, each byte so long on its way.
 //!
-//! For tests and measurements on one host, where the network itself cannot be made slow. A connection's bytes are read as the
+//! For tests and measurements on one host, where the network itself cannot be made slow or long. A connection's bytes are read as the
 //! rate allows, and written on when their time has come; what a link of that length holds is under way at most, so that a
 //! sender feels it. It knows no frames, and nothing breaks.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes that go on at once: a millisecond of 100 Mb/s.
-const PIECE: usize = 12 << 10;
+use serde::{Deserialize, Serialize};
+
+/// Bytes that go on at once: what goes through in 0.1 ms, but no fewer and no more than this.
+const PIECES: std::ops::RangeInclusive<u64> = 12 << 10..=256 << 10;
 
 /// Bytes that wait in front of the link, as in a switch.
 const QUEUE: u64 = 128 << 10;
 
+/// Where it listens: with an address of its own it is another host to whoever dials, and nothing is done there that is done
+/// within one host only.
+const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// How slow, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// What goes through each way.
+    pub bytes_per_s: u64,
+    /// There and back, µs.
+    pub round_trip_us: u64,
+}
+
 /// A link from a source to a destination. It ends when this is dropped.
 #[derive(Debug)]
 pub struct SlowLink {
-    address: String,
+    address: SocketAddr,
     link: Arc<Link>,
 }
 
 #[derive(Debug)]
 struct Link {
-    destination: String,
-    bytes_per_s: f64,
-    delay: Duration,
+    destination: SocketAddr,
+    network: Network,
     there: Lane,
     back: Lane,
     over: AtomicBool,
@@ -48,41 +62,63 @@ impl Lane {
     }
 
     /// When so many bytes are through.
-    fn take(&self, bytes: usize, bytes_per_s: f64) -> Instant {
+    fn take(&self, bytes: usize, bytes_per_s: u64) -> Instant {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut paid_until = self.paid_until.lock().expect("no panic");
         let from = (*paid_until).max(Instant::now());
-        *paid_until = from + Duration::from_secs_f64(bytes as f64 / bytes_per_s);
+        *paid_until = from + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
         *paid_until
     }
 }
 
-impl SlowLink {
-    /// A link to the destination at this address; `delay` is that of one direction.
-    ///
-    /// # Panics
-    /// When no port can be had.
+impl Network {
+    /// For people.
     #[must_use]
-    pub fn new(destination: &str, bytes_per_s: u64, delay: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address").to_string();
+    pub fn describe(self) -> String {
+        let (gbit, ms) = (self.bytes_per_s as f64 * 8e-9, self.round_trip_us as f64 / 1e3);
+        format!("{gbit} Gbit/s with a round trip of {ms} ms")
+    }
+
+    /// Of one direction.
+    fn delay(self) -> Duration {
+        Duration::from_micros(self.round_trip_us) / 2
+    }
+
+    fn piece(self) -> u64 {
+        (self.bytes_per_s / 10_000).clamp(*PIECES.start(), *PIECES.end())
+    }
+
+    /// As much as goes through in the delay, and what waits in front.
+    fn pieces_under_way(self) -> usize {
+        let room = (self.bytes_per_s as f64 * self.delay().as_secs_f64()) as u64 + QUEUE;
+        room.div_ceil(self.piece()) as usize
+    }
+}
+
+impl SlowLink {
+    /// A link to the destination at this address.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub fn to(destination: SocketAddr, network: Network) -> io::Result<Self> {
+        let listener = TcpListener::bind((HERE, 0))?;
+        let address = listener.local_addr()?;
         let link = Arc::new(Link {
-            destination: destination.to_owned(),
-            bytes_per_s: bytes_per_s as f64,
-            delay,
+            destination,
+            network,
             there: Lane::new(),
             back: Lane::new(),
             over: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&link);
         thread::spawn(move || accepting.accept(&listener));
-        Self { address, link }
+        Ok(Self { address, link })
     }
 
     /// What the source is to dial.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Bytes that have gone to the destination.
@@ -96,7 +132,7 @@ impl Drop for SlowLink {
     fn drop(&mut self) {
         self.link.over.store(true, Ordering::Relaxed);
         // Wakes the thread that accepts, which then ends.
-        let _ = TcpStream::connect(&self.address);
+        let _ = TcpStream::connect(self.address);
     }
 }
 
@@ -108,7 +144,7 @@ impl Link {
             }
             // A destination that cannot be reached shows as a connection that ends at once.
             if let Ok(source) = source
-                && let Ok(destination) = TcpStream::connect(&self.destination)
+                && let Ok(destination) = TcpStream::connect(self.destination)
             {
                 self.connect(&source, &destination).expect("sockets");
             }
@@ -122,9 +158,7 @@ impl Link {
         for is_back in [false, true] {
             let (from, to) = if is_back { (destination, source) } else { (source, destination) };
             let (mut from, mut to, link) = (from.try_clone()?, to.try_clone()?, Arc::clone(self));
-            // What is under way: as much as the rate lets through in the delay.
-            let room = (self.bytes_per_s * self.delay.as_secs_f64()) as u64 + QUEUE;
-            let (sender, arriving) = sync_channel(room.div_ceil(PIECE as u64) as usize);
+            let (sender, arriving) = sync_channel(self.network.pieces_under_way());
             thread::spawn(move || {
                 let lane = if is_back { &link.back } else { &link.there };
                 // An error is an end like any other: the other side is told by the end of its connection.
@@ -144,14 +178,14 @@ impl Link {
         lane: &Lane,
         sender: &SyncSender<(Instant, Vec<u8>)>,
     ) -> io::Result<()> {
-        let mut piece = [0; PIECE];
+        let mut piece = vec![0; self.network.piece() as usize];
         loop {
             let read = from.read(&mut piece)?;
             if read == 0 {
                 return Ok(());
             }
-            let through = lane.take(read, self.bytes_per_s);
-            if sender.send((through + self.delay, piece[..read].to_vec())).is_err() {
+            let through = lane.take(read, self.network.bytes_per_s);
+            if sender.send((through + self.network.delay(), piece[..read].to_vec())).is_err() {
                 return from.shutdown(Shutdown::Both);
             }
             thread::sleep(through.saturating_duration_since(Instant::now()));
@@ -174,8 +208,8 @@ mod tests {
     #[test]
     fn bytes_come_as_they_were_sent_and_not_before_their_time() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let link = SlowLink::new(&address, 10_000_000, Duration::from_millis(20));
+        let network = Network { bytes_per_s: 10_000_000, round_trip_us: 40_000 };
+        let link = SlowLink::to(listener.local_addr().unwrap(), network).unwrap();
         let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n.wrapping_mul(n) >> 5) as u8).collect();
         let began = Instant::now();
         let mut source = TcpStream::connect(link.address()).unwrap();

@@ -21,7 +21,7 @@ pub const KVM_IDENTITY_ADDRESS: u64 = 0xfffb_c000;
 
 /// RAM comes in huge pages' size, so that the host can back it with them.
 const GRAIN: u64 = 2 << 20;
-const MIN_BYTES: u64 = 16 << 20;
+pub(crate) const MIN_BYTES: u64 = 16 << 20;
 /// Far below every x86-64 host's physical address width (at least 36 bits), above what is tested.
 const MAX_GIB: u64 = 1024;
 

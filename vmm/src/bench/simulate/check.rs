@@ -46,7 +46,9 @@ pub(super) struct Fit {
 /// When there is no cell to fit them on.
 pub(super) fn fit(cells: &Cells, constants: &Constants) -> Result<Fit, LabError> {
     let all = &cells.cells;
-    let fits = |cell: &&Cell| cell.mode == Mode::Precopy && cell.figures.first_round_us.is_some();
+    let fits = |cell: &&Cell| {
+        cell.mode == Mode::Precopy && cell.network.is_none() && cell.figures.first_round_us.is_some()
+    };
     let idle = all.iter().position(|cell| fits(&cell) && cell.load == Load::Idle);
     let at = idle.ok_or_else(|| {
         let none = "there is no idle guest moved by pre-copy to fit the model on: measure it, with --modes precopy --rates 0";
@@ -84,7 +86,7 @@ fn case(cell: &Cell, constants: &Constants) -> Case {
         streams: cell.streams,
         max_downtime: DEFAULT_MAX_DOWNTIME,
         link: Link {
-            bandwidth: Bandwidth::UNLIMITED,
+            bandwidth: cell.network.map_or(Bandwidth::UNLIMITED, |network| Bandwidth::of(network, constants)),
             round_trip: Duration::from_secs_f64(cell.round_trip_us / 1e6),
         },
         hosts: Hosts::One { cores: cell.cores },
@@ -180,7 +182,8 @@ fn guest(cell: &Cell) -> String {
     };
     let memory = MemorySize::from_bytes(guest.memory)
         .map_or_else(|_| guest.memory.to_string(), |size| size.to_string());
-    format!("{memory}, {} vCPU, {} MiB filled, {load}", guest.cpus, guest.fill_mib)
+    let over = cell.network.map_or_else(String::new, |network| format!(", {}", network.describe()));
+    format!("{memory}, {} vCPU, {} MiB filled, {load}{over}", guest.cpus, guest.fill_mib)
 }
 
 /// Of a spread in µs: its median and its ends, in ms.

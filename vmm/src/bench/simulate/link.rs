@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::constants::Constants;
+use crate::lab::slow::Network;
 
 /// The network between both hosts.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,6 +22,16 @@ pub struct Bandwidth(f64);
 impl Bandwidth {
     /// Only the hosts limit.
     pub(super) const UNLIMITED: Self = Self(f64::INFINITY);
+
+    /// In bytes, where it is limited.
+    pub(in crate::bench) fn bytes_per_s(self) -> Option<u64> {
+        self.0.is_finite().then_some((self.0 / 8.0) as u64)
+    }
+
+    /// Of a network that was made here, which counts what is in frames, not their heads.
+    pub(super) fn of(network: Network, constants: &Constants) -> Self {
+        Self(network.bytes_per_s as f64 * 8.0 / constants.payload_share)
+    }
 }
 
 impl FromStr for Bandwidth {

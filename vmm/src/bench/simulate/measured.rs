@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::lab::LabError;
 use crate::lab::guest::Load;
+use crate::lab::slow::Network;
 use crate::lab::stats::Spread;
 
 /// The schema that is read.
@@ -27,6 +28,8 @@ pub(super) struct Cell {
     pub(super) cores: u32,
     /// Of plain TCP.
     pub(super) round_trip_us: f64,
+    /// Between the hosts, if it was more than loopback.
+    pub(super) network: Option<Network>,
     pub(super) figures: Figures,
 }
 
@@ -82,6 +85,8 @@ struct CellRecord {
     mode: Mode,
     streams: u32,
     wire: String,
+    #[serde(default)]
+    network: Option<Network>,
     raw_tcp: RawTcp,
     runs: Vec<Run>,
 }
@@ -137,7 +142,7 @@ fn document(path: &Path) -> Result<Document, LabError> {
 }
 
 fn cell(record: CellRecord, cores: u32) -> Result<Cell, String> {
-    let CellRecord { guest, mode, streams, wire, raw_tcp, runs } = record;
+    let CellRecord { guest, mode, streams, wire, network, raw_tcp, runs } = record;
     if wire != "plain" {
         return Err("it was inside TLS, which is not modelled".to_owned());
     }
@@ -158,7 +163,7 @@ fn cell(record: CellRecord, cores: u32) -> Result<Cell, String> {
         first_round_us: spread(|report| Some(report.rounds.first()?.us as f64)),
         pace: spread(|report| Some(report.guest_measured?.work_before_per_s)).ok_or_else(none)?,
     };
-    Ok(Cell { guest, load, mode, streams, cores, round_trip_us: raw_tcp.round_trip_us, figures })
+    Ok(Cell { guest, load, mode, streams, cores, round_trip_us: raw_tcp.round_trip_us, network, figures })
 }
 
 #[cfg(test)]
@@ -191,7 +196,16 @@ pub(super) mod tests {
             first_round_us: Some(one(first_round_us)),
             pace: one(1e8),
         };
-        Cell { guest, load: Load::Idle, mode, streams: 1, cores: 2, round_trip_us: 12.0, figures }
+        Cell {
+            guest,
+            load: Load::Idle,
+            mode,
+            streams: 1,
+            cores: 2,
+            round_trip_us: 12.0,
+            network: None,
+            figures,
+        }
     }
 
     #[test]
@@ -206,6 +220,7 @@ pub(super) mod tests {
             load: Load::Rate(10_000),
         };
         let rate = Spread::of([1e9]).unwrap();
+        let network = Some(Network { bytes_per_s: 125_000_000, round_trip_us: 10_000 });
         for wire in [Wire::Plain, Wire::Tls] {
             let raw = RawTcp {
                 streams: 2,
@@ -214,9 +229,10 @@ pub(super) mod tests {
                 warm_bytes_per_s: rate,
                 beside_bytes_per_s: rate,
                 beside_gap_us: rate,
+                beside_lost_us: rate,
                 round_trip_us: 15.0,
             };
-            let cell = Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire };
+            let cell = Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire, network };
             let [cell] = record.begin([cell].into_iter(), &raw) else { unreachable!("one was begun") };
             for problem in [Vec::new(), vec!["lost".to_owned()]] {
                 cell.add(Run::of(
@@ -229,6 +245,7 @@ pub(super) mod tests {
         serde_json::to_writer(&file, &record).unwrap();
         let cells = read(&[file.path().to_owned()]).unwrap();
         let [cell] = &cells.cells[..] else { panic!("{cells:?}") };
+        assert_eq!(cell.network, network);
         assert_eq!(
             (cell.load, cell.mode, cell.streams, cell.guest.memory),
             (Load::Rate(10_000), Mode::Postcopy, 2, 1 << 30)
