@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 /// Bytes that go on at once: what goes through in 0.1 ms, but no fewer and no more than this.
 const PIECES: std::ops::RangeInclusive<u64> = 12 << 10..=256 << 10;
 
+/// What a thread that has overslept may make up for: it wakes late by less than that, if it has a core.
+const CREDIT: Duration = Duration::from_millis(2);
+
 /// Bytes that wait in front of the link, as in a switch.
 const QUEUE: u64 = 128 << 10;
 
@@ -65,7 +68,7 @@ impl Lane {
     fn take(&self, bytes: usize, bytes_per_s: u64) -> Instant {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut paid_until = self.paid_until.lock().expect("no panic");
-        let from = (*paid_until).max(Instant::now());
+        let from = Instant::now().checked_sub(CREDIT).map_or(*paid_until, |since| since.max(*paid_until));
         *paid_until = from + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
         *paid_until
     }
@@ -185,7 +188,7 @@ impl Link {
                 return Ok(());
             }
             let through = lane.take(read, self.network.bytes_per_s);
-            if sender.send((through + self.network.delay(), piece[..read].to_vec())).is_err() {
+            if sender.send((through.max(Instant::now()) + self.network.delay(), piece[..read].to_vec())).is_err() {
                 return from.shutdown(Shutdown::Both);
             }
             thread::sleep(through.saturating_duration_since(Instant::now()));
