@@ -188,7 +188,10 @@ impl Link {
                 return Ok(());
             }
             let through = lane.take(read, self.network.bytes_per_s);
-            if sender.send((through.max(Instant::now()) + self.network.delay(), piece[..read].to_vec())).is_err() {
+            if sender
+                .send((through.max(Instant::now()) + self.network.delay(), piece[..read].to_vec()))
+                .is_err()
+            {
                 return from.shutdown(Shutdown::Both);
             }
             thread::sleep(through.saturating_duration_since(Instant::now()));
