@@ -27,6 +27,7 @@ use crate::lab::table::ms;
 use crate::memory::bulk;
 use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
+use crate::memory::staging::thread_time;
 
 /// Times each throughput is measured.
 const TIMES: usize = 3;
@@ -57,6 +58,8 @@ pub struct RawTcp {
     pub beside_bytes_per_s: Spread,
     /// The longest time one of these busy threads stood still while as many bytes went by as the guest has filled, µs.
     pub beside_gap_us: Spread,
+    /// CPU time that sending and receiving took there, of both sides, for each GiB.
+    pub beside_cpu_s_per_gib: Spread,
     /// What one of them meanwhile did not do of its work, in time at its own pace, µs.
     pub beside_lost_us: Spread,
     /// One byte there and back, µs, median; over the network, where there is one. All else is loopback's.
@@ -95,8 +98,9 @@ impl RawTcp {
         let beside = gb(self.beside_bytes_per_s);
         let connections = if self.streams == 1 { "connection" } else { "connections" };
         format!(
-            "{cold:.1} GB/s into untouched memory ({beside:.1} beside busy threads, which stood still for {} ms at most and \
-             lost {} ms of their work), {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
+            "{cold:.1} GB/s into untouched memory ({beside:.1}, with {:.2} s of CPU a GiB, beside busy threads, which stood still \
+             for {} ms at most and lost {} ms of their work), {warm:.1} GB/s into touched memory by {} {connections}; round trip {:.0} µs",
+            self.beside_cpu_s_per_gib.median,
             ms(self.beside_gap_us.median),
             ms(self.beside_lost_us.median),
             self.streams,
@@ -116,25 +120,27 @@ fn measure(streams: u32, bytes: u64, laps: u64, guest: &GuestPlan) -> Result<Raw
     (0..bytes).step_by(PIECE as usize).for_each(|gpa| bulk::copy_in(&source, gpa, &filling));
     let busy = Busy::of(guest).map_err(|error| LabError::Arguments(error.to_string()))?;
     let (mut cold, mut warm, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut gaps, mut lost) = (Vec::new(), Vec::new());
+    let (mut cpus, mut gaps, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..TIMES {
         // For the two destinations that there are at the same time.
         drop(BackedMemory::take(2 * bytes)?);
         let destination = memory()?;
         let transfer = |to: &Arc<GuestRam>, pairs: &[_]| {
-            let took = transfer(&source, to, pairs, bytes).map_err(LabError::host("measure plain TCP"))?;
-            Ok(bytes as f64 / took.as_secs_f64())
+            transfer(&source, to, pairs, bytes).map_err(LabError::host("measure plain TCP"))
         };
+        let rate = |cost: Cost| bytes as f64 / cost.took.as_secs_f64();
         let pairs = connections(streams, false).map_err(LabError::host("measure plain TCP"))?;
-        cold.push(transfer(&destination, &pairs)?);
-        warm.push(transfer(&destination, &pairs)?);
+        cold.push(rate(transfer(&destination, &pairs)?));
+        warm.push(rate(transfer(&destination, &pairs)?));
         let fresh = memory()?;
         let pairs = connections(streams, share_a_core(guest.cpus.get(), streams))
             .map_err(LabError::host("measure plain TCP"))?;
-        let (rates, noticed) =
+        let (costs, noticed) =
             busy.beside(|| (0..laps).map(|_| transfer(&fresh, &pairs)).collect::<Result<Vec<_>, LabError>>());
         // The first lap only: later ones go into memory that was touched.
-        beside.extend(rates?.first());
+        let first = costs?[0];
+        beside.push(rate(first));
+        cpus.push(first.cpu.as_secs_f64() * (1 << 30) as f64 / bytes as f64);
         gaps.push(noticed.gap.as_secs_f64() * 1e6);
         lost.push(noticed.lost.as_secs_f64() * 1e6);
     }
@@ -144,19 +150,28 @@ fn measure(streams: u32, bytes: u64, laps: u64, guest: &GuestPlan) -> Result<Raw
         cold_bytes_per_s: Spread::of(cold).expect("was measured"),
         warm_bytes_per_s: Spread::of(warm).expect("was measured"),
         beside_bytes_per_s: Spread::of(beside).expect("was measured"),
+        beside_cpu_s_per_gib: Spread::of(cpus).expect("was measured"),
         beside_gap_us: Spread::of(gaps).expect("was measured"),
         beside_lost_us: Spread::of(lost).expect("was measured"),
         round_trip_us: 0.0,
     })
 }
 
-/// Sends all of one memory to the other, each connection its share, and says how long that took.
+/// What it took to send all of a memory.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    took: Duration,
+    /// Of all threads.
+    cpu: Duration,
+}
+
+/// Sends all of one memory to the other, each connection its share, and says what that took.
 fn transfer(
     from: &Arc<GuestRam>,
     to: &Arc<GuestRam>,
     pairs: &[(TcpStream, TcpStream)],
     bytes: u64,
-) -> io::Result<Duration> {
+) -> io::Result<Cost> {
     let streams = pairs.len() as u64;
     let pieces = bytes / PIECE;
     let share = |stream: u64| {
@@ -164,23 +179,30 @@ fn transfer(
         (cut(stream)..cut(stream + 1)).step_by(PIECE as usize).map(|gpa| (gpa, PIECE))
     };
     let start = Instant::now();
-    thread::scope(|scope| {
+    let cpu: Duration = thread::scope(|scope| {
         let mut workers = Vec::new();
         for (stream, (near, far)) in pairs.iter().enumerate() {
             let share = share(stream as u64);
             let theirs = share.clone();
             workers.push(scope.spawn(move || {
                 give_way();
-                share.into_iter().try_for_each(|piece| bulk::send(from, &[], &[piece], near.as_fd()))
+                share.into_iter().try_for_each(|piece| bulk::send(from, &[], &[piece], near.as_fd()))?;
+                io::Result::Ok(thread_time())
             }));
             workers.push(scope.spawn(move || {
                 give_way();
-                theirs.into_iter().try_for_each(|piece| bulk::receive(to, &[piece], far.as_fd(), time_for))
+                theirs
+                    .into_iter()
+                    .try_for_each(|piece| bulk::receive(to, &[piece], far.as_fd(), time_for))?;
+                Ok(thread_time())
             }));
         }
-        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("a worker does not panic"))
+            .sum::<io::Result<_>>()
     })?;
-    Ok(start.elapsed())
+    Ok(Cost { took: start.elapsed(), cpu })
 }
 
 fn round_trip(network: Option<Network>) -> io::Result<f64> {
@@ -251,7 +273,8 @@ mod tests {
         for streams in [1, 3] {
             let to = memory();
             let pairs = connections(streams, streams == 1).unwrap();
-            assert!(!transfer(&from, &to, &pairs, bytes).unwrap().is_zero());
+            let cost = transfer(&from, &to, &pairs, bytes).unwrap();
+            assert!(!cost.took.is_zero() && !cost.cpu.is_zero(), "{cost:?}");
             assert!(hashes(&from) == hashes(&to), "{streams} connections");
         }
     }

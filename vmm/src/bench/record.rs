@@ -193,6 +193,7 @@ pub(super) mod tests {
             cold_bytes_per_s: still,
             warm_bytes_per_s: still,
             beside_bytes_per_s: still,
+            beside_cpu_s_per_gib: still,
             beside_gap_us: still,
             beside_lost_us: still,
             round_trip_us: 15.0,

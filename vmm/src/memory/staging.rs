@@ -99,8 +99,8 @@ impl Staging {
     }
 }
 
-/// CPU time of this thread.
-fn thread_time() -> Duration {
+/// CPU time that this thread has used since it began.
+pub(crate) fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }

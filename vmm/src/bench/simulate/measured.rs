@@ -228,6 +228,7 @@ pub(super) mod tests {
                 cold_bytes_per_s: rate,
                 warm_bytes_per_s: rate,
                 beside_bytes_per_s: rate,
+                beside_cpu_s_per_gib: rate,
                 beside_gap_us: rate,
                 beside_lost_us: rate,
                 round_trip_us: 15.0,
