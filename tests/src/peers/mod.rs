@@ -154,7 +154,7 @@ async fn measure_cell(
     let rhythm = if order.limit.is_some() { Rhythm::BRIEF } else { Rhythm::FULL };
     let mut raw = Vec::new();
     for connections in CONNECTIONS.into_iter().filter(|_| order.limit.is_none()) {
-        raw.push(RawTcp::measure(connections, &cell.guest, None).await?);
+        raw.push(RawTcp::measure(connections, &cell.guest).await?);
     }
     let has = |way: &&Way| peers.cloud_hypervisor.is_some() || !way.is_cloud_hypervisors();
     let ways: Vec<_> = order.ways.iter().filter(has).cloned().collect();

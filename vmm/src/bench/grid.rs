@@ -1,7 +1,6 @@
 //! Which guests are moved in which ways.
 
 use std::str::FromStr;
-use std::time::Duration;
 
 use migrate::cli::values::parse_bytes;
 use migrate::options::{Mode, default_streams};
@@ -70,7 +69,8 @@ pub(super) struct Grid {
     pub(super) modes: Vec<Mode>,
     pub(super) wires: Vec<Wire>,
     pub(super) streams: Vec<u32>,
-    pub(super) networks: Vec<Option<Network>>,
+    /// None: loopback alone.
+    pub(super) networks: Vec<Network>,
     pub(super) runs: u32,
 }
 
@@ -86,6 +86,8 @@ impl Grid {
             let memory = [size("256M")?, size("1G")?, size("4G")?];
             let rates = [1_000, 10_000, 50_000].map(Load::Rate);
             (memory.into(), [&[Load::Idle], &rates[..], &[Load::Max]].concat(), vec![1, 2, 4], 5)
+        } else if !args.rtt.is_empty() {
+            (vec![size("1G")?], vec![Load::Idle, Load::Rate(1000)], usual, 5)
         } else {
             (vec![size("1G")?], vec![Load::Idle, Load::Rate(10_000), Load::Max], usual, 5)
         };
@@ -103,12 +105,7 @@ impl Grid {
     }
 
     pub(super) fn cells(&self) -> usize {
-        self.guests.len() * self.networks.len() * self.streams.len() * self.ways().count()
-    }
-
-    /// Each network by each number of connections.
-    pub(super) fn connections(&self) -> impl Iterator<Item = (Option<Network>, u32)> {
-        self.networks.iter().flat_map(|network| self.streams.iter().map(|streams| (*network, *streams)))
+        self.guests.len() * self.networks.len().max(1) * self.streams.len() * self.ways().count()
     }
 
     /// Each mode by each wire, those of one mode in a row: what is to be compared is measured at about the same time.
@@ -123,14 +120,13 @@ fn said<T: Clone>(values: &[T]) -> Option<Vec<T>> {
 }
 
 /// One for each round trip that was said.
-fn networks(args: &BenchArgs) -> Result<Vec<Option<Network>>, LabError> {
+fn networks(args: &BenchArgs) -> Result<Vec<Network>, LabError> {
     let bytes_per_s = args.bandwidth.bytes_per_s().ok_or_else(|| {
         LabError::Arguments(
             "a network that is made here has a bandwidth: give --bandwidth, such as 1Gbit".to_owned(),
         )
     })?;
-    let network = |rtt: &Duration| Some(Network { bytes_per_s, round_trip_us: rtt.as_micros() as u64 });
-    Ok(said(&args.rtt).map_or_else(|| vec![None], |rtts| rtts.iter().map(network).collect()))
+    Ok(args.rtt.iter().map(|rtt| Network { bytes_per_s, round_trip_us: rtt.as_micros() as u64 }).collect())
 }
 
 fn guest(args: &BenchArgs, memory: MemorySize, load: Load) -> Result<GuestPlan, LabError> {
@@ -190,11 +186,14 @@ mod tests {
     #[test]
     fn a_network_for_each_round_trip() {
         let loopback = grid("bench --quick").unwrap();
-        assert_eq!(loopback.networks, [None]);
+        assert_eq!((&loopback.networks[..], loopback.cells()), (&[][..], 4));
         let far = grid("bench --quick --rtt 200us,10ms --bandwidth 800Mbit").unwrap();
-        let network = |round_trip_us| Some(Network { bytes_per_s: 100_000_000, round_trip_us });
+        let network = |round_trip_us| Network { bytes_per_s: 100_000_000, round_trip_us };
         assert_eq!(far.networks, [network(200), network(10_000)]);
         assert_eq!(far.cells(), 8);
+        assert!(grid("bench --rtt 2s").unwrap_err().contains("more than 1s"));
+        // What writes as fast as it can is faster than such a network.
+        assert_eq!(grid("bench --rtt 1ms").unwrap().guests.len(), 2);
         assert!(grid("bench --rtt 1ms --bandwidth unlimited").unwrap_err().contains("give --bandwidth"));
         assert!(
             grid("bench --bandwidth 1Gbit").unwrap_err().contains("--rtt"),

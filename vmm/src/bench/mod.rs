@@ -7,6 +7,7 @@
 mod busy;
 mod figures;
 mod grid;
+mod over;
 mod raw;
 mod record;
 mod show;
@@ -25,6 +26,7 @@ use migrate::options::{Mode, default_timeout};
 use migrate::report::Outcome;
 
 use self::grid::{Cell, Fill, Grid};
+use self::over::OverNetwork;
 pub use self::raw::RawTcp;
 use self::record::{Record, Run};
 use self::simulate::Bandwidth;
@@ -54,8 +56,8 @@ pub struct BenchArgs {
     /// Sizes of the guest's RAM [default: 1G; with --quick 256M, with --full 256M,1G,4G]
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     pub memory: Vec<MemorySize>,
-    /// Pages written a second, over half of RAM: numbers, 0 or idle, max [default: 0,10000,max; with --quick
-    /// 10000, with --full 0,1000,10000,50000,max]
+    /// Pages written a second, over half of RAM: numbers, 0 or idle, max [default: 0,10000,max; with --rtt 0,1000;
+    /// with --quick 10000, with --full 0,1000,10000,50000,max]
     #[arg(long, value_name = "RATES", value_delimiter = ',')]
     pub rates: Vec<Load>,
     /// Data connections [default: as migrate has it; with --full 1,2,4]
@@ -77,11 +79,11 @@ pub struct BenchArgs {
     /// Pre-copy switches over only when it expects a shorter pause than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
     pub max_downtime: Duration,
-    /// Put a network between the hosts, made on this one, and move over it: round trips, each measured by itself, such as
-    /// 200us,10ms [default: none, loopback]
-    #[arg(long, value_name = "TIMES", value_delimiter = ',', value_parser = parse_duration)]
+    /// Put a network between the hosts, made on this one, and move over it: round trips up to 1s, each measured by itself,
+    /// such as 200us,10ms. What carries the bytes takes CPU time, too [default: none, loopback]
+    #[arg(long, value_name = "TIMES", value_delimiter = ',', value_parser = parse_round_trip)]
     pub rtt: Vec<Duration>,
-    /// What that network carries each way
+    /// What that network carries each way, heads not counted
     #[arg(long, value_name = "RATE", default_value = "1Gbit", requires = "rtt")]
     pub bandwidth: Bandwidth,
     /// Move by each way inside TLS as well, and say what it carries of what plain connections do
@@ -110,6 +112,14 @@ pub enum Instead {
     Simulate(SimulateArgs),
 }
 
+/// Longer, and limits on silence that no option changes end the move.
+const LONGEST_ROUND_TRIP: Duration = Duration::from_secs(1);
+
+fn parse_round_trip(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text)?;
+    if time > LONGEST_ROUND_TRIP { Err("more than 1s".to_owned()) } else { Ok(time) }
+}
+
 /// Measures, prints a table and writes the document. Succeeds only when no run failed.
 ///
 /// # Errors
@@ -136,15 +146,26 @@ pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
 async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(), LabError> {
     let lab = Lab::new()?;
     eprintln!("{} cells of {} runs", grid.cells(), grid.runs);
+    let mut networks = Vec::new();
+    for network in &grid.networks {
+        networks.push(OverNetwork::measure(*network).await?);
+    }
     for guest in &grid.guests {
         eprintln!("guest: {}", guest.describe());
-        let mut bed = TestBed { lab: &lab, guest: *guest, journey: None, was_up: false };
-        for (network, streams) in grid.connections() {
-            let raw = RawTcp::measure(streams, guest, network).await?;
+        // Before it boots: it never sleeps.
+        let mut raws = Vec::new();
+        for streams in &grid.streams {
+            let raw = RawTcp::measure(*streams, guest).await?;
             eprintln!("  raw TCP: {}", raw.line());
+            raws.push(raw);
+        }
+        let mut bed = TestBed { lab: &lab, guest: *guest, journey: None, was_up: false };
+        for (over, raw) in each_way_there(&networks, &raws) {
+            over.iter().for_each(|over| eprintln!("  over {}", over.describe()));
+            let (streams, network) = (raw.streams, over.map(|over| over.network));
             let cell = |(mode, wire)| Cell { guest: *guest, mode, streams, wire, network };
             let orders: Vec<_> = grid.ways().map(cell).map(|cell| order(args, &cell)).collect();
-            let cells = record.begin(grid.ways().map(cell), &raw);
+            let cells = record.begin(grid.ways().map(cell), raw, over);
             // By turns, each round beginning with another: what the host does meanwhile falls on all ways alike.
             for turn in (0..grid.runs as usize).flat_map(|round| (0..orders.len()).map(move |at| round + at))
             {
@@ -156,6 +177,16 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
         record.endings.extend(bed.end().await);
     }
     Ok(())
+}
+
+/// Loopback, or each network, by each number of connections.
+fn each_way_there<'a>(
+    networks: &'a [OverNetwork],
+    raws: &'a [RawTcp],
+) -> impl Iterator<Item = (Option<OverNetwork>, &'a RawTcp)> {
+    let loopback = networks.is_empty().then_some(None);
+    let ways = loopback.into_iter().chain(networks.iter().copied().map(Some));
+    ways.flat_map(|over| raws.iter().map(move |raw| (over, raw)))
 }
 
 fn order(args: &BenchArgs, cell: &Cell) -> Order {

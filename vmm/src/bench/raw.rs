@@ -6,7 +6,7 @@
 //! place stands still meanwhile. No guest stands still for less in a move of that length.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
@@ -21,7 +21,6 @@ use super::busy::Busy;
 use crate::lab::LabError;
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::GuestPlan;
-use crate::lab::slow::{Network, SlowLink};
 use crate::lab::stats::Spread;
 use crate::lab::table::ms;
 use crate::memory::bulk;
@@ -62,7 +61,7 @@ pub struct RawTcp {
     pub beside_cpu_s_per_gib: Spread,
     /// What one of them meanwhile did not do of its work, in time at its own pace, µs.
     pub beside_lost_us: Spread,
-    /// One byte there and back, µs, median; over the network, where there is one. All else is loopback's.
+    /// One byte there and back, µs, median.
     pub round_trip_us: f64,
 }
 
@@ -74,19 +73,12 @@ impl RawTcp {
     ///
     /// # Panics
     /// When the measuring thread does.
-    pub async fn measure(
-        streams: u32,
-        guest: &GuestPlan,
-        network: Option<Network>,
-    ) -> Result<Self, LabError> {
+    pub async fn measure(streams: u32, guest: &GuestPlan) -> Result<Self, LabError> {
         let filled = guest.fill_mib << 20;
         let bytes = filled.clamp(LEAST_BYTES, MOST_BYTES);
         let laps = filled.div_ceil(bytes).max(1);
         let guest = *guest;
-        let measuring = tokio::task::spawn_blocking(move || {
-            let round_trip_us = round_trip(network).map_err(LabError::host("measure a round trip"))?;
-            Ok(Self { round_trip_us, ..measure(streams, bytes, laps, &guest)? })
-        });
+        let measuring = tokio::task::spawn_blocking(move || measure(streams, bytes, laps, &guest));
         measuring.await.expect("measuring does not panic")
     }
 
@@ -144,6 +136,7 @@ fn measure(streams: u32, bytes: u64, laps: u64, guest: &GuestPlan) -> Result<Raw
         gaps.push(noticed.gap.as_secs_f64() * 1e6);
         lost.push(noticed.lost.as_secs_f64() * 1e6);
     }
+    let round_trip = connect().and_then(|(near, far)| round_trip(near, far));
     Ok(RawTcp {
         streams,
         bytes,
@@ -153,7 +146,7 @@ fn measure(streams: u32, bytes: u64, laps: u64, guest: &GuestPlan) -> Result<Raw
         beside_cpu_s_per_gib: Spread::of(cpus).expect("was measured"),
         beside_gap_us: Spread::of(gaps).expect("was measured"),
         beside_lost_us: Spread::of(lost).expect("was measured"),
-        round_trip_us: 0.0,
+        round_trip_us: round_trip.map_err(LabError::host("measure a round trip"))?,
     })
 }
 
@@ -205,11 +198,8 @@ fn transfer(
     Ok(Cost { took: start.elapsed(), cpu })
 }
 
-fn round_trip(network: Option<Network>) -> io::Result<f64> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let link = network.map(|network| SlowLink::to(listener.local_addr()?, network)).transpose()?;
-    let to = link.as_ref().map_or_else(|| listener.local_addr(), |link| Ok(link.address()))?;
-    let (mut near, mut far) = connect(to, &listener)?;
+/// One byte there and back between both ends of a connection, µs.
+pub(super) fn round_trip(mut near: TcpStream, mut far: TcpStream) -> io::Result<f64> {
     thread::scope(|scope| {
         scope.spawn(move || {
             let mut byte = [0];
@@ -234,18 +224,17 @@ fn round_trip(network: Option<Network>) -> io::Result<f64> {
 
 /// Both ends of so many, as a move makes them.
 fn connections(streams: u32, in_cache: bool) -> io::Result<Vec<(TcpStream, TcpStream)>> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let to = listener.local_addr()?;
-    let pairs = (0..streams).map(|_| connect(to, &listener)).collect::<io::Result<Vec<_>>>()?;
+    let pairs = (0..streams).map(|_| connect()).collect::<io::Result<Vec<_>>>()?;
     if in_cache {
         pairs.iter().for_each(|(near, _)| keep_in_cache(near));
     }
     Ok(pairs)
 }
 
-/// Both ends of a connection, by an address that leads to who listens.
-fn connect(to: SocketAddr, listener: &TcpListener) -> io::Result<(TcpStream, TcpStream)> {
-    let near = stream_to(to, DEADLINE)?;
+/// Both ends of a connection over loopback.
+fn connect() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = stream_to(listener.local_addr()?, DEADLINE)?;
     let (far, _) = listener.accept()?;
     for socket in [&near, &far] {
         socket.set_nodelay(true)?;
@@ -281,8 +270,7 @@ mod tests {
 
     #[test]
     fn a_round_trip_takes_some_time() {
-        assert!(round_trip(None).unwrap() > 0.0);
-        let network = Network { bytes_per_s: 100_000_000, round_trip_us: 20_000 };
-        assert!(round_trip(Some(network)).unwrap() >= 20_000.0);
+        let (near, far) = connect().unwrap();
+        assert!(round_trip(near, far).unwrap() > 0.0);
     }
 }

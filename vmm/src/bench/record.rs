@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::figures::{DOWNTIME_GUEST, Figure, TOTAL, all};
 use super::grid::Cell;
+use super::over::OverNetwork;
 use super::raw::RawTcp;
 use crate::lab::LabError;
 use crate::lab::journey::{Ending, Hop};
@@ -32,6 +33,8 @@ pub(super) struct CellRecord {
     pub(super) cell: Cell,
     /// What plain TCP did, measured right before.
     pub(super) raw: RawTcp,
+    /// What it did over the network in between, if there is one.
+    pub(super) over: Option<OverNetwork>,
     pub(super) runs: Vec<Run>,
 }
 
@@ -60,9 +63,14 @@ impl Default for Record {
 
 impl Record {
     /// Begins cells that are measured by turns.
-    pub(super) fn begin(&mut self, cells: impl Iterator<Item = Cell>, raw: &RawTcp) -> &mut [CellRecord] {
+    pub(super) fn begin(
+        &mut self,
+        cells: impl Iterator<Item = Cell>,
+        raw: &RawTcp,
+        over: Option<OverNetwork>,
+    ) -> &mut [CellRecord] {
         let before = self.cells.len();
-        self.cells.extend(cells.map(|cell| CellRecord { cell, raw: raw.clone(), runs: Vec::new() }));
+        self.cells.extend(cells.map(|cell| CellRecord { cell, raw: raw.clone(), over, runs: Vec::new() }));
         &mut self.cells[before..]
     }
 
@@ -131,12 +139,15 @@ impl Serialize for CellRecord {
             cell: &'a Cell,
             good_runs: usize,
             raw_tcp: &'a RawTcp,
+            raw_tcp_over_network: Option<&'a OverNetwork>,
             figures: BTreeMap<&'static str, Option<Spread>>,
             runs: &'a [Run],
         }
         let figures = all().map(|figure| (figure.0, self.spread(figure))).collect();
-        let (cell, raw_tcp, runs) = (&self.cell, &self.raw, &self.runs);
-        Shown { cell, good_runs: self.good_runs(), raw_tcp, figures, runs }.serialize(serializer)
+        let Self { cell, raw: raw_tcp, over, runs } = self;
+        let raw_tcp_over_network = over.as_ref();
+        Shown { cell, good_runs: self.good_runs(), raw_tcp, raw_tcp_over_network, figures, runs }
+            .serialize(serializer)
     }
 }
 
@@ -202,7 +213,7 @@ pub(super) mod tests {
 
     /// A cell in which this came of its runs.
     pub(in crate::bench) fn cell_of(runs: Vec<Run>) -> CellRecord {
-        CellRecord { cell: cell(), raw: raw(), runs }
+        CellRecord { cell: cell(), raw: raw(), over: None, runs }
     }
 
     /// A good run with this pause.
@@ -222,7 +233,7 @@ pub(super) mod tests {
     fn a_failed_run_is_kept_but_has_no_part_in_medians() {
         let mut record = Record::default();
         assert!(record.is_empty());
-        let [cell] = record.begin([cell()].into_iter(), &raw()) else { unreachable!("one was begun") };
+        let [cell] = record.begin([cell()].into_iter(), &raw(), None) else { unreachable!("one was begun") };
         assert_eq!(cell.add(run(100_000, Vec::new())), "post-copy 1: 100 ms, downtime 5.00 ms");
         assert!(cell.add(run(900_000, vec!["2 pages differ".into()])).ends_with("FAILED: 2 pages differ"));
         assert!(cell.add(Run::failed(&LabError::Interrupted)).contains("FAILED: interrupted"));

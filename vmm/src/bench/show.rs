@@ -21,7 +21,8 @@ migration, by its own clock. Host downtime: from the pause until the destination
 its own pace. CPU: of both VMMs without their vCPU threads. RSS: peak of source / destination, guest memory included.\n\
 Of raw: bytes sent by total time, as a share of what plain TCP carries by as many connections into memory never touched /\n\
 touched before / never touched, beside as many busy threads as the guest has vCPUs. A destination's memory was never touched,\n\
-and the guest is as busy. Of network: as a share of what that carries.";
+and the guest is as busy. Over it: as a share of what\n\
+plain TCP carries over that network.";
 
 /// The whole of it.
 pub(super) fn words(record: &Record, trace: bool) -> String {
@@ -31,7 +32,7 @@ pub(super) fn words(record: &Record, trace: bool) -> String {
         let place = |cell: &Cell| (cell.guest, cell.network);
         let here = place(&first.cell);
         let (same, others) = rest.split_at(rest.iter().take_while(|cell| place(&cell.cell) == here).count());
-        text += &section(&first.cell, same);
+        text += &section(first, same);
         if trace {
             text.extend(same.iter().filter_map(trace::words));
         }
@@ -47,9 +48,9 @@ pub(super) fn words(record: &Record, trace: bool) -> String {
     text
 }
 
-fn section(Cell { guest, network, .. }: &Cell, cells: &[CellRecord]) -> String {
-    let over = network.map_or_else(String::new, |network| format!(", over {}", network.describe()));
-    let mut text = format!("\n{}{over}\n", guest.describe());
+fn section(CellRecord { cell, over, .. }: &CellRecord, cells: &[CellRecord]) -> String {
+    let over = over.map_or_else(String::new, |over| format!(", over {}", over.describe()));
+    let mut text = format!("\n{}{over}\n", cell.guest.describe());
     let mut seen = 0;
     for raw in cells.iter().map(|cell| &cell.raw) {
         if raw.streams != seen {
@@ -145,9 +146,9 @@ fn range(spread: Spread) -> String {
     format!("{} ({}-{})", ms(spread.median), ms(spread.min), ms(spread.max))
 }
 
-fn shares(bytes_per_s: f64, CellRecord { cell, raw, .. }: &CellRecord) -> String {
-    if let Some(network) = cell.network {
-        return format!("{:.0}% of network", bytes_per_s / network.bytes_per_s as f64 * 100.0);
+fn shares(bytes_per_s: f64, CellRecord { raw, over, .. }: &CellRecord) -> String {
+    if let Some(over) = over {
+        return format!("{:.0}% over it", bytes_per_s / over.bytes_per_s * 100.0);
     }
     let share = |of: Spread| bytes_per_s / of.median * 100.0;
     let [cold, warm, beside] =
@@ -159,11 +160,11 @@ fn problems(record: &Record) -> Vec<String> {
     let mut problems = Vec::new();
     for cell in &record.cells {
         for (number, run) in cell.runs.iter().enumerate().filter(|(_, run)| !run.problems().is_empty()) {
-            let (mode, streams) = (word(cell.cell.mode), cell.cell.streams);
+            let (way, streams, number) = (way(&cell.cell), cell.cell.streams, number + 1);
             let said = run.problems().join("; ");
+            let over = cell.cell.network.map_or_else(String::new, |it| format!(" over {}", it.describe()));
             let guest = cell.cell.guest.describe();
-            problems
-                .push(format!("FAILED: {mode}, {streams} streams, run {} of {guest}: {said}", number + 1));
+            problems.push(format!("FAILED: {way}, {streams} streams{over}, run {number} of {guest}: {said}"));
         }
     }
     problems.extend(

@@ -1,8 +1,11 @@
 //! A slow link: so many bytes per second in each direction, all connections together, each byte so long on its way.
 //!
 //! For tests and measurements on one host, where the network itself cannot be made slow or long. A connection's bytes are read as the
-//! rate allows, and written on when their time has come; what a link of that length holds is under way at most, so that a
-//! sender feels it. It knows no frames, and nothing breaks.
+//! rate allows, and written on when their time has come; what a link of that length holds is under way at most, and what two
+//! sockets keep, so that a sender feels it. It knows no frames, and nothing breaks.
+//!
+//! It is not a network in all: connections end at either end of it, so they have no slow start and no window that the way is
+//! too long for, and are made at once.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,8 +20,8 @@ use serde::{Deserialize, Serialize};
 /// Bytes that go on at once: what goes through in 0.1 ms, but no fewer and no more than this.
 const PIECES: std::ops::RangeInclusive<u64> = 12 << 10..=256 << 10;
 
-/// What a thread that has overslept may make up for: it wakes late by less than that, if it has a core.
-const CREDIT: Duration = Duration::from_millis(2);
+/// A read that took no longer found its bytes waiting.
+const AT_ONCE: Duration = Duration::from_micros(100);
 
 /// Bytes that wait in front of the link, as in a switch.
 const QUEUE: u64 = 128 << 10;
@@ -64,11 +67,11 @@ impl Lane {
         Self { paid_until: Mutex::new(Instant::now()), bytes: AtomicU64::new(0) }
     }
 
-    /// When so many bytes are through.
-    fn take(&self, bytes: usize, bytes_per_s: u64) -> Instant {
+    /// When so many bytes are through that have waited since then.
+    fn take(&self, bytes: usize, since: Instant, bytes_per_s: u64) -> Instant {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut paid_until = self.paid_until.lock().expect("no panic");
-        let from = Instant::now().checked_sub(CREDIT).map_or(*paid_until, |since| since.max(*paid_until));
+        let from = since.max(*paid_until);
         *paid_until = from + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
         *paid_until
     }
@@ -78,7 +81,7 @@ impl Network {
     /// For people.
     #[must_use]
     pub fn describe(self) -> String {
-        let (gbit, ms) = (self.bytes_per_s as f64 * 8e-9, self.round_trip_us as f64 / 1e3);
+        let (gbit, ms) = (self.bytes_per_s as f64 * 8.0 / 1e9, self.round_trip_us as f64 / 1e3);
         format!("{gbit} Gbit/s with a round trip of {ms} ms")
     }
 
@@ -182,19 +185,22 @@ impl Link {
         sender: &SyncSender<(Instant, Vec<u8>)>,
     ) -> io::Result<()> {
         let mut piece = vec![0; self.network.piece() as usize];
+        // When the bytes before were through, by which time this thread was to be awake again.
+        let mut due = Instant::now();
         loop {
+            let asked = Instant::now();
             let read = from.read(&mut piece)?;
             if read == 0 {
                 return Ok(());
             }
-            let through = lane.take(read, self.network.bytes_per_s);
-            if sender
-                .send((through.max(Instant::now()) + self.network.delay(), piece[..read].to_vec()))
-                .is_err()
-            {
+            let now = Instant::now();
+            // What was there already could have gone on when it was due: that this thread overslept is not the link's.
+            let since = if now - asked < AT_ONCE { due.min(now) } else { now };
+            due = lane.take(read, since, self.network.bytes_per_s);
+            if sender.send((due.max(now) + self.network.delay(), piece[..read].to_vec())).is_err() {
                 return from.shutdown(Shutdown::Both);
             }
-            thread::sleep(through.saturating_duration_since(Instant::now()));
+            thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }
 }
@@ -217,9 +223,11 @@ mod tests {
         let network = Network { bytes_per_s: 10_000_000, round_trip_us: 40_000 };
         let link = SlowLink::to(listener.local_addr().unwrap(), network).unwrap();
         let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n.wrapping_mul(n) >> 5) as u8).collect();
-        let began = Instant::now();
         let mut source = TcpStream::connect(link.address()).unwrap();
         let (mut arrived, sending) = (Vec::new(), sent.clone());
+        // A link saves nothing up while it is idle.
+        thread::sleep(Duration::from_millis(50));
+        let began = Instant::now();
         let sender = thread::spawn(move || {
             source.write_all(&sending).unwrap();
             source.shutdown(Shutdown::Write).unwrap();

@@ -51,7 +51,7 @@ pub(super) fn fit(cells: &Cells, constants: &Constants) -> Result<Fit, LabError>
     };
     let idle = all.iter().position(|cell| fits(&cell) && cell.load == Load::Idle);
     let at = idle.ok_or_else(|| {
-        let none = "there is no idle guest moved by pre-copy to fit the model on: measure it, with --modes precopy --rates 0";
+        let none = "there is no idle guest moved by pre-copy to fit the model on: measure it over loopback, with --modes precopy --rates 0 and without --rtt";
         LabError::Arguments(none.to_owned())
     })?;
     let cell = &all[at];
@@ -88,6 +88,7 @@ fn case(cell: &Cell, constants: &Constants) -> Case {
         link: Link {
             bandwidth: cell.network.map_or(Bandwidth::UNLIMITED, |network| Bandwidth::of(network, constants)),
             round_trip: Duration::from_secs_f64(cell.round_trip_us / 1e6),
+            windows: cell.network.is_none(),
         },
         hosts: Hosts::One { cores: cell.cores },
     }

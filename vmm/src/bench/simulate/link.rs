@@ -13,6 +13,9 @@ pub(super) struct Link {
     pub(super) bandwidth: Bandwidth,
     /// There and back.
     pub(super) round_trip: Duration,
+    /// Whether a connection has no more than a window under way: so on every network but one that is made here, whose
+    /// connections end at either end of the link.
+    pub(super) windows: bool,
 }
 
 /// Bits a second on the cable; or none that limits: loopback.
@@ -70,6 +73,9 @@ impl Link {
     /// window a round trip each.
     pub(super) fn bytes_per_s(&self, streams: u32, constants: &Constants) -> f64 {
         let cable = self.bandwidth.0 / 8.0 * constants.payload_share;
+        if !self.windows {
+            return cable;
+        }
         cable.min(f64::from(streams) * constants.window_bytes / self.round_trip_s().max(1e-9))
     }
 }
@@ -151,10 +157,12 @@ mod tests {
     #[test]
     fn a_long_way_is_limited_by_the_windows_of_its_connections() {
         let constants = Constants { payload_share: 1.0, window_bytes: 4e6, ..Constants::default() };
-        let link = |ms| Link { bandwidth: "80Gbit".parse().unwrap(), round_trip: Duration::from_millis(ms) };
+        let bandwidth = "80Gbit".parse().unwrap();
+        let link = |ms| Link { bandwidth, round_trip: Duration::from_millis(ms), windows: true };
         let rate = |ms, streams| link(ms).bytes_per_s(streams, &constants);
         assert!((rate(0, 1) - 10e9).abs() < 1.0);
         assert!((rate(10, 1) - 0.4e9).abs() < 1.0 && (rate(10, 16) - 6.4e9).abs() < 1.0);
+        assert_eq!(Link { windows: false, ..link(10) }.bytes_per_s(1, &constants), 10e9);
     }
 
     #[test]

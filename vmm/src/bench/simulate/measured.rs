@@ -88,6 +88,8 @@ struct CellRecord {
     #[serde(default)]
     network: Option<Network>,
     raw_tcp: RawTcp,
+    #[serde(default)]
+    raw_tcp_over_network: Option<RawTcp>,
     runs: Vec<Run>,
 }
 
@@ -142,12 +144,15 @@ fn document(path: &Path) -> Result<Document, LabError> {
 }
 
 fn cell(record: CellRecord, cores: u32) -> Result<Cell, String> {
-    let CellRecord { guest, mode, streams, wire, network, raw_tcp, runs } = record;
+    let CellRecord { guest, mode, streams, wire, network, raw_tcp, raw_tcp_over_network, runs } = record;
     if wire != "plain" {
         return Err("it was inside TLS, which is not modelled".to_owned());
     }
     if guest.content == "zero" {
         return Err("its pages are zeros, which are not modelled".to_owned());
+    }
+    if guest.content == "text" && network.is_some() {
+        return Err("its pages may have been packed, which is not modelled".to_owned());
     }
     let load = guest.load.parse()?;
     let good: Vec<_> =
@@ -163,13 +168,15 @@ fn cell(record: CellRecord, cores: u32) -> Result<Cell, String> {
         first_round_us: spread(|report| Some(report.rounds.first()?.us as f64)),
         pace: spread(|report| Some(report.guest_measured?.work_before_per_s)).ok_or_else(none)?,
     };
-    Ok(Cell { guest, load, mode, streams, cores, round_trip_us: raw_tcp.round_trip_us, network, figures })
+    let round_trip_us = raw_tcp_over_network.unwrap_or(raw_tcp).round_trip_us;
+    Ok(Cell { guest, load, mode, streams, cores, round_trip_us, network, figures })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::bench::grid::Cell as Asked;
+    use crate::bench::over::OverNetwork;
     use crate::bench::raw::RawTcp;
     use crate::bench::record::{Record, Run};
     use crate::lab::guest::{self, Content};
@@ -220,7 +227,7 @@ pub(super) mod tests {
             load: Load::Rate(10_000),
         };
         let rate = Spread::of([1e9]).unwrap();
-        let network = Some(Network { bytes_per_s: 125_000_000, round_trip_us: 10_000 });
+        let made = Network { bytes_per_s: 125_000_000, round_trip_us: 10_000 };
         for wire in [Wire::Plain, Wire::Tls] {
             let raw = RawTcp {
                 streams: 2,
@@ -233,8 +240,11 @@ pub(super) mod tests {
                 beside_lost_us: rate,
                 round_trip_us: 15.0,
             };
-            let cell = Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire, network };
-            let [cell] = record.begin([cell].into_iter(), &raw) else { unreachable!("one was begun") };
+            let cell = Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire, network: Some(made) };
+            let over = OverNetwork { network: made, bytes_per_s: 1e8, round_trip_us: 10_400.0 };
+            let [cell] = record.begin([cell].into_iter(), &raw, Some(over)) else {
+                unreachable!("one was begun")
+            };
             for problem in [Vec::new(), vec!["lost".to_owned()]] {
                 cell.add(Run::of(
                     Hop { report: verdict::tests::good(), usage: Usage::default(), problems: problem },
@@ -246,7 +256,7 @@ pub(super) mod tests {
         serde_json::to_writer(&file, &record).unwrap();
         let cells = read(&[file.path().to_owned()]).unwrap();
         let [cell] = &cells.cells[..] else { panic!("{cells:?}") };
-        assert_eq!(cell.network, network);
+        assert_eq!((cell.network, cell.round_trip_us), (Some(made), 10_400.0));
         assert_eq!(
             (cell.load, cell.mode, cell.streams, cell.guest.memory),
             (Load::Rate(10_000), Mode::Postcopy, 2, 1 << 30)

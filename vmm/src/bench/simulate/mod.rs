@@ -63,7 +63,7 @@ pub struct SimulateArgs {
     /// What is written, at random and evenly [default: half of RAM]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub working_set: Option<u64>,
-    /// The network, such as 100Gbit, or unlimited
+    /// The network, such as 100Gbit, or unlimited: what is on the cable, heads counted
     #[arg(long, value_name = "RATE", default_value = "100Gbit")]
     pub bandwidth: Bandwidth,
     /// Round trip of the network
@@ -127,7 +127,7 @@ impl SimulateArgs {
             return Err(LabError::Arguments(error.to_owned()));
         }
         let hosts = Hosts::Two { cores: self.cores.unwrap_or(ENOUGH) };
-        let link = Link { bandwidth: self.bandwidth, round_trip: self.rtt };
+        let link = Link { bandwidth: self.bandwidth, round_trip: self.rtt, windows: true };
         let case = |mode: Mode, load: Load| Case {
             guest: guest(self.memory, self.cpus, filled, load, working_set, constants),
             mode,

@@ -19,6 +19,7 @@ fn case(mode: Mode, gbit: f64, per_s: f64) -> Case {
         link: Link {
             bandwidth: format!("{gbit}Gbit").parse().unwrap(),
             round_trip: Duration::from_micros(20),
+            windows: true,
         },
         hosts: Hosts::Two { cores: 64 },
     }
@@ -119,7 +120,7 @@ fn distance_costs_a_pause_two_round_trips() {
 fn a_round_of_the_bench_takes_what_was_measured() {
     // 1 GiB, 920 MiB of it there, one vCPU, both sides on two cores: 366 and 427 ms.
     let guest = Guest { ram: 1 << 30, populated: 235_557.0, vcpus: 1, writes: Vec::new() };
-    let link = Link { bandwidth: Bandwidth::UNLIMITED, round_trip: Duration::from_micros(12) };
+    let link = Link { bandwidth: Bandwidth::UNLIMITED, round_trip: Duration::from_micros(12), windows: true };
     let case =
         Case { guest, streams: 1, link, hosts: Hosts::One { cores: 2 }, ..case(Mode::Precopy, 1.0, 0.0) };
     let ms = run(&case).rounds[0].0.us / 1000;
