@@ -21,8 +21,7 @@ migration, by its own clock. Host downtime: from the pause until the destination
 its own pace. CPU: of both VMMs without their vCPU threads. RSS: peak of source / destination, guest memory included.\n\
 Of raw: bytes sent by total time, as a share of what plain TCP carries by as many connections into memory never touched /\n\
 touched before / never touched, beside as many busy threads as the guest has vCPUs. A destination's memory was never touched,\n\
-and the guest is as busy. Over it: as a share of what\n\
-plain TCP carries over that network.";
+and the guest is as busy. Over it: as a share of what plain TCP carries over that network.";
 
 /// The whole of it.
 pub(super) fn words(record: &Record, trace: bool) -> String {
