@@ -13,6 +13,10 @@ use crate::memory::ram::GuestRam;
 use crate::memory::{PAGE, bulk};
 use crate::turns::{self, Turn};
 
+/// Pages whose beginnings are fetched from memory at the same time, before they are looked at: about as many as a core waits for
+/// at once. 920 MiB of random data moved with 0.52 instead of 0.56 s of CPU time of both sides (20 moves each by turns, Intel Xeon).
+const FETCHED_AT_ONCE: u64 = 16;
+
 /// The engine's view of a machine's RAM.
 #[derive(Debug)]
 pub(super) struct EngineRam(pub(super) Arc<GuestRam>);
@@ -57,11 +61,15 @@ impl Ram for EngineRam {
     }
 
     fn split_zeros(&self, run: PageRun, zeros: &mut Vec<PageRun>, data: &mut Vec<PageRun>) {
-        for gfn in run.first..run.end() {
-            let into = if self.0.is_zero_page(gfn * PAGE) { &mut *zeros } else { &mut *data };
-            match into.last_mut() {
-                Some(last) if last.end() == gfn => last.count += 1,
-                _ => into.push(PageRun { first: gfn, count: 1 }),
+        for first in (run.first..run.end()).step_by(FETCHED_AT_ONCE as usize) {
+            let some = PageRun { first, count: FETCHED_AT_ONCE.min(run.end() - first) };
+            self.0.fetch_beginnings(some.first * PAGE, some.bytes());
+            for gfn in some.first..some.end() {
+                let into = if self.0.is_zero_page(gfn * PAGE) { &mut *zeros } else { &mut *data };
+                match into.last_mut() {
+                    Some(last) if last.end() == gfn => last.count += 1,
+                    _ => into.push(PageRun { first: gfn, count: 1 }),
+                }
             }
         }
     }
