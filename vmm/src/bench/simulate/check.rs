@@ -26,7 +26,7 @@ Measured: medians with (min-max) of the good runs. Its downtime is the guest's o
 migration: the host's noise is in it, and by post-copy the first page requests; the predicted one is the pause alone.\n\
 Ratio: predicted by measured; * is fitted (of the total only round 0 is). Nothing else of these documents went into the\n\
 predictions but what was asked for (sizes, modes, rates, connections; --max-downtime as vmm bench has it by default),\n\
-cores and round trip of the host, and the pace of guests that write as fast as they can.";
+cores and round trip of the host, the network between both sides, and the pace of guests that write as fast as they can.";
 
 /// Constants that fit a host.
 #[derive(Debug, Clone, PartialEq)]
