@@ -6,19 +6,18 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migrate::channel::within::stream_to;
 use serde::Serialize;
 
-use super::raw::round_trip;
+use super::raw::{connect_by, round_trip};
 use crate::lab::LabError;
 use crate::lab::slow::{Network, SlowLink};
 
 /// For how long as much is sent as was asked for.
 const SENDING: Duration = Duration::from_millis(500);
+/// More pieces say nothing more of a network that is faster than this host.
+const MOST_PIECES: f64 = 8192.0;
 /// Bytes in one call.
 const PIECE: usize = 64 << 10;
-/// No read or write may take longer.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A network, and what plain TCP does over it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -62,19 +61,14 @@ impl OverNetwork {
 fn connect(network: Network) -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let link = SlowLink::to(listener.local_addr()?, network)?;
-    let near = stream_to(link.address(), DEADLINE)?;
-    let (far, _) = listener.accept()?;
-    for socket in [&near, &far] {
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        socket.set_write_timeout(Some(DEADLINE))?;
-    }
-    Ok((near, far))
+    connect_by(link.address(), &listener)
 }
 
 /// Bytes a second, from the first that arrives on: on its way it is for a while.
 fn rate(near: &TcpStream, far: &TcpStream, network: Network) -> io::Result<f64> {
-    let pieces = (network.bytes_per_s as f64 * SENDING.as_secs_f64() / PIECE as f64).ceil().max(2.0) as usize;
+    let pieces = (network.bytes_per_s as f64 * SENDING.as_secs_f64() / PIECE as f64)
+        .ceil()
+        .clamp(2.0, MOST_PIECES) as usize;
     thread::scope(|scope| {
         let sending = scope.spawn(move || {
             let (piece, mut near) = (vec![0; PIECE], near);

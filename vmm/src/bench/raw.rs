@@ -6,7 +6,7 @@
 //! place stands still meanwhile. No guest stands still for less in a move of that length.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
@@ -236,7 +236,12 @@ fn connections(streams: u32, in_cache: bool) -> io::Result<Vec<(TcpStream, TcpSt
 /// Both ends of a connection over loopback.
 fn connect() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let near = stream_to(listener.local_addr()?, DEADLINE)?;
+    connect_by(listener.local_addr()?, &listener)
+}
+
+/// Both ends of a connection by an address that leads to whoever listens.
+pub(super) fn connect_by(to: SocketAddr, listener: &TcpListener) -> io::Result<(TcpStream, TcpStream)> {
+    let near = stream_to(to, DEADLINE)?;
     let (far, _) = listener.accept()?;
     for socket in [&near, &far] {
         socket.set_nodelay(true)?;
