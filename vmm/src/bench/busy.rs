@@ -178,17 +178,10 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
-    use crate::lab::guest::Content;
+    use crate::lab::guest::tests::plan;
 
     fn guest(load: Load) -> GuestPlan {
-        GuestPlan {
-            memory: "64M".parse().unwrap(),
-            cpus: "2".parse().unwrap(),
-            fill_mib: 16,
-            content: Content::Random,
-            working_set_mib: 8,
-            load,
-        }
+        GuestPlan { cpus: "2".parse().unwrap(), working_set_mib: 8, ..plan(load) }
     }
 
     #[test]

@@ -179,24 +179,19 @@ pub(super) mod tests {
     use migrate::report::{Switchover, Takeover};
 
     use super::*;
-    use crate::lab::guest::{Content, GuestPlan, Load};
+    use crate::lab::guest::Load;
+    use crate::lab::guest::tests::plan;
     use crate::lab::journey::Wire;
     use crate::lab::verdict;
     use crate::lab::watch::Usage;
 
     fn cell() -> Cell {
-        let guest = GuestPlan {
-            memory: "1G".parse().unwrap(),
-            cpus: "1".parse().unwrap(),
-            fill_mib: 920,
-            content: Content::Random,
-            working_set_mib: 512,
-            load: Load::Idle,
-        };
+        let guest = plan(Load::Idle);
         Cell { guest, mode: Mode::Postcopy, streams: 2, wire: Wire::Plain, network: None }
     }
 
-    fn raw() -> RawTcp {
+    /// What plain TCP may have done.
+    pub(in crate::bench) fn raw() -> RawTcp {
         let still = Spread::of([1e9]).unwrap();
         RawTcp {
             streams: 2,

@@ -135,10 +135,11 @@ fn number<S: Serializer>(cpus: &Vcpus, serializer: S) -> Result<S::Ok, S::Error>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn plan(load: Load) -> GuestPlan {
+    /// One with this load, to be changed at will.
+    pub(crate) fn plan(load: Load) -> GuestPlan {
         GuestPlan {
             memory: "1G".parse().unwrap(),
             cpus: "1".parse().unwrap(),

@@ -177,9 +177,9 @@ pub(super) mod tests {
     use super::*;
     use crate::bench::grid::Cell as Asked;
     use crate::bench::over::OverNetwork;
-    use crate::bench::raw::RawTcp;
+    use crate::bench::record::tests::raw;
     use crate::bench::record::{Record, Run};
-    use crate::lab::guest::{self, Content};
+    use crate::lab::guest::tests::plan;
     use crate::lab::journey::{Hop, Wire};
     use crate::lab::verdict;
     use crate::lab::watch::Usage;
@@ -218,31 +218,12 @@ pub(super) mod tests {
     #[test]
     fn what_bench_writes_is_read() {
         let mut record = Record::default();
-        let plan = guest::GuestPlan {
-            memory: "1G".parse().unwrap(),
-            cpus: "1".parse().unwrap(),
-            fill_mib: 920,
-            content: Content::Random,
-            working_set_mib: 512,
-            load: Load::Rate(10_000),
-        };
-        let rate = Spread::of([1e9]).unwrap();
         let made = Network { bytes_per_s: 125_000_000, round_trip_us: 10_000 };
         for wire in [Wire::Plain, Wire::Tls] {
-            let raw = RawTcp {
-                streams: 2,
-                bytes: 1,
-                cold_bytes_per_s: rate,
-                warm_bytes_per_s: rate,
-                beside_bytes_per_s: rate,
-                beside_cpu_s_per_gib: rate,
-                beside_gap_us: rate,
-                beside_lost_us: rate,
-                round_trip_us: 15.0,
-            };
-            let cell = Asked { guest: plan, mode: Mode::Postcopy, streams: 2, wire, network: Some(made) };
+            let guest = plan(Load::Rate(10_000));
+            let cell = Asked { guest, mode: Mode::Postcopy, streams: 2, wire, network: Some(made) };
             let over = OverNetwork { network: made, bytes_per_s: 1e8, round_trip_us: 10_400.0 };
-            let [cell] = record.begin([cell].into_iter(), &raw, Some(over)) else {
+            let [cell] = record.begin([cell].into_iter(), &raw(), Some(over)) else {
                 unreachable!("one was begun")
             };
             for problem in [Vec::new(), vec!["lost".to_owned()]] {
