@@ -234,8 +234,9 @@ fn the_operator_has_a_torn_guest_made_whole() {
     end(&guest, &host);
 }
 
-/// A pre-copy whose link is cut for good after the first operation that leaves its guest in a state that is looked for. How
-/// many operations come before another differs from one time to the next, so one that was missed is looked for again.
+/// A pre-copy whose link is cut for good after the first operation since the pause that leaves its guest in a state that is
+/// looked for. How many operations come before another differs from one time to the next, so one that was missed is looked for
+/// again.
 fn broken_off(at: impl Fn(&Departure, &Arrival) -> bool) -> Torn {
     (0..SWEEPS).find_map(|_| broken_off_once(&at)).expect("no cut had that effect")
 }
@@ -245,7 +246,9 @@ fn broken_off_once(at: impl Fn(&Departure, &Arrival) -> bool) -> Option<Torn> {
         let (runners, habit) = (Runners::default(), Habit::default());
         let guest = Sim::booted(habit, runners.clone());
         let host = SimHost::new(habit, &runners);
-        let (place, fuse) = (Place::new(), Fuse::new(operations, Blow::Cut));
+        let (place, fuse) = (Place::new(), Fuse::new(i64::MAX, Blow::Cut));
+        let lit = fuse.clone();
+        assert!(guest.paused.set(Box::new(move || lit.light(operations))).is_ok(), "set once");
         let fused = Fusing { inner: place.clone(), fuse: fuse.clone() };
         let deadlines = short(Duration::from_secs(2));
         let receiver = Receiver::over(Box::new(place.clone()), deadlines);
