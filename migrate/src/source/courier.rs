@@ -113,11 +113,15 @@ impl<'a> Courier<'a> {
 
     /// How many of them may be under way at a time where they are answered.
     pub(super) fn frames_ahead(&self, round_trip: Duration) -> u64 {
-        let link_rate = self.context.packing.get().and_then(Packing::link_rate);
-        link_rate.map_or_else(
+        self.link_rate().map_or_else(
             || page_server::frames_ahead(round_trip),
             |rate| page_server::frames_ahead_at(round_trip, rate, self.frame_bytes),
         )
+    }
+
+    /// What the link takes, bytes per second, where that is known.
+    pub(super) fn link_rate(&self) -> Option<f64> {
+        self.context.packing.get().and_then(Packing::link_rate)
     }
 
     /// Waits until the rate limit allows more; nothing need be claimed for it yet.

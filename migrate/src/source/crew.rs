@@ -108,13 +108,15 @@ impl Crew {
         context: &'a Context<'a>,
         lines: &Lines,
     ) -> Result<Self, Failure> {
+        let round_trip = lines.round_trip;
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
                 context.ram().take_turns_as_a_vcpu();
-                context.alarm.guard("answers page requests", || page_server::answer(context, &urgent));
+                context
+                    .alarm
+                    .guard("answers page requests", || page_server::answer(context, &urgent, round_trip));
             })?;
         }
-        let round_trip = lines.round_trip;
         let tasks = lines.data.iter().map(|line| {
             let (sender, tasks) = channel();
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());

@@ -6,7 +6,8 @@
 //!
 //! Where the guest is the last requests tell ([`Trail`]). One just behind another is of a guest that goes from page to page:
 //! pushing goes on behind it at once. After any other, which jumps, the block of the page is pushed when the one under way is done:
-//! the destination moves whole blocks, and copies what is left of others. Within one host a page that was jumped to comes alone.
+//! the destination moves whole blocks, and copies what is left of others. Within one host a page that was jumped to comes alone;
+//! over a network ahead of its neighbours, of which a slow one carries few.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,11 +26,8 @@ use crate::report::Phase;
 use crate::wire::limits::PAGES_PER_PUSH;
 use crate::wire::{Kind, Message};
 
-/// Pages sent for one request: the one asked for, and neighbours that are likely to be asked for next.
+/// Pages sent for one request at most: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
-
-/// … for one that jumps, where a round trip takes less than the copies of neighbours would: within one host.
-const ALONE: u64 = 1;
 
 /// How many pages behind another a request is that follows it, at most: as much as is pushed behind that one at a time.
 const NEAR: u64 = 2 * PAGES_PER_PUSH;
@@ -51,7 +49,12 @@ pub(super) struct Unsent {
 #[derive(Debug)]
 struct Trail {
     last: Vec<u64>,
-    /// Pages sent for a request that jumps.
+}
+
+/// How many pages answer a request that follows another, and one that jumps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Clusters {
+    followed: u64,
     jumped: u64,
 }
 
@@ -150,9 +153,9 @@ impl Unsent {
     }
 
     /// What answers a request: the page, and its neighbours where they are unsent.
-    fn answer_to(&self, gfn: u64, trail: &mut Trail) -> Vec<PageRun> {
+    fn answer_to(&self, gfn: u64, trail: &mut Trail, clusters: Clusters) -> Vec<PageRun> {
         let (place, cluster) =
-            if trail.follow(gfn) { (&self.next, CLUSTER) } else { (&self.wanted, trail.jumped) };
+            if trail.follow(gfn) { (&self.next, clusters.followed) } else { (&self.wanted, clusters.jumped) };
         place.store(gfn, Ordering::Relaxed);
         let mut runs = vec![PageRun { first: gfn, count: 1 }];
         // A page that is on its way comes alone: its neighbours are, too.
@@ -165,8 +168,8 @@ impl Unsent {
 
 impl Trail {
     /// As many as there are vCPUs, and a few more: one vCPU may go through several places by turns.
-    fn of(vcpus: u32, jumped: u64) -> Self {
-        Self { last: vec![NOWHERE; vcpus.max(8) as usize], jumped }
+    fn of(vcpus: u32) -> Self {
+        Self { last: vec![NOWHERE; vcpus.max(8) as usize] }
     }
 
     /// A request. Whether it follows one of those before it, in whose place it is then.
@@ -177,6 +180,20 @@ impl Trail {
         self.last[..=end].rotate_right(1);
         self.last[0] = gfn;
         followed.is_some()
+    }
+}
+
+impl Clusters {
+    /// Within one host a round trip takes less than the copies of neighbours that nobody wants.
+    const WITHIN_HOST: Self = Self { followed: CLUSTER, jumped: 1 };
+
+    /// As many neighbours as cross the network in a quarter of a round trip, where it is known how many bytes per second it
+    /// takes: they are worth a round trip if one of them is wanted, and the next answer waits behind them.
+    fn across(link_rate: Option<f64>, round_trip: Duration) -> Self {
+        let quarter = round_trip.as_secs_f64() / 4.0;
+        let crossing = |rate: f64| (rate * quarter / PAGE_SIZE as f64) as u64;
+        let pages = link_rate.map_or(CLUSTER, |rate| CLUSTER.min(1 + crossing(rate)));
+        Self { followed: pages, jumped: pages }
     }
 }
 
@@ -202,12 +219,11 @@ fn hear_placed(back: &Line) -> Result<(), Failure> {
 }
 
 /// The page server: answers requests until the connection ends.
-pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
+pub(super) fn answer(context: &Context<'_>, urgent: &Line, round_trip: Duration) {
     let mut courier = Courier::new(context, urgent.link(), Manner::PlaceAtOnce);
-    let jumped = if urgent.link().is_within_host() { ALONE } else { CLUSTER };
-    let mut trail = Trail::of(context.description.vcpus, jumped);
+    let mut trail = Trail::of(context.description.vcpus);
     loop {
-        match serve(context, urgent, &mut courier, &mut trail) {
+        match serve(context, urgent, round_trip, &mut courier, &mut trail) {
             // Silence is no failure here: a guest that misses nothing asks for nothing.
             Ok(()) | Err(Failure::Silent { .. }) if !context.alarm.is_stopped() => {}
             Ok(()) => return,
@@ -219,6 +235,7 @@ pub(super) fn answer(context: &Context<'_>, urgent: &Line) {
 fn serve(
     context: &Context<'_>,
     urgent: &Line,
+    round_trip: Duration,
     courier: &mut Courier<'_>,
     trail: &mut Trail,
 ) -> Result<(), Failure> {
@@ -229,11 +246,23 @@ fn serve(
     let Some(unsent) = context.unsent.get() else {
         return Err(urgent.unexpected(Kind::Request, "no request before pages are missing"));
     };
+    let is_within_host = urgent.link().is_within_host();
+    let clusters = if is_within_host {
+        Clusters::WITHIN_HOST
+    } else {
+        Clusters::across(courier.link_rate(), round_trip)
+    };
     for gfn in gfns {
         if !context.description.holds(PageRun { first: gfn, count: 1 }) {
             return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
         }
-        unsent.answer_to(gfn, trail).into_iter().try_for_each(|run| courier.add(run))?;
+        for run in unsent.answer_to(gfn, trail, clusters) {
+            courier.add(run)?;
+            // The page does not wait until its neighbours have crossed the network, too.
+            if !is_within_host {
+                courier.flush()?;
+            }
+        }
         courier.flush()?;
     }
     Ok(())
@@ -272,10 +301,13 @@ mod tests {
         Unsent::new(&PageSet::of_runs(END, &[PageRun { first: 0, count }]))
     }
 
-    /// What answers requests for `gfns`, one after the other; those that jump by so many pages.
-    fn answers(unsent: &Unsent, gfns: &[u64], jumped: u64) -> Vec<Vec<PageRun>> {
-        let mut trail = Trail::of(1, jumped);
-        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail)).collect()
+    /// To another host, about whose network nothing is known.
+    const FAR: Clusters = Clusters { followed: CLUSTER, jumped: CLUSTER };
+
+    /// What answers requests for `gfns`, one after the other.
+    fn answers(unsent: &Unsent, gfns: &[u64], clusters: Clusters) -> Vec<Vec<PageRun>> {
+        let mut trail = Trail::of(1);
+        gfns.iter().map(|gfn| unsent.answer_to(*gfn, &mut trail, clusters)).collect()
     }
 
     /// Where the next portions that are pushed begin. They are sent.
@@ -303,7 +335,7 @@ mod tests {
         let run = |first, count| PageRun { first, count };
         let gfns = [100, 103, 120, 99, 2000];
         assert_eq!(
-            answers(&unsent(END), &gfns, CLUSTER),
+            answers(&unsent(END), &gfns, FAR),
             [
                 vec![run(100, 1), run(101, 7)],
                 // It is on its way, and overtakes itself.
@@ -315,7 +347,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            answers(&unsent(END), &gfns, ALONE),
+            answers(&unsent(END), &gfns, Clusters::WITHIN_HOST),
             [
                 vec![run(100, 1)],
                 vec![run(103, 1), run(104, 7)],
@@ -329,7 +361,7 @@ mod tests {
     #[test]
     fn each_vcpu_has_a_place_however_the_others_hurry() {
         for vcpus in [2, 16] {
-            let mut trail = Trail::of(vcpus, CLUSTER);
+            let mut trail = Trail::of(vcpus);
             let start = |vcpu: u32| u64::from(vcpu) * 100 * NEAR;
             assert!(!(0..vcpus).any(|vcpu| trail.follow(start(vcpu))), "the first of each");
             assert!((1..50).all(|step| trail.follow(start(0) + 8 * step)), "one hurries");
@@ -342,11 +374,11 @@ mod tests {
         let unsent = unsent(END);
         let (asked, pushed) = std::thread::scope(|scope| {
             let streams: Vec<_> = (0..3).map(|_| scope.spawn(|| pages_pushed(&unsent))).collect();
-            let mut trail = Trail::of(2, ALONE);
+            let mut trail = Trail::of(2);
             let mut asked = 0;
             for at in 0..200 {
                 let gfn = if at % 2 == 0 { at * 8 } else { at * 7919 % END };
-                let runs = unsent.answer_to(gfn, &mut trail);
+                let runs = unsent.answer_to(gfn, &mut trail, Clusters::WITHIN_HOST);
                 // The page itself may have been on its way, and comes again then.
                 asked += runs[1..].iter().map(|run| run.count).sum::<u64>();
             }
@@ -356,6 +388,20 @@ mod tests {
         assert!(unsent.pages.next_from(0).is_none(), "all is sent");
         let once = asked + pushed;
         assert!((END - 200..=END).contains(&once), "{asked} beside those asked for, and {pushed}, of {END}");
+    }
+
+    #[test]
+    fn neighbours_take_a_quarter_of_a_round_trip_at_most() {
+        let pages = |rate, round_trip_us| {
+            let clusters = Clusters::across(rate, Duration::from_micros(round_trip_us));
+            assert_eq!(clusters.followed, clusters.jumped);
+            clusters.jumped
+        };
+        assert_eq!(pages(None, 10), CLUSTER);
+        assert_eq!(pages(Some(12.5e6), 1000), 1, "100 Mb/s");
+        assert_eq!(pages(Some(125e6), 500), 4, "1 Gb/s");
+        assert_eq!(pages(Some(1.25e9), 200), CLUSTER, "10 Gb/s");
+        assert_eq!(pages(Some(12.5e6), 50_000), CLUSTER, "100 Mb/s, far away");
     }
 
     #[test]
@@ -372,7 +418,7 @@ mod tests {
     fn pushing_follows_who_goes_from_page_to_page_at_once_and_comes_round() {
         let unsent = unsent(END);
         assert_eq!(pushed(&unsent, 2), [0, 64]);
-        answers(&unsent, &[1000, 1008], CLUSTER);
+        answers(&unsent, &[1000, 1008], FAR);
         unsent.wanted.store(NOWHERE, Ordering::Relaxed);
         assert_eq!(pushed(&unsent, 2), [1016, 1024]);
         let rest = pushed(&unsent, usize::MAX);
@@ -385,7 +431,7 @@ mod tests {
     fn pushing_ends_a_block_before_it_goes_where_the_guest_has_jumped_to() {
         let unsent = unsent(END);
         assert_eq!(pushed(&unsent, 2), [0, 64]);
-        answers(&unsent, &[3 * BLOCK_PAGES + 7, 5 * BLOCK_PAGES + 100], ALONE);
+        answers(&unsent, &[3 * BLOCK_PAGES + 7, 5 * BLOCK_PAGES + 100], Clusters::WITHIN_HOST);
         let rest: Vec<u64> = (2..8).map(|portion| portion * PAGES_PER_PUSH).collect();
         assert_eq!(pushed(&unsent, 6), rest);
         let there: Vec<u64> = (0..8).map(|portion| 5 * BLOCK_PAGES + portion * PAGES_PER_PUSH).collect();
