@@ -64,7 +64,8 @@ fn a_disk_that_hangs_keeps_the_guest_within_the_time_limits_and_is_named() {
     ];
     for (mode, disk, expected) in uses {
         // The pause has a limit of its own, of 0.6 s here, but where all of memory is copied in it.
-        let options = Options { timeout: Some(Duration::from_secs(1)), ..options(mode) };
+        let max_downtime = Duration::from_millis(300);
+        let options = Options { max_downtime, timeout: Some(Duration::from_secs(2)), ..options(mode) };
         let reason = move_with_a_hanging_disk(disk, &options, None);
         assert!(reason.contains(expected), "{mode:?}, {disk:?}: {reason}");
     }

@@ -73,10 +73,10 @@ fn every_mode_waits_with_the_guest_running_until_it_is_told_to_go_on() {
         assert_eq!(phases(report)[..expected.len()], *expected, "{mode:?}");
         let waited = report.phases.iter().find(|it| it.phase == Phase::Waiting).expect("it waited");
         assert!(waited.us >= 3_000_000, "{mode:?}: {waited:?}");
-        // Rounds are numbered from 0, the wait's as well, which has one at least.
+        // Rounds are numbered from 0, the wait's as well, which has a few at least.
         if let Some(last) = report.rounds.last() {
             let listed = report.rounds.len() as u32;
-            assert!(listed <= last.number, "{mode:?}: the wait's rounds are listed one by one: {listed}");
+            assert!(listed + 3 <= last.number, "{mode:?}: the wait's rounds are listed one by one: {listed}");
         }
         assert_eq!(cancel.go_on(), Err(NotWaiting), "over");
     }

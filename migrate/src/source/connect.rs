@@ -33,8 +33,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// A conversation that has just begun.
-    pub(super) fn only(control: Line) -> Self {
-        let round_trip = Duration::ZERO;
+    pub(super) fn only(control: Line, round_trip: Duration) -> Self {
         let (data, urgent, packets) = (Vec::new(), None, None);
         Self { control, data, urgent, packets, rehearsal: Rehearsal::default(), round_trip }
     }
@@ -47,9 +46,7 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     let control = open(context, Role::Control, 0, 0)?;
     begun(&control);
     context.set_control(&control);
-    let asked = Instant::now();
-    greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
-    let round_trip = asked.elapsed();
+    let round_trip = greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
     control.set_limit(context.route.deadlines.idle)?;
     let rehearsal = preflight(context, &control, round_trip)?;
     let data = (0..context.streams()).map(|index| open(context, Role::Data, index, 0));
@@ -111,10 +108,13 @@ pub(super) fn open(context: &Context<'_>, role: Role, index: u32, call: u32) -> 
     Ok(line)
 }
 
-/// Waits for the version that the destination has chosen.
-pub(super) fn greet(control: &Line) -> Result<(), Failure> {
+/// Waits for the version that the destination has chosen. How long that took, about a round trip.
+pub(super) fn greet(control: &Line) -> Result<Duration, Failure> {
+    let asked = Instant::now();
     match control.hear().map_err(|failure| not_ours(control, failure))? {
-        Message::Welcome(welcome) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => Ok(()),
+        Message::Welcome(welcome) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => {
+            Ok(asked.elapsed())
+        }
         Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
         other => Err(control.unexpected(other.kind(), "welcome in a version known here")),
     }

@@ -31,7 +31,7 @@ mod switchover;
 mod time_limit;
 
 use std::thread::{self, Scope};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -235,7 +235,7 @@ impl<'a> Journey<'a> {
     /// Connections, hello and pre-flight.
     fn connect(&mut self) -> Result<Lines, Failure> {
         let lines = connect::connect(self.context, |control| {
-            self.lines = Some(Lines::only(control.clone()));
+            self.lines = Some(Lines::only(control.clone(), Duration::ZERO));
         })?;
         self.lines = Some(lines.clone());
         let (route, session) = (&self.context.route, self.context.session);

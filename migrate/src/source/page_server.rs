@@ -7,7 +7,7 @@
 //! Where the guest is the last requests tell ([`Trail`]). One just behind another is of a guest that goes from page to page:
 //! pushing goes on behind it at once. After any other, which jumps, the block of the page is pushed when the one under way is done:
 //! the destination moves whole blocks, and copies what is left of others. Within one host a page that was jumped to comes alone;
-//! over a network ahead of its neighbours, of which a slow one carries few.
+//! over a network ahead of its neighbours, which are few where that is slow and short.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -187,8 +187,8 @@ impl Clusters {
     /// Within one host a round trip takes less than the copies of neighbours that nobody wants.
     const WITHIN_HOST: Self = Self { followed: CLUSTER, jumped: 1 };
 
-    /// As many neighbours as cross the network in a quarter of a round trip, where it is known how many bytes per second it
-    /// takes: they are worth a round trip if one of them is wanted, and the next answer waits behind them.
+    /// As many neighbours as cross the network in a quarter of a round trip, where it is known how many bytes per second one
+    /// connection has of it: they are worth a round trip if one of them is wanted, and the next answer waits behind them.
     fn across(link_rate: Option<f64>, round_trip: Duration) -> Self {
         let quarter = round_trip.as_secs_f64() / 4.0;
         let crossing = |rate: f64| (rate * quarter / PAGE_SIZE as f64) as u64;
@@ -256,13 +256,14 @@ fn serve(
         if !context.description.holds(PageRun { first: gfn, count: 1 }) {
             return Err(urgent.unexpected(Kind::Request, "a request for a page of RAM"));
         }
-        for run in unsent.answer_to(gfn, trail, clusters) {
-            courier.add(run)?;
-            // The page does not wait until its neighbours have crossed the network, too.
-            if !is_within_host {
-                courier.flush()?;
-            }
+        let answer = unsent.answer_to(gfn, trail, clusters);
+        let (page, neighbours) = answer.split_at(1);
+        courier.add(page[0])?;
+        if !is_within_host {
+            // It does not wait until they have crossed the network, too.
+            courier.flush()?;
         }
+        neighbours.iter().try_for_each(|run| courier.add(*run))?;
         courier.flush()?;
     }
     Ok(())
@@ -399,6 +400,7 @@ mod tests {
         };
         assert_eq!(pages(None, 10), CLUSTER);
         assert_eq!(pages(Some(12.5e6), 1000), 1, "100 Mb/s");
+        assert_eq!(pages(Some(12.5e6), 0), 1);
         assert_eq!(pages(Some(125e6), 500), 4, "1 Gb/s");
         assert_eq!(pages(Some(1.25e9), 200), CLUSTER, "10 Gb/s");
         assert_eq!(pages(Some(12.5e6), 50_000), CLUSTER, "100 Mb/s, far away");

@@ -88,7 +88,7 @@ impl<'a> Journey<'a> {
     {
         let context = self.context;
         let knows = if self.custody.state() == Source::Asking { Knows::Committed } else { Knows::Left };
-        let mut lines = Lines::only(self.ask(knows)?);
+        let mut lines = self.ask(knows)?;
         context.set_control(&lines.control);
         start(scope, "pulse", move || pulse::beat(&context.alarm, context.beat(), || context.pulse()))?;
         let control = lines.control.clone();
@@ -136,15 +136,15 @@ impl<'a> Journey<'a> {
     }
 
     /// A conversation that has begun again.
-    fn ask(&self, knows: Knows) -> Result<Line, Failure> {
+    fn ask(&self, knows: Knows) -> Result<Lines, Failure> {
         let context = self.context;
         let control = open(context, Role::Control, 0, self.calls)?;
-        greet(&control)?;
+        let round_trip = greet(&control)?;
         control.set_limit(context.route.deadlines.idle)?;
         let (guest, epoch) = (context.description.uuid, context.guest.description().epoch);
         let epoch = if knows == Knows::Kept { epoch } else { epoch.saturating_add(1) };
         control.tell(&Message::Rejoin(Rejoin { guest, epoch, knows }))?;
-        Ok(control)
+        Ok(Lines::only(control, round_trip))
     }
 
     /// The pages that the destination lacks.
@@ -170,7 +170,7 @@ impl<'a> Journey<'a> {
     pub(super) fn disown(&mut self) -> Option<Told> {
         self.context.alarm.renew();
         self.calls += 1;
-        let told = self.ask(Knows::Kept).and_then(|control| hear_fate(&control));
+        let told = self.ask(Knows::Kept).and_then(|lines| hear_fate(&lines.control));
         self.context.alarm.end();
         // Another host, or VMM, knows nothing of it.
         told.ok().filter(|told| told.fate != Fate::Unknown)
