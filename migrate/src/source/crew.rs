@@ -31,7 +31,9 @@ pub(super) struct Round {
     pub(super) number: u32,
     /// The guest is paused: this round is the last, and nothing needs to be watched.
     pub(super) last: bool,
-    pub(super) set: PageSet,
+    /// Sent one after the other.
+    sets: [PageSet; 2],
+    /// What is taken of the first set, and then of the second, whose pages count from [`Self::span`].
     cursor: AtomicU64,
     /// From here on nothing was sent: the round was cut short.
     unsent_from: AtomicU64,
@@ -39,31 +41,62 @@ pub(super) struct Round {
 
 impl Round {
     pub(super) fn new(number: u32, last: bool, set: PageSet) -> Self {
-        Self { number, last, set, cursor: AtomicU64::new(0), unsent_from: AtomicU64::new(u64::MAX) }
+        Self {
+            number,
+            last,
+            sets: [set, PageSet::default()],
+            cursor: AtomicU64::new(0),
+            unsent_from: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// With pages that are sent after all others.
+    pub(super) fn and_then(self, set: PageSet) -> Self {
+        let [first, _] = self.sets;
+        Self { sets: [first, set], ..self }
+    }
+
+    /// How many pages.
+    pub(super) fn len(&self) -> u64 {
+        self.sets.iter().map(PageSet::len).sum()
+    }
+
+    /// Where the second set begins, as the cursor counts.
+    fn span(&self) -> u64 {
+        self.sets[0].limit().next_multiple_of(WINDOW).max(WINDOW)
     }
 
     /// Ends the round early: windows that nobody has taken yet are left.
     pub(super) fn cut(&self) {
-        let from = self.cursor.fetch_max(self.set.limit(), Ordering::Relaxed);
+        let from = self.cursor.fetch_max(2 * self.span(), Ordering::Relaxed);
         self.unsent_from.fetch_min(from, Ordering::Relaxed);
     }
 
     /// What was left. Only of a round that has landed.
     pub(super) fn unsent(&self) -> PageSet {
-        let (from, limit) = (self.unsent_from.load(Ordering::Relaxed), self.set.limit());
-        let rest = PageRun { first: from.min(limit), count: limit.saturating_sub(from) };
-        PageSet::of_runs(limit, &self.set.runs_within(rest).collect::<Vec<_>>())
+        let (from, limit) = (self.unsent_from.load(Ordering::Relaxed), self.sets[0].limit());
+        let mut left = PageSet::new(limit);
+        for (set, from) in self.sets.iter().zip([from, from.saturating_sub(self.span())]) {
+            let rest = PageRun { first: from.min(limit), count: limit.saturating_sub(from) };
+            set.runs_within(rest).for_each(|run| left.insert_run(run));
+        }
+        left
     }
 
-    /// The next window with a page of this round, which nobody else takes. Those without are passed over at once: the pause may
-    /// have a few pages left of a large guest.
-    fn take_window(&self) -> Option<PageRun> {
-        let mut at = self.cursor.load(Ordering::Relaxed);
+    /// The next window with a page of this round, which nobody else takes, and the set it is of. Those without are passed over at
+    /// once: the pause may have a few pages left of a large guest.
+    fn take_window(&self) -> Option<(&PageSet, PageRun)> {
+        let (mut at, span) = (self.cursor.load(Ordering::Relaxed), self.span());
         loop {
-            let next = self.set.next_in_use((at / 64) as usize..self.set.words().len())? as u64 * 64;
-            let first = next / WINDOW * WINDOW;
-            match self.cursor.compare_exchange(at, first + WINDOW, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(PageRun { first, count: WINDOW.min(self.set.limit() - first) }),
+            let (set, begins, first) = ((at / span) as usize..self.sets.len()).find_map(|nth| {
+                let (set, begins) = (&self.sets[nth], nth as u64 * span);
+                let from = at.saturating_sub(begins) / 64;
+                let next = set.next_in_use(from as usize..set.words().len())? as u64 * 64;
+                Some((set, begins, next / WINDOW * WINDOW))
+            })?;
+            let taken = begins + first + WINDOW;
+            match self.cursor.compare_exchange(at, taken, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some((set, PageRun { first, count: WINDOW.min(set.limit() - first) })),
                 Err(now) => at = now,
             }
         }
@@ -74,12 +107,12 @@ impl Round {
         if self.last && context.options.mode != Mode::Stopcopy {
             courier.change(Manner::LandAtOnce);
         }
-        while let Some(window) = self.take_window() {
+        while let Some((set, window)) = self.take_window() {
             if !self.last {
-                let watched = context.guest.protect(&self.set, window);
+                let watched = context.guest.protect(set, window);
                 watched.map_err(Failure::guest("watch pages for writes"))?;
             }
-            self.set.runs_within(window).try_for_each(|run| courier.add(run))?;
+            set.runs_within(window).try_for_each(|run| courier.add(run))?;
         }
         if !self.last {
             // A round pays what it owes before it ends: its throughput is the limit's.
@@ -201,8 +234,12 @@ mod tests {
     fn each_page_is_in_one_window_that_is_taken_or_is_left_wherever_the_round_is_cut() {
         let runs = [(3, 1), (511, 2), (40_000, 5_000), (90_000, 1), (99_999, 1)];
         let set = PageSet::of_runs(100_000, &runs.map(|(first, count)| PageRun { first, count }));
+        let later = PageSet::of_runs(
+            100_000,
+            &[PageRun { first: 4, count: 1 }, PageRun { first: 60_000, count: 3_000 }],
+        );
         for cut_after in [0, 1, 3, 100] {
-            let round = Round::new(0, false, set.clone());
+            let round = Round::new(0, false, set.clone()).and_then(later.clone());
             let taken = std::thread::scope(|scope| {
                 let take = || std::iter::from_fn(|| round.take_window()).collect::<Vec<_>>();
                 let (one, two) = (scope.spawn(take), scope.spawn(take));
@@ -210,13 +247,26 @@ mod tests {
                 round.cut();
                 [one, two].map(|taker| taker.join().expect("no panic")).concat()
             });
-            assert!(taken.iter().all(|window| set.runs_within(*window).next().is_some()), "{taken:?}");
-            let taken = taken.iter().flat_map(|window| set.runs_within(*window));
+            assert!(taken.iter().all(|(set, window)| set.runs_within(*window).next().is_some()), "{taken:?}");
+            let taken = taken.iter().flat_map(|(set, window)| set.runs_within(*window));
             let mut pages: Vec<u64> = taken.flat_map(|run| run.first..run.end()).collect();
             pages.extend(round.unsent().runs().flat_map(|run| run.first..run.end()));
             pages.sort_unstable();
-            assert_eq!(pages, set.runs().flat_map(|run| run.first..run.end()).collect::<Vec<_>>());
+            let mut all = set.clone();
+            all.union(&later);
+            assert_eq!(pages, all.runs().flat_map(|run| run.first..run.end()).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn the_second_set_is_taken_when_nothing_of_the_first_is_left() {
+        let one = |first| PageSet::of_runs(1300, &[PageRun { first, count: 1 }]);
+        let round = Round::new(0, false, one(1290)).and_then(one(5));
+        assert_eq!(round.len(), 2);
+        let windows: Vec<_> = std::iter::from_fn(|| round.take_window()).map(|(_, it)| it.first).collect();
+        assert_eq!(windows, [1024, 0]);
+        round.cut();
+        assert!(round.unsent().is_empty());
     }
 
     #[test]
@@ -225,15 +275,15 @@ mod tests {
             PageSet::of_runs(3000, &[PageRun { first: 100, count: 900 }, PageRun { first: 2000, count: 7 }]);
         let round = Round::new(0, false, set.clone());
         assert_eq!(round.unsent().len(), 0, "not cut");
-        assert_eq!(round.take_window(), Some(PageRun { first: 0, count: WINDOW }));
+        assert_eq!(round.take_window().unwrap().1, PageRun { first: 0, count: WINDOW });
         for _ in 0..2 {
             round.cut();
-            assert_eq!(round.take_window(), None, "nothing more is taken");
+            assert!(round.take_window().is_none(), "nothing more is taken");
             let left: Vec<_> = round.unsent().runs().collect();
             assert_eq!(left, [PageRun { first: 512, count: 488 }, PageRun { first: 2000, count: 7 }]);
         }
         let sent = Round::new(1, false, set);
-        sent.cursor.store(4000, Ordering::Relaxed);
+        sent.cursor.store(2 * sent.span(), Ordering::Relaxed);
         sent.cut();
         assert_eq!(sent.unsent().len(), 0, "a round that has landed is not cut any more");
     }

@@ -17,6 +17,7 @@ mod courier;
 mod crew;
 mod custody;
 mod finish;
+mod hot;
 mod in_flight;
 mod kept;
 mod logbook;

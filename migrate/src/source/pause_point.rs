@@ -37,7 +37,7 @@ impl Journey<'_> {
         while !self.is_told()? {
             self.add_written(pages)?;
             number += 1;
-            let round = self.round(lines, crew, number, pages)?;
+            let round = self.round(lines, crew, number, pages, PageSet::default())?;
             *history = vec![Figures::of(&round, history.last())];
         }
         self.add_written(pages)?;

@@ -51,7 +51,7 @@ impl Journey<'_> {
     pub(super) fn copy_while_it_runs(&mut self, lines: &Lines, crew: &Crew) -> Result<Left, Failure> {
         self.logbook.enter(Phase::Precopy);
         let mut pages = self.survey()?;
-        self.announce(lines, &pages)?;
+        let mut hot = self.set_hot_aside(&mut pages, |pages| self.announce(lines, pages))?;
         let terms = self.terms(lines);
         if self.context.options.on_timeout != OnTimeout::Cancel {
             self.context.time().set_passing(Passing::EndsRounds);
@@ -59,7 +59,7 @@ impl Journey<'_> {
         let (mut history, mut number) = (Vec::new(), 0);
         loop {
             self.context.settle()?;
-            let round = self.round(lines, crew, number, &mut pages)?;
+            let round = self.round(lines, crew, number, &mut pages, std::mem::take(&mut hot))?;
             history.push(Figures::of(&round, history.last()));
             match self.decide(&terms, &history) {
                 Decision::Again { throttle, why } => {
@@ -165,17 +165,18 @@ impl Journey<'_> {
         Ok(())
     }
 
-    /// Sends `pages`, waits until they have landed, and leaves in `pages` what was written meanwhile.
+    /// Sends `pages`, then `hot` ones, waits until they have landed, and leaves in `pages` what was written meanwhile.
     pub(super) fn round(
         &mut self,
         lines: &Lines,
         crew: &Crew,
         number: u32,
         pages: &mut PageSet,
+        hot: PageSet,
     ) -> Result<report::Round, Failure> {
-        let count = pages.len();
+        let round = Arc::new(Round::new(number, false, std::mem::take(pages)).and_then(hot));
+        let count = round.len();
         self.logbook.begin_round(number, count);
-        let round = Arc::new(Round::new(number, false, std::mem::take(pages)));
         if count <= SMALL_ROUND {
             let mut courier = Courier::new(self.context, lines.control.link(), Manner::Land);
             round.send(self.context, &mut courier)?;
