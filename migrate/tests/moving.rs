@@ -12,6 +12,7 @@ use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::guest::Packet;
 use migrate::journal::Journals;
 use migrate::options::{InFlightPolicy, Mode, Options};
+use migrate::pages::{PageRun, PageSet};
 use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
 use migrate::source::Route;
@@ -345,4 +346,35 @@ fn what_will_be_missing_is_told_before_the_pause() {
         let (told, missing) = (there.told_first.load(Ordering::SeqCst), report.postcopy.expect("figures"));
         assert!(told > 1024 && told > missing.missing_pages / 2, "{told} of {missing:?}");
     }
+}
+
+#[test]
+fn what_the_guest_writes_all_the_time_is_sent_last_and_nothing_is_lost() {
+    // In the first of three areas of 64 MiB it writes all that is looked at, as soon as that is watched. Then a device writes pages of
+    // which one never existed.
+    const AREA: u64 = 64 << 8;
+    let habit = Habit { pages: 3 * AREA, blocks: 2, ..Habit::default() };
+    let options = Options { streams: 1, ..options(Mode::Precopy) };
+    let is_last = || {
+        let windows = Arc::new(Mutex::new(Vec::new()));
+        let (report, arrival) = in_memory(&options, habit, |sim, _| {
+            let windows = Arc::clone(&windows);
+            let watched = move |sim: &Sim, set: &PageSet, window: PageRun| {
+                if window.count == 512 {
+                    windows.lock().expect("no panic").push(window.first);
+                } else if window.first < AREA && set.contains(AREA / 2) {
+                    let looked_at = set.runs_within(window).flat_map(|run| run.first..run.end());
+                    assert!(looked_at.into_iter().all(|gfn| sim.step(gfn)));
+                    [3 * AREA - 2, 2 * AREA].into_iter().for_each(|gfn| sim.receive(gfn, gfn << 32 | 5));
+                }
+            };
+            assert!(sim.watched.set(Box::new(watched)).is_ok());
+        });
+        assert_moved(&report, &arrival);
+        let windows = windows.lock().expect("no panic");
+        let order = |first| windows.iter().position(|window| *window == first).expect("in round 0");
+        order(2 * AREA) < order(0)
+    };
+    // Writing that takes as long as the round would makes nothing hot: the host stood still.
+    assert!((0..5).any(|_| is_last()));
 }

@@ -1,7 +1,7 @@
 //! Memory ahead of the stream: host pages that were never touched cost more than the copy into them.
 //!
 //! The source says at the start which pages round 0 will bring. Where there is a core for it a thread makes them ready
-//! in sending order; a stream that has overtaken it, or has none ahead of it, makes its own ready. Whoever claims a page prepares it: nobody does so twice,
+//! in the order of addresses, as most of them come; a stream that has overtaken it, or has none ahead of it, makes its own ready. Whoever claims a page prepares it: nobody does so twice,
 //! and preparing never writes content, so it cannot race with data.
 
 use std::sync::atomic::{AtomicU64, Ordering};

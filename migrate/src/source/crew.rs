@@ -1,6 +1,6 @@
 //! The threads that send: one a data connection, alive for the whole migration, parked between tasks.
 //!
-//! A round is one page set and one cursor: each thread takes the next window, has it watched anew by the
+//! A round is one or two page sets and one cursor: each thread takes the next window, has it watched anew by the
 //! dirty log, sends its pages, and takes another. So no thread waits for a slower one until the round's end.
 
 use std::sync::Arc;
@@ -50,9 +50,10 @@ impl Round {
         }
     }
 
-    /// With pages that are sent after all others.
-    pub(super) fn and_then(self, set: PageSet) -> Self {
+    /// With pages that are sent after all others, of which there are none among those.
+    pub(super) fn ending_with(self, set: PageSet) -> Self {
         let [first, _] = self.sets;
+        debug_assert!(set.is_empty() || set.limit() == first.limit() && set.without(&first) == set);
         Self { sets: [first, set], ..self }
     }
 
@@ -239,7 +240,7 @@ mod tests {
             &[PageRun { first: 4, count: 1 }, PageRun { first: 60_000, count: 3_000 }],
         );
         for cut_after in [0, 1, 3, 100] {
-            let round = Round::new(0, false, set.clone()).and_then(later.clone());
+            let round = Round::new(0, false, set.clone()).ending_with(later.clone());
             let taken = std::thread::scope(|scope| {
                 let take = || std::iter::from_fn(|| round.take_window()).collect::<Vec<_>>();
                 let (one, two) = (scope.spawn(take), scope.spawn(take));
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn the_second_set_is_taken_when_nothing_of_the_first_is_left() {
         let one = |first| PageSet::of_runs(1300, &[PageRun { first, count: 1 }]);
-        let round = Round::new(0, false, one(1290)).and_then(one(5));
+        let round = Round::new(0, false, one(1290)).ending_with(one(5));
         assert_eq!(round.len(), 2);
         let windows: Vec<_> = std::iter::from_fn(|| round.take_window()).map(|(_, it)| it.first).collect();
         assert_eq!(windows, [1024, 0]);

@@ -4,7 +4,6 @@
 //! before the round ends, whenever it was sent. So that is watched as late as can be. To find it, one window of each area is
 //! watched from the start.
 
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::Journey;
@@ -16,19 +15,28 @@ use crate::pages::{PAGE_SIZE, PageRun, PageSet};
 /// split what it maps as a huge page, after which each page of it costs a fault.
 const WINDOWS: u64 = 32;
 
-/// When to look first. Of a guest that has written no more than so many of the pages looked at by then, so few are written
-/// in a round that it does not matter when they are sent.
+/// When to look first. A guest that has written no more than so many of the pages looked at by then has written too little to
+/// judge by.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const FEW: u64 = 4;
 
 /// When to judge the others.
 const LAST_LOOK: Duration = Duration::from_millis(4);
 
+/// Pages of a window that were written, without which an area is not hot: a counter or a stack makes none.
+const SOME: u64 = 8;
+
 /// What a round sends at best, bytes per second: a slower one lasts longer, and more is written again in it.
 const SENT_PER_S: f64 = 3e9;
 
 /// What is looked at, to judge areas by: the populated pages of one window of each.
 struct Samples(PageSet);
+
+/// Samples that are watched, and since when.
+pub(super) struct Watch {
+    samples: Samples,
+    since: Instant,
+}
 
 impl Samples {
     /// Of windows of which more than half is populated; in the middle of their areas if they can be, so that one of them is in
@@ -54,12 +62,12 @@ impl Samples {
         self.0.without(&self.0.without(log))
     }
 
-    /// Those of `pages` that are in hot areas: where as many writes as there are pages come to pass in the time of a round, if
-    /// `written` was in `share` of it. And those in the areas beside them, into which what is hot may reach.
+    /// Those of `pages` that are in hot areas: where as many pages are written as there are in the time of a round, at the pace at
+    /// which those that are `written` were in `share` of it. And those in the areas beside them, into which what is hot may reach.
     fn hot(&self, written: &PageSet, share: f64, pages: &PageSet) -> PageSet {
         let is_hot = |area: PageRun| {
             let (written, all) = (count_within(written, area), count_within(&self.0, area));
-            written > 0 && written as f64 >= all as f64 * share
+            written >= SOME && written as f64 >= all as f64 * share
         };
         let are_hot: Vec<_> = areas(pages).map(is_hot).collect();
         let mut hot = PageSet::new(pages.limit());
@@ -82,33 +90,44 @@ fn count_within(pages: &PageSet, run: PageRun) -> u64 {
 }
 
 impl Journey<'_> {
-    /// Takes what the guest writes all the time out of `pages`, all of which are in the log. While it writes, `meanwhile` is done.
-    pub(super) fn set_hot_aside(
-        &self,
-        pages: &mut PageSet,
-        meanwhile: impl FnOnce(&PageSet) -> Result<(), Failure>,
-    ) -> Result<PageSet, Failure> {
+    /// Watches a little of `pages`, to which is added what the VMM has written itself until now. `None`: a round takes no longer
+    /// than looking.
+    pub(super) fn watch_samples(&self, pages: &mut PageSet) -> Result<Option<Watch>, Failure> {
         let samples = Samples::of(pages);
-        self.watch(&samples.0)?;
+        if samples.0.is_empty() || round_s(pages) <= LAST_LOOK.as_secs_f64() {
+            return Ok(None);
+        }
+        self.context.harvest(pages)?;
         let since = Instant::now();
-        meanwhile(pages)?;
-        let mut look = |after: Duration| {
-            sleep(after.saturating_sub(since.elapsed()));
+        self.watch(&samples.0)?;
+        Ok(Some(Watch { samples, since }))
+    }
+
+    /// Takes what the guest writes all the time out of `pages`, after adding what it has touched first meanwhile.
+    pub(super) fn set_hot_aside(&self, watch: &Watch, pages: &mut PageSet) -> Result<PageSet, Failure> {
+        let mut written = PageSet::new(pages.limit());
+        for look in [FIRST_LOOK, LAST_LOOK] {
+            // A cancelled migration is noticed where the round begins.
+            self.context.alarm.rest(look.saturating_sub(watch.since.elapsed()));
             let mut log = PageSet::new(pages.limit());
             self.context.harvest(&mut log)?;
-            // The VMM's own writes are told once: whatever was touched first is to be sent as well.
+            // What the VMM has written itself is told once.
             pages.union(&log);
-            Ok(samples.written(&log))
-        };
-        if look(FIRST_LOOK)?.len() <= FEW {
-            return Ok(PageSet::new(pages.limit()));
+            written.union(&watch.samples.written(&log));
+            if written.len() <= FEW {
+                return Ok(PageSet::new(pages.limit()));
+            }
         }
-        let written = look(LAST_LOOK)?;
-        let round_s = (pages.len() * PAGE_SIZE as u64) as f64 / SENT_PER_S;
-        let hot = samples.hot(&written, since.elapsed().as_secs_f64() / round_s, pages);
+        let share = watch.since.elapsed().as_secs_f64() / round_s(pages);
+        let hot = watch.samples.hot(&written, share, pages);
         pages.subtract(&hot);
         Ok(hot)
     }
+}
+
+/// How long a round of these pages takes at best.
+fn round_s(pages: &PageSet) -> f64 {
+    (pages.len() * PAGE_SIZE as u64) as f64 / SENT_PER_S
 }
 
 #[cfg(test)]
@@ -144,5 +163,14 @@ mod tests {
             // Had that taken a fifth of a round, half of it would be written in one.
             assert!(samples.hot(&written, 0.2, &pages).is_empty());
         }
+    }
+    #[test]
+    fn a_page_or_two_of_a_large_guest_do_not_make_an_area_hot() {
+        let pages = PageSet::of_runs(8 * AREA, &[run(0, 8 * AREA)]);
+        let samples = Samples::of(&pages);
+        let first = samples.0.runs().next().expect("a window").first;
+        let hot = |count| samples.hot(&PageSet::of_runs(8 * AREA, &[run(first, count)]), 1e-4, &pages);
+        assert!(hot(2).is_empty());
+        assert_eq!(hot(SOME).len(), 2 * AREA);
     }
 }

@@ -4,7 +4,7 @@
 //! kept only from the very bytes that were sent, and forgotten when it is sent in another way.
 //!
 //! A page has one place where it can be kept, which it shares with others. One that was kept in this round or the one before
-//! stays there: of a working set larger than this memory, a part is then kept for as long as it is written, and not each page
+//! stays there, unless that was round 0: of a working set larger than this memory, a part is then kept for as long as it is written, and not each page
 //! a moment too short.
 
 use crate::pages::{PAGE_SIZE, PageRun};
@@ -45,7 +45,8 @@ impl Kept {
                 *kept = *page;
             }
             place.round = round;
-        } else if place.gfn == NONE || round > place.round.saturating_add(1) {
+        } else if place.gfn == NONE || round == 0 || round > place.round.saturating_add(1) {
+            // Round 0 sends each page once, and last what is most likely to be sent again.
             kept.copy_from_slice(page);
             *place = Place { gfn, round };
         }
@@ -107,12 +108,21 @@ mod tests {
     #[test]
     fn a_page_gives_way_to_another_only_when_it_is_not_sent_any_more() {
         let mut kept = Kept::new(8);
+        send(&mut kept, 1, 1, 7).unwrap_err();
+        assert_eq!(send(&mut kept, 1, 9, 8), Err(page(8)));
+        assert_eq!(send(&mut kept, 2, 1, 7), Ok(page(0)));
+        assert_eq!(send(&mut kept, 3, 9, 8), Err(page(8)), "1 was sent in the round before");
+        assert_eq!(send(&mut kept, 4, 9, 8), Err(page(8)), "and now has given way");
+        assert_eq!(send(&mut kept, 5, 9, 9), Ok(page(1)));
+        assert_eq!(send(&mut kept, 5, 1, 7), Err(page(7)));
+    }
+
+    #[test]
+    fn what_round_0_sends_last_is_kept() {
+        let mut kept = Kept::new(8);
         send(&mut kept, 0, 1, 7).unwrap_err();
-        assert_eq!(send(&mut kept, 0, 9, 8), Err(page(8)));
-        assert_eq!(send(&mut kept, 1, 1, 7), Ok(page(0)));
-        assert_eq!(send(&mut kept, 2, 9, 8), Err(page(8)), "1 was sent in the round before");
-        assert_eq!(send(&mut kept, 3, 9, 8), Err(page(8)), "and now has given way");
-        assert_eq!(send(&mut kept, 4, 9, 9), Ok(page(1)));
-        assert_eq!(send(&mut kept, 4, 1, 7), Err(page(7)));
+        send(&mut kept, 0, 9, 8).unwrap_err();
+        assert_eq!(send(&mut kept, 1, 1, 7), Err(page(7)));
+        assert_eq!(send(&mut kept, 1, 9, 9), Ok(page(1)));
     }
 }

@@ -51,7 +51,10 @@ impl Journey<'_> {
     pub(super) fn copy_while_it_runs(&mut self, lines: &Lines, crew: &Crew) -> Result<Left, Failure> {
         self.logbook.enter(Phase::Precopy);
         let mut pages = self.survey()?;
-        let mut hot = self.set_hot_aside(&mut pages, |pages| self.announce(lines, pages))?;
+        let watch = self.watch_samples(&mut pages)?;
+        self.announce(lines, &pages)?;
+        let mut hot =
+            watch.map_or_else(|| Ok(PageSet::default()), |it| self.set_hot_aside(&it, &mut pages))?;
         let terms = self.terms(lines);
         if self.context.options.on_timeout != OnTimeout::Cancel {
             self.context.time().set_passing(Passing::EndsRounds);
@@ -127,8 +130,8 @@ impl Journey<'_> {
 
     /// What is populated, with everything else watched: what is first touched from here on shows in the harvest.
     ///
-    /// Populated pages stay in the log as it begins, with every page in it, until they are read; watching them
-    /// now would only cost the guest a fault each. A page first touched in between is in the second answer.
+    /// Populated pages stay in the log as it begins, with every page in it, until they are read (but for a few that are looked at:
+    /// `hot`); watching them now would only cost the guest a fault each. A page first touched in between is in the second answer.
     fn survey(&mut self) -> Result<PageSet, Failure> {
         let context = self.context;
         // Each of these may take milliseconds in the kernel, which lets nobody else on the core meanwhile.
@@ -174,7 +177,7 @@ impl Journey<'_> {
         pages: &mut PageSet,
         hot: PageSet,
     ) -> Result<report::Round, Failure> {
-        let round = Arc::new(Round::new(number, false, std::mem::take(pages)).and_then(hot));
+        let round = Arc::new(Round::new(number, false, std::mem::take(pages)).ending_with(hot));
         let count = round.len();
         self.logbook.begin_round(number, count);
         if count <= SMALL_ROUND {

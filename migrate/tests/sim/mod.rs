@@ -22,6 +22,7 @@ use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
 use migrate::options::{
     ClockPolicy, Compression, DEFAULT_DELTA_CACHE, InFlightPolicy, Mode, OnTimeout, Options,
 };
+use migrate::pages::{PageRun, PageSet};
 use migrate::progress::{Event, Observer};
 use migrate::protection::Protection;
 use migrate::report::Report;
@@ -107,6 +108,8 @@ pub(crate) struct Habit {
     pub(crate) acknowledges_after: Duration,
     /// Pages `0..zeros` are touched but zero when it has booted.
     pub(crate) zeros: u64,
+    /// Of so many blocks of 2 MiB one was touched.
+    pub(crate) blocks: u64,
     /// From here on those that were touched are zero only in part 5 of every second block of 2 MiB.
     pub(crate) solid_from: u64,
     pub(crate) nics: u32,
@@ -122,6 +125,7 @@ impl Default for Habit {
             telemetry: false,
             acknowledges_after: Duration::ZERO,
             zeros: 0,
+            blocks: 1,
             solid_from: u64::MAX,
             nics: 0,
         }
@@ -166,7 +170,12 @@ pub(crate) struct Sim {
     pub(crate) broken: Broken,
     /// What a pause sets going.
     pub(crate) paused: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// What watching pages sets going.
+    pub(crate) watched: OnceLock<Watched>,
 }
+
+/// Told which pages are watched anew, of which window.
+pub(crate) type Watched = Box<dyn Fn(&Sim, &PageSet, PageRun) + Send + Sync>;
 
 #[derive(Default)]
 pub(crate) struct Broken {
@@ -225,6 +234,7 @@ impl Sim {
             packets: Mutex::default(),
             broken: Broken::default(),
             paused: OnceLock::new(),
+            watched: OnceLock::new(),
         });
         let vcpu = Arc::clone(&sim);
         *sim.thread.lock().expect("fresh") = Some(std::thread::spawn(move || vcpu.live()));
@@ -236,7 +246,8 @@ impl Sim {
         let sim = Self::blank(habit, runners);
         {
             let mut mind = sim.mind();
-            for gfn in 0..habit.pages * 3 / 4 {
+            let is_touched = |gfn: &u64| (gfn / 512).is_multiple_of(habit.blocks);
+            for gfn in (0..habit.pages * 3 / 4).filter(is_touched) {
                 let hollow = if gfn < habit.solid_from { gfn % 7 == 3 } else { gfn % 1024 / 64 == 5 };
                 let value = if gfn < habit.zeros || hollow { 0 } else { gfn << 32 | 1 };
                 sim.ram.write(gfn, value);
@@ -332,7 +343,7 @@ impl Sim {
     }
 
     /// Checks a page and writes it; false when the guest is being stopped in a fault.
-    fn step(&self, gfn: u64) -> bool {
+    pub(crate) fn step(&self, gfn: u64) -> bool {
         let Some(read) = self.ram.read(gfn) else { return false };
         let mut mind = self.mind();
         let expected = mind.written[gfn as usize];
@@ -344,6 +355,13 @@ impl Sim {
         mind.written[gfn as usize] = value;
         self.ram.write(gfn, value);
         true
+    }
+
+    /// A device writes a page.
+    pub(crate) fn receive(&self, gfn: u64, value: u64) {
+        let mut mind = self.mind();
+        mind.written[gfn as usize] = value;
+        self.ram.write_as_vmm(gfn, value);
     }
 
     fn start_cpu(&self) {

@@ -16,6 +16,8 @@ pub(crate) struct SimRam {
     pages: u64,
     touched: AtomicPageSet,
     dirty: AtomicPageSet,
+    /// What the VMM has written itself, which is told once.
+    own: AtomicPageSet,
     logging: AtomicBool,
     absent: AtomicPageSet,
     faults: Mutex<FaultQueue>,
@@ -39,6 +41,7 @@ impl SimRam {
             pages,
             touched: AtomicPageSet::new(pages),
             dirty: AtomicPageSet::new(pages),
+            own: AtomicPageSet::new(pages),
             logging: AtomicBool::new(false),
             absent: AtomicPageSet::new(pages),
             faults: Mutex::default(),
@@ -95,6 +98,14 @@ impl SimRam {
         self.mark(page);
     }
 
+    /// What the VMM writes for the guest, as a disk does.
+    pub(crate) fn write_as_vmm(&self, gfn: u64, value: u64) {
+        let page = PageRun { first: gfn, count: 1 };
+        self.touched.insert_run(page);
+        self.page(gfn).iter().for_each(|word| word.store(value, Ordering::Release));
+        self.own.insert_run(page);
+    }
+
     fn mark(&self, page: PageRun) {
         if self.logging.load(Ordering::Acquire) {
             self.dirty.insert_run(page);
@@ -118,8 +129,12 @@ impl SimRam {
         self.logging.load(Ordering::Acquire)
     }
 
-    pub(crate) fn dirty(&self) -> PageSet {
-        self.dirty.snapshot()
+    /// Forgets what the VMM has written itself, and nothing else.
+    pub(crate) fn harvest(&self) -> PageSet {
+        let mut set = self.dirty.snapshot();
+        let own = self.own.claim_run(PageRun { first: 0, count: self.pages });
+        own.into_iter().for_each(|run| set.insert_run(run));
+        set
     }
 
     pub(crate) fn protect(&self, set: &PageSet, window: PageRun) {

@@ -41,13 +41,16 @@ impl Departing for Sim {
 
     fn harvest(&self, set: &mut PageSet) -> Result<()> {
         Broken::check(&self.broken.harvest, "harvest")?;
-        set.union(&self.ram.dirty());
+        set.union(&self.ram.harvest());
         Ok(())
     }
 
     fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {
         assert!(window.first.is_multiple_of(64) && window.count.is_multiple_of(64), "{window:?}");
         self.ram.protect(set, window);
+        if let Some(watched) = self.watched.get() {
+            watched(self, set, window);
+        }
         Ok(())
     }
 
@@ -210,7 +213,7 @@ impl Arriving for Sim {
     }
 
     fn harvest(&self) -> Result<PageSet> {
-        Ok(self.ram.dirty())
+        Ok(self.ram.harvest())
     }
 
     fn stop_dirty_log(&self) {
