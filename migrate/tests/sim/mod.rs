@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod attempt;
+mod broken;
 mod host;
 pub(crate) mod link;
 mod ram;
@@ -16,9 +17,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use broken::Broken;
+pub(crate) use broken::DiskUse;
 pub(crate) use host::SimHost;
 use migrate::Cancel;
-use migrate::guest::{Departing, GuestError, Packet, Result, Telemetry};
+use migrate::guest::{Departing, Packet, Telemetry};
 use migrate::options::{
     ClockPolicy, Compression, DEFAULT_DELTA_CACHE, InFlightPolicy, Mode, OnTimeout, Options,
 };
@@ -176,41 +179,6 @@ pub(crate) struct Sim {
 
 /// Told which pages are watched anew, of which window.
 pub(crate) type Watched = Box<dyn Fn(&Sim, &PageSet, PageRun) + Send + Sync>;
-
-#[derive(Default)]
-pub(crate) struct Broken {
-    pub(crate) pause: AtomicBool,
-    pub(crate) save: AtomicBool,
-    pub(crate) harvest: AtomicBool,
-    pub(crate) restore: AtomicBool,
-    pub(crate) resume: AtomicBool,
-    pub(crate) hand_over: AtomicBool,
-    /// Where the disk hangs.
-    pub(crate) disk: Mutex<Option<DiskUse>>,
-}
-
-/// What is asked of the guest's disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DiskUse {
-    Settle { running: bool },
-    HandOver,
-}
-
-impl Broken {
-    /// For ever, if the disk hangs there: as long as it is waited for.
-    fn hang(&self, now: DiskUse, go_on: &dyn Fn() -> bool) -> Result<()> {
-        let hangs = *self.disk.lock().unwrap_or_else(PoisonError::into_inner) == Some(now);
-        let since = Instant::now();
-        while hangs && go_on() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if hangs { Err(GuestError(format!("the disk hangs for {:?}", since.elapsed()))) } else { Ok(()) }
-    }
-
-    fn check(flag: &AtomicBool, what: &str) -> Result<()> {
-        if flag.swap(false, Ordering::SeqCst) { Err(GuestError(format!("{what} is broken"))) } else { Ok(()) }
-    }
-}
 
 impl Sim {
     pub(crate) fn blank(habit: Habit, runners: Runners) -> Arc<Self> {
