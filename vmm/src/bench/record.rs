@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use migrate::cli::words::mode as word;
 use serde::{Serialize, Serializer};
 
 use super::figures::{DOWNTIME_GUEST, Figure, TOTAL, all};
 use super::grid::Cell;
 use super::over::OverNetwork;
 use super::raw::RawTcp;
+use super::show::way;
 use crate::lab::LabError;
 use crate::lab::journey::{Ending, Hop};
 use crate::lab::setting::Setting;
@@ -89,7 +89,7 @@ impl Record {
 impl CellRecord {
     /// Adds a run, and says in one line what came of it.
     pub(super) fn add(&mut self, run: Run) -> String {
-        let cell = format!("{} {}", word(self.cell.mode), self.runs.len() + 1);
+        let cell = format!("{} {}", way(&self.cell), self.runs.len() + 1);
         let line = match &run.hop {
             Some(hop) if run.is_good() => {
                 let figure = |(_, of): Figure| or_dash(of(hop), ms);
