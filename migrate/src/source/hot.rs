@@ -164,6 +164,7 @@ mod tests {
             assert!(samples.hot(&written, 0.2, &pages).is_empty());
         }
     }
+
     #[test]
     fn a_page_or_two_of_a_large_guest_do_not_make_an_area_hot() {
         let pages = PageSet::of_runs(8 * AREA, &[run(0, 8 * AREA)]);
