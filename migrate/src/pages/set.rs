@@ -124,6 +124,17 @@ impl PageSet {
         self.in_use().map(|index| u64::from(self.words[index].count_ones())).sum()
     }
 
+    /// How many pages of `run` are in the set.
+    #[must_use]
+    pub fn count_within(&self, run: PageRun) -> u64 {
+        let mut count = 0;
+        for_words(run, |index, mask| {
+            let word = self.words.get(index).copied().unwrap_or(0);
+            count += u64::from((word & mask).count_ones());
+        });
+        count
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -284,6 +295,7 @@ mod tests {
             let within = |run: &PageRun| PageRun { first: run.first.min(limit), count: run.end().min(limit) - run.first.min(limit) };
             let set = PageSet::of_runs(limit, &runs.iter().map(within).filter(|run| run.count > 0).collect::<Vec<_>>());
             let pages: Vec<u64> = (window.first..window.end()).filter(|page| set.contains(*page)).collect();
+            prop_assert_eq!(set.count_within(window), pages.len() as u64);
             let found: Vec<PageRun> = set.runs_within(window).collect();
             prop_assert_eq!(found.iter().flat_map(|run| run.first..run.end()).collect::<Vec<_>>(), pages);
             prop_assert!(found.windows(2).all(|two| two[0].end() < two[1].first), "maximal: {:?}", found);

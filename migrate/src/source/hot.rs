@@ -14,6 +14,7 @@ use crate::pages::{PAGE_SIZE, PageRun, PageSet};
 /// Windows of an area, 64 MiB, of which one is looked at. A whole one, not a page of each: to watch a page the host may have to
 /// split what it maps as a huge page, after which each page of it costs a fault.
 const WINDOWS: u64 = 32;
+const AREA: u64 = WINDOWS * WINDOW;
 
 /// When to look first. A guest that has written no more than so many of the pages looked at by then has written too little to
 /// judge by.
@@ -48,7 +49,7 @@ impl Samples {
                 first: area.first + (WINDOWS / 2 + nth) % WINDOWS * WINDOW,
                 count: WINDOW,
             });
-            let chosen = windows.find(|window| count_within(pages, *window) > WINDOW / 2);
+            let chosen = windows.find(|window| pages.count_within(*window) > WINDOW / 2);
             chosen
                 .iter()
                 .flat_map(|window| pages.runs_within(*window))
@@ -66,7 +67,7 @@ impl Samples {
     /// which those that are `written` were in `share` of it. And those in the areas beside them, into which what is hot may reach.
     fn hot(&self, written: &PageSet, share: f64, pages: &PageSet) -> PageSet {
         let is_hot = |area: PageRun| {
-            let (written, all) = (count_within(written, area), count_within(&self.0, area));
+            let (written, all) = (written.count_within(area), self.0.count_within(area));
             written >= SOME && written as f64 >= all as f64 * share
         };
         let are_hot: Vec<_> = areas(pages).map(is_hot).collect();
@@ -81,12 +82,7 @@ impl Samples {
 }
 
 fn areas(pages: &PageSet) -> impl Iterator<Item = PageRun> + use<> {
-    let count = WINDOWS * WINDOW;
-    (0..pages.limit()).step_by(count as usize).map(move |first| PageRun { first, count })
-}
-
-fn count_within(pages: &PageSet, run: PageRun) -> u64 {
-    pages.runs_within(run).map(|run| run.count).sum()
+    (0..pages.limit()).step_by(AREA as usize).map(|first| PageRun { first, count: AREA })
 }
 
 impl Journey<'_> {
@@ -133,8 +129,6 @@ fn round_s(pages: &PageSet) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const AREA: u64 = WINDOWS * WINDOW;
 
     fn run(first: u64, count: u64) -> PageRun {
         PageRun { first, count }

@@ -4,8 +4,8 @@
 //! kept only from the very bytes that were sent, and forgotten when it is sent in another way.
 //!
 //! A page has one place where it can be kept, which it shares with others. One that was kept in this round or the one before
-//! stays there, unless that was round 0: of a working set larger than this memory, a part is then kept for as long as it is written, and not each page
-//! a moment too short.
+//! stays there, unless that was round 0: of a working set larger than this memory, a part is then kept for as long as it is
+//! written, and not each page a moment too short.
 
 use crate::pages::{PAGE_SIZE, PageRun};
 
