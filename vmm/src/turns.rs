@@ -5,6 +5,8 @@
 
 #![expect(unsafe_code, reason = "sched_getattr and sched_setattr take a pointer")]
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
 /// How long a thread's turns are. Usual ones are 1 to 3 ms.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Turn {
@@ -50,4 +52,17 @@ pub(crate) fn take(turn: Turn) {
     attributes.flags = 0;
     // SAFETY: the kernel only reads `attributes`, which says its own size.
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}
+
+/// The calling thread goes on at another core than `core`, if it is there and has another. It may come back.
+pub(crate) fn leave(core: usize) {
+    let Ok(all) = sched_getaffinity(None) else { return };
+    if sched_getcpu() != core || core >= CpuSet::MAX_CPU {
+        return;
+    }
+    let mut others = all;
+    others.unset(core);
+    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+        let _ = sched_setaffinity(None, &all);
+    }
 }

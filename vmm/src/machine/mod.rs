@@ -239,7 +239,10 @@ impl Machine<Paused> {
     /// One line: what this host cannot do. [`MachineDescription::unsupported`] says it all before.
     pub fn blank(shape: &MachineDescription, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
         let kvm = KvmHost::open()?;
-        Self::assemble(Parts::for_arrival(&kvm, shape)?, hooks.into())
+        let machine = Self::assemble(Parts::for_arrival(&kvm, shape)?, hooks.into())?;
+        // Now, not in the pause.
+        machine.vcpus.warm_up()?;
+        Ok(machine)
     }
 
     /// Takes the guest's disks, all or none: before it runs. A guest that was booted here has them. Again is as good as

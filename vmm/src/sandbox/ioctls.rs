@@ -18,6 +18,7 @@ pub(super) const VCPU: &[u32] = &[
     0x4018_aee1, // KVM_SET_DEVICE_ATTR: the TSC's offset
     0x4018_aee3, // KVM_HAS_DEVICE_ATTR
     0xaea2,      // KVM_SET_TSC_KHZ
+    0xc040_aed5, // KVM_PRE_FAULT_MEMORY
 ];
 
 /// A parked vCPU whose state is read.

@@ -301,7 +301,11 @@ const BUILD: &[Call] = &[
 ];
 
 /// A vCPU.
-const VCPU: &[Call] = &[Call::ioctl(ioctls::VCPU)];
+const VCPU: &[Call] = &[
+    Call::ioctl(ioctls::VCPU),
+    // Its own cores only.
+    Call::one_of(libc::SYS_sched_setaffinity, 0, &[0]),
+];
 
 /// Reading the state of a vCPU that is parked.
 const VCPU_STATE: &[Call] = &[Call::ioctl(ioctls::VCPU_STATE)];

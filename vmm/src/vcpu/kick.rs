@@ -90,6 +90,11 @@ impl Kick {
         self.byte().store(RUN, Ordering::SeqCst);
     }
 
+    /// Thread: whether `KVM_RUN` would return at once.
+    pub(super) fn stays_out(&self) -> bool {
+        self.byte().load(Ordering::SeqCst) != RUN
+    }
+
     /// Thread: whether it was asked to leave, and has not yet.
     pub(super) fn is_asked(&self) -> bool {
         self.byte().load(Ordering::SeqCst) == LEAVE

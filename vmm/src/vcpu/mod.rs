@@ -8,6 +8,7 @@
 mod brake;
 mod choice;
 mod cpuid;
+mod error;
 mod faults;
 mod features;
 mod host;
@@ -47,6 +48,7 @@ use orders::Orders;
 
 pub use choice::{CpuChoice, CpuError};
 pub use cpuid::CpuidEntry;
+pub use error::VcpuError;
 pub use features::{Feature, lacking, missing_features};
 pub use host::{Common, HostCpu, NothingCommon, common};
 pub use level::Level;
@@ -65,37 +67,6 @@ pub(crate) use xsave::user_components;
 /// How long a vCPU's thread may take to finish what it is asked, other than to leave the guest: far more than it ever needs. Whoever
 /// restores one itself may hang in a touch of memory that has yet to come, as long as that is waited for at all.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What can go wrong with a vCPU.
-#[derive(Debug, thiserror::Error)]
-pub enum VcpuError {
-    /// The kernel refused something.
-    #[error("vCPU {vcpu}: KVM cannot {what}: {error}")]
-    Refused {
-        /// Which.
-        vcpu: u32,
-        /// What was asked.
-        what: &'static str,
-        /// How it failed.
-        error: io::Error,
-    },
-    /// An MSR cannot be read or set.
-    #[error("vCPU {vcpu}: KVM cannot {what} MSR {index:#x}")]
-    Msr {
-        /// Which vCPU.
-        vcpu: u32,
-        /// Read or set.
-        what: &'static str,
-        /// Which MSR.
-        index: u32,
-    },
-    /// It does not leave the guest, or its thread is gone.
-    #[error("vCPU {vcpu} does not answer")]
-    Silent {
-        /// Which.
-        vcpu: u32,
-    },
-}
 
 /// What the threads of all vCPUs of a machine share.
 #[derive(Clone)]
@@ -121,9 +92,14 @@ pub struct Surroundings {
 /// What a vCPU's thread can be asked. It ends when its owner is gone.
 enum Order {
     Run,
-    /// To run is the next order, and soon. Not answered. Orders were given so often by then, this one included.
+    /// All that KVM makes at the first run.
+    WarmUp,
+    /// To run is the next order, and soon. Not answered.
     StandBy {
+        /// How often orders were given by then, this one included.
         given: u64,
+        /// Where the owner is.
+        core: usize,
     },
     Save {
         buffer: Vec<u8>,
@@ -139,6 +115,7 @@ enum Order {
 /// What it answers: one for each order but to stand by.
 enum Reply {
     Parked,
+    WarmedUp,
     Saved(Vec<u8>, Result<(), VcpuError>),
     Restored(Result<(), VcpuError>),
 }
@@ -192,12 +169,22 @@ impl Vcpus {
         self.orders.give(|_| Some(Order::Run));
     }
 
+    /// Has KVM make now what it would at the first run. All are parked.
+    ///
+    /// # Errors
+    /// The vCPU that does not answer.
+    pub fn warm_up(&self) -> Result<(), VcpuError> {
+        self.orders.give(|_| Some(Order::WarmUp));
+        outcomes(&self.all, |_, reply| matches!(reply, Reply::WarmedUp).then_some(Ok(())))
+    }
+
     /// All are parked and will be let run in a moment: where there is a core besides, none of them has to be woken then, perhaps
     /// on the core of whoever lets it run.
     pub fn stand_by(&self) {
         if self.core_besides {
             let given = self.orders.given() + 1;
-            self.orders.give(|_| Some(Order::StandBy { given }));
+            let core = rustix::thread::sched_getcpu();
+            self.orders.give(|_| Some(Order::StandBy { given, core }));
         }
     }
 

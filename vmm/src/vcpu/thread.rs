@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -12,10 +13,12 @@ use super::kick::{self, Kick};
 use super::orders::Orders;
 use super::state::VcpuImage;
 use super::tsc::{Here, StoodStill};
-use super::{Bus, GuestEnd, Order, Reply, Surroundings, VcpuError, state};
+use super::{Bus, GuestEnd, Order, PATIENCE, Reply, Surroundings, VcpuError, state};
 use crate::devices::End;
 use crate::kvm::ioctl;
+use crate::memory::layout::HOLE_START;
 use crate::sandbox::{self, ThreadKind};
+use crate::turns;
 
 /// Called once on the thread of the vCPU that ended the guest (shutdown, reset, or a failure).
 /// It must not wait for the machine.
@@ -57,10 +60,15 @@ impl Cpu {
         &self,
         work: impl FnOnce(&state::Handle<'_>) -> Result<T, VcpuError>,
     ) -> Result<T, VcpuError> {
-        let fd = match self.fd.try_lock() {
-            Ok(fd) => fd,
-            Err(TryLockError::Poisoned(fd)) => fd.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(VcpuError::Silent { vcpu: self.number }),
+        let deadline = Instant::now() + PATIENCE;
+        let fd = loop {
+            match self.fd.try_lock() {
+                Ok(fd) => break fd,
+                Err(TryLockError::Poisoned(fd)) => break fd.into_inner(),
+                // Its thread makes it ready to run, which takes a moment.
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::yield_now(),
+                Err(TryLockError::WouldBlock) => return Err(VcpuError::Silent { vcpu: self.number }),
+            }
         };
         work(&state::Handle { vcpu: self.number, fd: ioctl::borrow(&*fd), with: &self.surroundings })
     }
@@ -99,7 +107,13 @@ impl Worker {
                     let saved = self.cpu.save(&mut buffer, &base);
                     Reply::Saved(buffer, saved)
                 }
-                Order::StandBy { given } => {
+                Order::WarmUp => {
+                    self.warm_up();
+                    Reply::WarmedUp
+                }
+                Order::StandBy { given, core } => {
+                    turns::leave(core);
+                    ioctl::load_mmu(ioctl::borrow(&*self.cpu.fd()), HOLE_START);
                     orders.stand_by(given, SOON);
                     continue;
                 }
@@ -111,6 +125,14 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Has KVM make what it makes when a VM is run for the first time, a thread of its own for one. `KVM_RUN` returns before anything
+    /// of the guest is executed: it is not let run.
+    fn warm_up(&self) {
+        assert!(self.kick.stays_out(), "told to warm up while it may run");
+        // Returns EINTR. What else it may say it will say again when the guest is to run.
+        let _ = self.cpu.fd().run();
     }
 
     /// Runs the guest until the owner asks to leave or the guest ends.

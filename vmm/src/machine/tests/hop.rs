@@ -57,7 +57,7 @@ fn a_state_saved_again_is_the_same() {
     let machine = pause(machine);
     let first = hop(machine, hooks().0);
     let second = hop_without_clocks(&first);
-    assert_eq!(registers(&first.save().unwrap()), registers(&second.save().unwrap()));
+    assert_eq!(registers(&first.save().unwrap(), 2), registers(&second.save().unwrap(), 2));
 }
 
 fn hop_without_clocks(from: &Machine<Paused>) -> Machine<Paused> {
@@ -95,13 +95,13 @@ fn kvmclock_stands_still_or_runs_on_between_two_machines() {
     }
 }
 
-/// regs, sregs, xcrs, debugregs of both vCPUs: what no clock changes.
-fn registers(state: &[u8]) -> Vec<Vec<u8>> {
+/// regs, sregs, xsave, xcrs, debugregs of all vCPUs: what no clock changes.
+fn registers(state: &[u8], vcpus: u32) -> Vec<Vec<u8>> {
     use crate::state::Stream;
     let kinds = saved::KINDS;
     let stream = Stream::read(state, &kinds).unwrap();
     let of = |vcpu, tag| stream.section(&crate::vcpu::KIND, vcpu).unwrap().optional(tag).unwrap().to_vec();
-    [0, 1].into_iter().flat_map(|vcpu| [2, 3, 4, 5, 6].map(|tag| of(vcpu, tag))).collect()
+    (0..vcpus).flat_map(|vcpu| [2, 3, 4, 5, 6].map(|tag| of(vcpu, tag))).collect()
 }
 
 #[test]
@@ -169,6 +169,25 @@ fn vcpus_that_stand_by_obey_any_order() {
         let machine = machine.resume();
         assert_eq!(works_on(&machine, vcpus, 1000).corruptions, 0);
         pause(machine).stand_by();
+    }
+}
+
+/// Nothing of the guest is executed while vCPUs are made ready to run it, however often and long.
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn what_is_made_ready_runs_nothing() {
+    for vcpus in [1, 2] {
+        let (machine, _) = busy(vcpus);
+        let machine = pause(machine);
+        let (state, work) = (machine.save().unwrap(), telemetry(&machine, vcpus).unwrap().work());
+        for _ in 0..3 {
+            machine.vcpus.warm_up().unwrap();
+            machine.stand_by();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(registers(&machine.save().unwrap(), vcpus), registers(&state, vcpus));
+        assert_eq!(telemetry(&machine, vcpus).unwrap().work(), work);
+        assert_eq!(works_on(&machine.resume(), vcpus, 1000).corruptions, 0);
     }
 }
 
