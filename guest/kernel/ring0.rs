@@ -122,7 +122,7 @@ global_asm!(
     ".global idt",
     "idt: .skip 4096",
 
-    // Last of all, so that what a guest with few vCPUs uses lies together: in a huge page of the host's, where it has them.
+    // Last of what is zeroed, so that what a guest with few vCPUs uses lies together: in a huge page of the host's, where it has them.
     ".section .stacks, \"aw\", @nobits",
     ".balign 4096",
     "user_stacks: .skip 64 * {USER_STACK_SIZE}",

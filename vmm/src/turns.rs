@@ -54,7 +54,8 @@ pub(crate) fn take(turn: Turn) {
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
-/// The calling thread goes on at another core than `core`, if it is there and has another. It may come back.
+/// The calling thread goes on at another core than `core`, if it is there and has another. The scheduler may bring it back: it has all
+/// the cores again that it had, though as its own choice from then on, of which one that is added to the host later is no part.
 pub(crate) fn leave(core: usize) {
     let Ok(all) = sched_getaffinity(None) else { return };
     if sched_getcpu() != core || core >= CpuSet::MAX_CPU {
@@ -64,5 +65,41 @@ pub(crate) fn leave(core: usize) {
     others.unset(core);
     if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
         let _ = sched_setaffinity(None, &all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cores() -> CpuSet {
+        sched_getaffinity(None).unwrap()
+    }
+
+    /// On threads of their own, which nobody else has.
+    fn apart(work: impl FnOnce() + Send) {
+        std::thread::scope(|scope| scope.spawn(work).join().unwrap());
+    }
+
+    #[test]
+    fn who_leaves_a_core_may_come_back() {
+        apart(|| {
+            let before = cores();
+            for _ in 0..10 {
+                leave(sched_getcpu());
+                assert_eq!(cores(), before);
+            }
+        });
+    }
+
+    #[test]
+    fn who_has_one_core_stays() {
+        apart(|| {
+            let (core, mut only) = (sched_getcpu(), CpuSet::new());
+            only.set(core);
+            sched_setaffinity(None, &only).unwrap();
+            leave(core);
+            assert_eq!((sched_getcpu(), cores()), (core, only));
+        });
     }
 }

@@ -157,7 +157,8 @@ impl fmt::Debug for Waiting {
 
 impl Place<'_> {
     /// Waits until the source comes back, goes on with it, and so on, to an end or until `limit` has passed without it. With
-    /// no time nobody is answered, even if he has called already: the end would come in the middle of one of his next calls.
+    /// no time no source is told the guest's fate, even if it has called already: the end would come in the middle of one of its next
+    /// calls.
     pub(super) fn wait(&self, mut waiting: Box<Waiting>, limit: Duration) -> Arrival {
         if limit.is_zero() {
             return waiting.give_up();

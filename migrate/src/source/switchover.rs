@@ -37,11 +37,13 @@ enum Rest {
 const AT_HAND: usize = 512 << 10;
 const PIECE: usize = 64 << 10;
 
-/// This thread's heap has free memory that was touched before. In the pause it would grow else, by a few pages at a time, of which KVM
-/// is told each time: 5 to 15 us, eight times.
-fn have_memory_at_hand() {
+/// This thread's heap has free memory that was touched before, until what is returned is dropped. In the pause it would grow else, by a
+/// few pages at a time, of which KVM is told each time: 5 to 15 us, eight times.
+///
+/// Returned is the last piece: an allocator gives back to the kernel what is free at the end of a heap.
+fn memory_at_hand() -> Vec<u8> {
     let pieces: Vec<_> = (0..AT_HAND / PIECE).map(|_| vec![1_u8; PIECE]).collect();
-    drop(std::hint::black_box(pieces));
+    std::hint::black_box(pieces).pop().unwrap_or_default()
 }
 
 impl Journey<'_> {
@@ -60,6 +62,7 @@ impl Journey<'_> {
         let mut late = PageSet::new(self.context.description.gfn_limit());
         let mut rest =
             if self.postcopy() { Rest::Missing(Missing::of(left)) } else { Rest::Sent(left.pages) };
+        let at_hand = memory_at_hand();
         self.prepare_pause(lines)?;
         let began = Instant::now();
         let state = self.freeze(&mut late, &mut times)?;
@@ -83,6 +86,7 @@ impl Journey<'_> {
         self.commit(lines, &mut times)?;
         times.resume_us = us_since(committing);
         times.downtime_us = us_since(began);
+        drop(at_hand);
         self.start_forwarding();
         if self.mode() == Mode::Stopcopy {
             self.note_last_round(round);
@@ -110,7 +114,6 @@ impl Journey<'_> {
             let allowed = self.context.options.max_downtime.saturating_mul(2);
             self.context.limit_pause(deadlines.pause.max(allowed));
         }
-        have_memory_at_hand();
         // So late that the clocks of two hosts cannot drift apart until the restore, and before the pause is timed.
         lines.control.tell(&Message::Clock { shown_ns: self.context.guest.clock_ns() })
     }

@@ -241,12 +241,15 @@ struct PreFault {
 /// Has KVM make ready for this vCPU, by the registers it has now, what else it would make on the way into the guest: the root of its
 /// page tables and a stock of pages for more of them. `nowhere` is a page where the guest has no memory: no page of the guest is touched.
 ///
-/// That is the first step of `KVM_PRE_FAULT_MEMORY` (Linux 6.11), the only one that shadow page tables know: it fails after it, always,
-/// and older kernels have nothing of it. The way into the guest is as long as before then.
-pub fn load_mmu(fd: BorrowedFd<'_>, nowhere: u64) {
+/// That is the first step of `KVM_PRE_FAULT_MEMORY` (Linux 6.11), the only one that shadow page tables know.
+///
+/// # Errors
+/// Always: after that step (`EOPNOTSUPP` from shadow page tables, else `ENOENT`), or because the kernel has nothing of it (`ENOTTY`).
+/// The way into the guest is as long as before then.
+pub fn load_mmu(fd: BorrowedFd<'_>, nowhere: u64) -> io::Result<()> {
     let mut range = PreFault { gpa: nowhere, bytes: 4096, flags: 0, padding: [0; 5] };
     // SAFETY: the struct is what this request reads and writes, live and exclusively borrowed.
-    unsafe { libc::ioctl(fd.as_raw_fd(), number(PRE_FAULT_MEMORY), &raw mut range) };
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), number(PRE_FAULT_MEMORY), &raw mut range) }).map(drop)
 }
 
 /// The host's time stamp counter.
@@ -291,5 +294,19 @@ mod tests {
             (PRE_FAULT_MEMORY, 0xc040_aed5),
         ];
         assert!(known.iter().all(|(request, number)| request.0 == *number));
+    }
+
+    /// The kernel understands what it is asked, or has nothing of it.
+    #[test]
+    #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+    fn an_mmu_is_loaded_for_no_page() {
+        let kvm = crate::kvm::KvmHost::open().unwrap();
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = kvm.create_vcpu(&vm, 0).unwrap();
+        let error = load_mmu(borrow(&vcpu), crate::memory::layout::HOLE_START).unwrap_err();
+        // This VM has no memory, and so no room for shadow page tables: the first step ends there (ENOSPC).
+        let known = [libc::ENOSPC, libc::EOPNOTSUPP, libc::ENOENT, libc::ENOTTY].map(Some);
+        assert!(known.contains(&error.raw_os_error()), "{error}");
     }
 }

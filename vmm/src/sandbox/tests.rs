@@ -23,7 +23,7 @@ use super::*;
 const TOLD: &str = "VMM_SANDBOX_ATTEMPT";
 
 /// Calls that no thread has any need of: name, number, arguments.
-const FORBIDDEN: [(&str, i64, [u64; 3]); 26] = [
+const FORBIDDEN: [(&str, i64, [u64; 3]); 27] = [
     ("execve", libc::SYS_execve, [0; 3]),
     ("execveat", libc::SYS_execveat, [0; 3]),
     ("fork", libc::SYS_fork, [0; 3]),
@@ -49,16 +49,18 @@ const FORBIDDEN: [(&str, i64, [u64; 3]); 26] = [
     ("socket of packets", libc::SYS_socket, [libc::AF_PACKET as u64, libc::SOCK_RAW as u64, 0]),
     ("raw socket", libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_RAW as u64, 1]),
     ("typing into a terminal", libc::SYS_ioctl, [0, 0x5412, 0]),
+    ("another's cores", libc::SYS_sched_setaffinity, [1, 0, 0]),
     ("making memory executable", libc::SYS_mprotect, [0, 0, (libc::PROT_READ | libc::PROT_EXEC) as u64]),
 ];
 
 /// Calls that some threads need and these do not.
-const NARROWER: [(ThreadKind, &str, i64, [u64; 3]); 9] = [
+const NARROWER: [(ThreadKind, &str, i64, [u64; 3]); 10] = [
     (ThreadKind::Departing, "KVM_CREATE_VM", libc::SYS_ioctl, [0, 0xae01, 0]),
     (ThreadKind::Departing, "KVM_RUN", libc::SYS_ioctl, [0, 0xae80, 0]),
     (ThreadKind::Departing, "KVM_SET_REGS", libc::SYS_ioctl, [0, 0x4090_ae82, 0]),
     (ThreadKind::Arriving, "epoll_create1", libc::SYS_epoll_create1, [0; 3]),
     (ThreadKind::Device, "KVM_RUN", libc::SYS_ioctl, [0, 0xae80, 0]),
+    (ThreadKind::Device, "its own cores", libc::SYS_sched_setaffinity, [0; 3]),
     (ThreadKind::Device, "socket", libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0]),
     (ThreadKind::Vcpu, "socket", libc::SYS_socket, [libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0]),
     (ThreadKind::Vcpu, "clone of a thread", libc::SYS_clone, [libc::CLONE_THREAD as u64, 0, 0]),

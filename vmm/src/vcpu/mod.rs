@@ -98,8 +98,8 @@ enum Order {
     StandBy {
         /// How often orders were given by then, this one included.
         given: u64,
-        /// Where the owner is.
-        core: usize,
+        /// The owner's core, if it is to be left.
+        owner: Option<usize>,
     },
     Save {
         buffer: Vec<u8>,
@@ -115,7 +115,7 @@ enum Order {
 /// What it answers: one for each order but to stand by.
 enum Reply {
     Parked,
-    WarmedUp,
+    WarmedUp(Result<(), VcpuError>),
     Saved(Vec<u8>, Result<(), VcpuError>),
     Restored(Result<(), VcpuError>),
 }
@@ -138,8 +138,10 @@ struct Vcpu {
 /// All vCPUs of a machine. Parked when made. Dropping them ends their threads.
 pub struct Vcpus {
     all: Vec<Vcpu>,
-    /// There is a core for each of them, and one more.
+    /// There is a core for each of them, and one more at least.
     core_besides: bool,
+    /// And no other.
+    one_core_besides: bool,
     orders: Arc<Orders<Order>>,
     /// While some are held back.
     throttle: RefCell<Option<Throttle>>,
@@ -154,9 +156,10 @@ impl Vcpus {
         kick::install_handler()?;
         let orders = Arc::new(Orders::new(vcpus.len()));
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let core_besides = cores > vcpus.len();
+        let (core_besides, one_core_besides) = (cores > vcpus.len(), cores == vcpus.len() + 1);
         let throttle = RefCell::default();
-        let mut all = Self { all: Vec::new(), core_besides, orders: Arc::clone(&orders), throttle };
+        let mut all =
+            Self { all: Vec::new(), core_besides, one_core_besides, orders: Arc::clone(&orders), throttle };
         for (index, fd) in vcpus.into_iter().enumerate() {
             all.all.push(Vcpu::start(index as u32, fd, surroundings.clone(), Arc::clone(&orders))?);
         }
@@ -172,10 +175,13 @@ impl Vcpus {
     /// Has KVM make now what it would at the first run. All are parked.
     ///
     /// # Errors
-    /// The vCPU that does not answer.
+    /// When the kernel refuses, or a vCPU does not answer.
     pub fn warm_up(&self) -> Result<(), VcpuError> {
         self.orders.give(|_| Some(Order::WarmUp));
-        outcomes(&self.all, |_, reply| matches!(reply, Reply::WarmedUp).then_some(Ok(())))
+        outcomes(&self.all, |_, reply| match reply {
+            Reply::WarmedUp(outcome) => Some(outcome),
+            _ => None,
+        })
     }
 
     /// All are parked and will be let run in a moment: where there is a core besides, none of them has to be woken then, perhaps
@@ -183,8 +189,9 @@ impl Vcpus {
     pub fn stand_by(&self) {
         if self.core_besides {
             let given = self.orders.given() + 1;
-            let core = rustix::thread::sched_getcpu();
-            self.orders.give(|_| Some(Order::StandBy { given, core }));
+            // With more cores to choose from the scheduler finds one.
+            let owner = self.one_core_besides.then(rustix::thread::sched_getcpu);
+            self.orders.give(|_| Some(Order::StandBy { given, owner }));
         }
     }
 

@@ -13,7 +13,7 @@ use super::kick::{self, Kick};
 use super::orders::Orders;
 use super::state::VcpuImage;
 use super::tsc::{Here, StoodStill};
-use super::{Bus, GuestEnd, Order, PATIENCE, Reply, Surroundings, VcpuError, state};
+use super::{Bus, GuestEnd, Order, Reply, Surroundings, VcpuError, state};
 use crate::devices::End;
 use crate::kvm::ioctl;
 use crate::memory::layout::HOLE_START;
@@ -27,6 +27,10 @@ pub type OnEnd = Arc<dyn Fn(GuestEnd) + Send + Sync>;
 /// How long a vCPU's thread that is to run the guest soon waits awake: for ready and commit within one host 0.1 ms go by, in a
 /// network of one site a few, or where a disk's last writes are made safe before commit.
 const SOON: Duration = Duration::from_millis(5);
+
+/// How long it may take a vCPU's thread to make KVM ready to run it, which takes 0.1 ms: whoever saves or restores a vCPU waits for
+/// that, and for nothing else.
+const READY_BY: Duration = Duration::from_secs(1);
 
 /// A vCPU. While its thread runs the guest nobody else has it.
 pub(super) struct Cpu {
@@ -60,7 +64,7 @@ impl Cpu {
         &self,
         work: impl FnOnce(&state::Handle<'_>) -> Result<T, VcpuError>,
     ) -> Result<T, VcpuError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + READY_BY;
         let fd = loop {
             match self.fd.try_lock() {
                 Ok(fd) => break fd,
@@ -107,13 +111,13 @@ impl Worker {
                     let saved = self.cpu.save(&mut buffer, &base);
                     Reply::Saved(buffer, saved)
                 }
-                Order::WarmUp => {
-                    self.warm_up();
-                    Reply::WarmedUp
-                }
-                Order::StandBy { given, core } => {
-                    turns::leave(core);
-                    ioctl::load_mmu(ioctl::borrow(&*self.cpu.fd()), HOLE_START);
+                Order::WarmUp => Reply::WarmedUp(self.warm_up()),
+                Order::StandBy { given, owner } => {
+                    if let Some(core) = owner {
+                        turns::leave(core);
+                    }
+                    // Best effort.
+                    let _ = ioctl::load_mmu(ioctl::borrow(&*self.cpu.fd()), HOLE_START);
                     orders.stand_by(given, SOON);
                     continue;
                 }
@@ -129,10 +133,14 @@ impl Worker {
 
     /// Has KVM make what it makes when a VM is run for the first time, a thread of its own for one. `KVM_RUN` returns before anything
     /// of the guest is executed: it is not let run.
-    fn warm_up(&self) {
+    fn warm_up(&self) -> Result<(), VcpuError> {
         assert!(self.kick.stays_out(), "told to warm up while it may run");
-        // Returns EINTR. What else it may say it will say again when the guest is to run.
-        let _ = self.cpu.fd().run();
+        let error = match self.cpu.fd().run() {
+            Err(error) if error.errno() == libc::EINTR => return Ok(()),
+            Err(error) => error.into(),
+            Ok(exit) => io::Error::other(format!("it was in the guest, and left it: {exit:?}")),
+        };
+        Err(VcpuError::Refused { vcpu: self.cpu.number, what: "make ready to run it", error })
     }
 
     /// Runs the guest until the owner asks to leave or the guest ends.

@@ -179,8 +179,10 @@ fn cut_and_random_kernels_never_panic() {
     let ram = GuestRam::new(Layout::for_bytes(64 << 20).unwrap()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let config = MachineConfig { kernel: Kernel::File(file.path().into()), ..config(1, "") }.boot();
-    // e_shoff: the table of sections is the last in the file, and nobody loads it.
-    let end = u64::from_le_bytes(*guest::IMAGE[0x28..].first_chunk().unwrap()) as usize;
+    // What comes after the last segment nobody loads. e_phnum, then p_offset and p_filesz of each.
+    let number = |at: usize| u64::from_le_bytes(*guest::IMAGE[at..].first_chunk().unwrap()) as usize;
+    let segments = (0..usize::from(guest::IMAGE[0x38])).map(|nth| 64 + nth * 56);
+    let end = segments.map(|at| number(at + 8) + number(at + 32)).max().unwrap();
     for at in (0..200).chain((200..end).step_by(4096)) {
         std::fs::write(file.path(), &guest::IMAGE[..at]).unwrap();
         assert!(crate::boot::load(&ram, &config, 1, 1, &[]).is_err(), "cut at {at}");
