@@ -138,10 +138,8 @@ struct Vcpu {
 /// All vCPUs of a machine. Parked when made. Dropping them ends their threads.
 pub struct Vcpus {
     all: Vec<Vcpu>,
-    /// There is a core for each of them, and one more at least.
-    core_besides: bool,
-    /// And no other.
-    one_core_besides: bool,
+    /// Cores beyond one for each of them.
+    cores_besides: usize,
     orders: Arc<Orders<Order>>,
     /// While some are held back.
     throttle: RefCell<Option<Throttle>>,
@@ -156,10 +154,9 @@ impl Vcpus {
         kick::install_handler()?;
         let orders = Arc::new(Orders::new(vcpus.len()));
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let (core_besides, one_core_besides) = (cores > vcpus.len(), cores == vcpus.len() + 1);
+        let cores_besides = cores.saturating_sub(vcpus.len());
         let throttle = RefCell::default();
-        let mut all =
-            Self { all: Vec::new(), core_besides, one_core_besides, orders: Arc::clone(&orders), throttle };
+        let mut all = Self { all: Vec::new(), cores_besides, orders: Arc::clone(&orders), throttle };
         for (index, fd) in vcpus.into_iter().enumerate() {
             all.all.push(Vcpu::start(index as u32, fd, surroundings.clone(), Arc::clone(&orders))?);
         }
@@ -187,10 +184,10 @@ impl Vcpus {
     /// All are parked and will be let run in a moment: where there is a core besides, none of them has to be woken then, perhaps
     /// on the core of whoever lets it run.
     pub fn stand_by(&self) {
-        if self.core_besides {
+        if self.cores_besides > 0 {
             let given = self.orders.given() + 1;
             // With more cores to choose from the scheduler finds one.
-            let owner = self.one_core_besides.then(rustix::thread::sched_getcpu);
+            let owner = (self.cores_besides == 1).then(rustix::thread::sched_getcpu);
             self.orders.give(|_| Some(Order::StandBy { given, owner }));
         }
     }
@@ -286,7 +283,7 @@ impl Vcpus {
         assert_eq!(images.len(), self.all.len(), "one image for each vCPU");
         let base = Arc::default();
         // Who has restored is better the one to run, too, where nobody can stand by.
-        let mine = self.all.last().filter(|_| self.core_besides);
+        let mine = self.all.last().filter(|_| self.cores_besides > 0);
         let mine = mine.and_then(|vcpu| Some((vcpu, images.pop()?)));
         let others = &self.all[..images.len()];
         let mut images = images.into_iter();
