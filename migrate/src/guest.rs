@@ -181,8 +181,8 @@ pub trait Departing: Send + Sync {
     /// When the kernel refuses.
     fn harvest(&self, set: &mut PageSet) -> Result<()>;
 
-    /// Starts watching the pages of `set` inside `window` anew. Comes just before they are read: what is
-    /// written from here on shows in the next harvest. `window` starts and ends on a multiple of 64 pages.
+    /// Starts watching the pages of `set` inside `window` anew. Comes before they are read: what is written from here on shows in
+    /// the next harvest. `window` starts and ends on a multiple of 64 pages; parts of it may be no RAM, where `set` has no pages.
     ///
     /// # Errors
     /// When the kernel refuses.

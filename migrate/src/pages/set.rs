@@ -184,6 +184,22 @@ impl PageSet {
         (next < range.end).then_some(next)
     }
 
+    /// From `first`, a multiple of 64, on until `pages` of the set are within, and a few more; at least until there is a next one,
+    /// and at most to the [`limit`](Self::limit).
+    #[must_use]
+    pub fn run_with(&self, first: u64, pages: u64) -> PageRun {
+        let (mut at, mut count) = ((first / 64) as usize, 0);
+        while count < pages.max(1) {
+            let Some(next) = self.next_in_use(at..self.words.len()) else {
+                at = self.words.len();
+                break;
+            };
+            count += u64::from(self.words[next].count_ones());
+            at = next + 1;
+        }
+        PageRun { first, count: at as u64 * 64 - first }
+    }
+
     fn join(&mut self, index: usize, bits: u64) {
         self.words[index] |= bits;
         self.used[index / 64] |= u64::from(bits != 0) << (index % 64);
@@ -316,6 +332,19 @@ mod tests {
         let set = PageSet::of_runs(256, &[PageRun { first: 10, count: 200 }]);
         let runs: Vec<_> = set.runs_within(PageRun { first: 64, count: 70 }).collect();
         assert_eq!(runs, [PageRun { first: 64, count: 70 }]);
+    }
+
+    #[test]
+    fn a_run_with_so_many_pages_ends_with_the_word_that_has_the_last_of_them() {
+        let set = PageSet::of_runs(
+            640,
+            &[(3, 2), (190, 4), (500, 1)].map(|(first, count)| PageRun { first, count }),
+        );
+        let ends = [1, 2, 3, 4, 5, 6, 7, 8].map(|pages| set.run_with(0, pages).end());
+        assert_eq!(ends, [64, 64, 192, 192, 256, 256, 512, 640]);
+        assert_eq!(set.run_with(192, 1), PageRun { first: 192, count: 64 });
+        assert_eq!(set.run_with(512, 1), PageRun { first: 512, count: 128 }, "there is none");
+        assert_eq!(set.run_with(640, 1).count, 0);
     }
 
     #[test]

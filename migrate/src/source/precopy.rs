@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::connect::Lines;
 use super::courier::{Courier, Manner};
-use super::crew::{Crew, Round};
+use super::crew::{Crew, Round, watched_at_once};
 use super::time_limit::Passing;
 use super::{Journey, us_since};
 use crate::convergence::{Decision, Figures, Terms};
 use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Mode, OnTimeout};
-use crate::pages::{PageRun, PageSet};
+use crate::pages::PageSet;
 use crate::report::{self, Phase};
 use crate::wire::limits::BITMAP_WORDS;
 use crate::wire::runs::bitmap_frames;
@@ -24,9 +24,6 @@ use crate::wire::{Kind, Message};
 
 /// Rounds of so few pages go on the control connection, from the calling thread: nobody needs to be woken.
 pub(super) const SMALL_ROUND: u64 = 64;
-
-/// Pages watched anew in one call: a guest that faults meanwhile waits for its end. 32 MiB take 0.1 ms.
-const WATCHED_AT_ONCE: u64 = 8192;
 
 /// The destination's word on its rehearsal is not believed beyond this.
 const LONGEST_REHEARSAL: Duration = Duration::from_secs(10);
@@ -145,16 +142,12 @@ impl Journey<'_> {
 
     /// Watches pages anew.
     pub(super) fn watch(&self, pages: &PageSet) -> Result<(), Failure> {
-        for region in &self.context.description.ram {
-            let (mut first, end) = (region.first / 64 * 64, region.end().next_multiple_of(64));
-            while first < end {
-                let window = PageRun { first, count: WATCHED_AT_ONCE.min(end - first) };
-                self.context
-                    .guest
-                    .protect(pages, window)
-                    .map_err(Failure::guest("watch pages for writes"))?;
-                first = window.end();
-            }
+        let mut first = 0;
+        while first < pages.limit() {
+            let some = watched_at_once(pages, first, u64::MAX);
+            let watched = self.context.guest.protect(pages, some);
+            watched.map_err(Failure::guest("watch pages for writes"))?;
+            first = some.end();
         }
         Ok(())
     }

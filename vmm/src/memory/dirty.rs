@@ -94,35 +94,37 @@ impl DirtyLog {
     }
 
     /// Takes the pages of `bits` out of the log and watches them anew. Bit 0 of `bits[0]` is page `first`, a
-    /// multiple of 64; only bits that were read from the log may be given.
+    /// multiple of 64; only bits that were read from the log may be given. What is not RAM is passed over.
     ///
     /// # Errors
     /// When KVM refuses.
-    ///
-    /// # Panics
-    /// When the range is not inside one slot.
     pub fn protect(&self, first: u64, bits: &[u64]) -> Result<(), MemoryError> {
-        let gpa = first * PAGE;
-        let (slot, span) = self
-            .ram
-            .spans()
-            .iter()
-            .enumerate()
-            .find(|(_, span)| (span.start..span.start + span.bytes).contains(&gpa))
-            .unwrap_or_else(|| panic!("page {first:#x} is not RAM"));
-        let first_in_slot = (gpa - span.start) / PAGE;
-        let request = kvm_clear_dirty_log {
-            slot: slot as u32,
-            // RAM is a multiple of 2 MiB, so that every word is whole.
-            num_pages: (bits.len() as u64 * PAGES_PER_WORD).min(span.bytes / PAGE - first_in_slot) as u32,
-            first_page: first_in_slot,
-            __bindgen_anon_1: kvm_bindings::kvm_clear_dirty_log__bindgen_ty_1 {
-                dirty_bitmap: bits.as_ptr().cast_mut().cast(),
-            },
-        };
-        // SAFETY: KVM reads `num_pages` bits from the bitmap, which `bits` has, and writes nothing.
-        let answer = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
-        check(answer, "clear KVM's dirty log")
+        let end = first + bits.len() as u64 * PAGES_PER_WORD;
+        for (slot, span) in self.ram.spans().iter().enumerate() {
+            // RAM starts on a multiple of 2 MiB and has such a length, so that every word is whole.
+            let (start, pages) = (span.start / PAGE, span.bytes / PAGE);
+            let (from, to) = (first.max(start), end.min(start + pages));
+            if from >= to {
+                continue;
+            }
+            let bits =
+                &bits[((from - first) / PAGES_PER_WORD) as usize..((to - first) / PAGES_PER_WORD) as usize];
+            if bits.iter().all(|word| *word == 0) {
+                continue;
+            }
+            let request = kvm_clear_dirty_log {
+                slot: slot as u32,
+                num_pages: (to - from) as u32,
+                first_page: from - start,
+                __bindgen_anon_1: kvm_bindings::kvm_clear_dirty_log__bindgen_ty_1 {
+                    dirty_bitmap: bits.as_ptr().cast_mut().cast(),
+                },
+            };
+            // SAFETY: KVM reads `num_pages` bits from the bitmap, which `bits` has, and writes nothing.
+            let answer = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
+            check(answer, "clear KVM's dirty log")?;
+        }
+        Ok(())
     }
 }
 

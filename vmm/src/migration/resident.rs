@@ -351,9 +351,6 @@ impl Resident {
     /// Watches the pages of `set` inside `window` anew.
     pub(super) fn protect(&self, set: &PageSet, window: PageRun) -> Result<()> {
         let words = &set.words()[(window.first / 64) as usize..window.end().div_ceil(64) as usize];
-        if words.iter().all(|word| *word == 0) {
-            return Ok(());
-        }
         self.with_log(|log| log.protect(window.first, words).map_err(refused))
     }
 
