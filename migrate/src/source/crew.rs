@@ -34,9 +34,15 @@ const LOOKED_AT_ONCE: u64 = 1 << 21;
 /// the round's. But what is watched anew long before it is sent may be written in between, and is then sent again.
 const CALLS: u64 = 16;
 
-/// What is watched anew in one call: about `pages` of the set, at least as many as a window's, from `first` on.
-pub(super) fn watched_at_once(set: &PageSet, first: u64, pages: u64) -> PageRun {
-    let run = set.run_with(first, pages.clamp(WINDOW, WATCHED_AT_ONCE));
+/// Pages watched anew in one call by a round that sends so many: by each but the last, and there may be a few more in each.
+#[must_use]
+pub fn watched_at_once(pages: u64) -> u64 {
+    (pages / CALLS).clamp(WINDOW, WATCHED_AT_ONCE)
+}
+
+/// What is watched anew in the next call of those that watch `pages`.
+pub(super) fn next_to_watch(set: &PageSet, first: u64, pages: u64) -> PageRun {
+    let run = set.run_with(first, watched_at_once(pages));
     PageRun { count: run.count.min(LOOKED_AT_ONCE), ..run }
 }
 
@@ -128,7 +134,7 @@ impl Round {
         let Some((set, begins, first)) = found else { return Ok(None) };
         progress.taken = begins + first + WINDOW;
         if progress.taken > progress.watched {
-            let ahead = watched_at_once(set, first, self.len() / CALLS);
+            let ahead = next_to_watch(set, first, self.len());
             // Whoever takes the next window waits until it is watched.
             watch(set, ahead)?;
             progress.watched = begins + ahead.end();

@@ -39,7 +39,7 @@ use uuid::Uuid;
 use self::connect::Lines;
 use self::context::Context;
 use self::crew::Crew;
-pub use self::crew::WINDOW;
+pub use self::crew::{WINDOW, watched_at_once};
 use self::custody::Custody;
 use self::logbook::Logbook;
 pub use self::missing::{DENSE, MANY, TIMES, dense_after};

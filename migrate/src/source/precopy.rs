@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::Lines;
 use super::courier::{Courier, Manner};
-use super::crew::{Crew, Round, watched_at_once};
+use super::crew::{Crew, Round, next_to_watch};
 use super::time_limit::Passing;
 use super::{Journey, us_since};
 use crate::convergence::{Decision, Figures, Terms};
@@ -144,7 +144,7 @@ impl Journey<'_> {
     pub(super) fn watch(&self, pages: &PageSet) -> Result<(), Failure> {
         let mut first = 0;
         while first < pages.limit() {
-            let some = watched_at_once(pages, first, u64::MAX);
+            let some = next_to_watch(pages, first, u64::MAX);
             let watched = self.context.guest.protect(pages, some);
             watched.map_err(Failure::guest("watch pages for writes"))?;
             first = some.end();

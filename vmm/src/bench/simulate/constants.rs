@@ -32,8 +32,8 @@ pub(super) struct Constants {
     pub(super) place_s_per_gib: f64,
     /// Either side: a run of pages beyond its bytes.
     pub(super) run_us: f64,
-    /// Source: a window of 2 MiB in which pages are watched anew, beyond these pages.
-    pub(super) window_us: f64,
+    /// Source: a call by which pages are watched anew, beyond these pages: it interrupts the vCPUs.
+    pub(super) watch_us: f64,
 
     /// A round beyond its pages and its round trip.
     pub(super) round_us: f64,
@@ -102,7 +102,7 @@ impl Default for Constants {
             push_s_per_gib: 0.18,
             place_s_per_gib: 0.26,
             run_us: 0.45,
-            window_us: 3.5,
+            watch_us: 3.5,
             round_us: 120.0,
             harvest_us: 1.0,
             harvest_us_per_gib: 6.0,
@@ -167,7 +167,7 @@ impl Constants {
             push_s_per_gib: self.push_s_per_gib * times,
             place_s_per_gib: self.place_s_per_gib * times,
             run_us: self.run_us * times,
-            window_us: self.window_us * times,
+            watch_us: self.watch_us * times,
             ..self.clone()
         }
     }

@@ -12,7 +12,7 @@ use migrate::source::{DENSE, LEFT_ALONE, MANY, TIMES, dense_after, frames_ahead}
 use migrate::wire::limits::{PAGES_PER_PUSH, RUN_BYTES};
 
 use super::constants::Constants;
-use super::guest::{Guest, Joined, Lie, Sent};
+use super::guest::{Guest, Joined, Lie, Sent, calls};
 use super::link::{Busy, Effort, Hosts, Link};
 
 const PAGES_PER_GIB: f64 = 262_144.0;
@@ -233,7 +233,7 @@ impl Run<'_> {
         let all = late.unwrap_or(all);
         let (pages, runs) = all.beyond(&told);
         self.tell_missing(pages);
-        let lie = Lie { pages: all.pages, runs: all.runs, windows: 0.0 };
+        let lie = Lie { pages: all.pages, runs: all.runs };
         self.follow(lie, self.discards_s(pages, runs), left.expected_s);
     }
 
@@ -322,7 +322,7 @@ fn effort(lie: Lie, manner: Manner, constants: &Constants) -> Effort {
     };
     let watching_s = match manner {
         Manner::First | Manner::Again => {
-            gib * constants.protect_s_per_gib + lie.windows * constants.window_us / 1e6
+            gib * constants.protect_s_per_gib + calls(lie.pages) * constants.watch_us / 1e6
         }
         _ => 0.0,
     };
