@@ -23,6 +23,7 @@ make_bed() {
   make_root "$CACHE/inner" "$HERE/bed/inner-init" "${INNER_MODULES[@]}"
   cp "$PROGRAMS/witness" "$CACHE/inner/bin/"
   archive "$CACHE/inner" "$BED/inner.cpio"
+  [ "$BRIEF" = no ] || touch "$BED/brief"
 }
 
 # More than a guest does in all of its scenario.

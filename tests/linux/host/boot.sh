@@ -45,21 +45,28 @@ run_emulated() {
   [ "$verdict" = ok ]
 }
 
-# run_in_machines SCENARIO…: dealt out to as many machines as this host has CPUs for. Their results are shown as they come; of
-# what has failed there is more to read once all are done. $OUTCOMES has what became of each, by name.
+# run_in_machines SCENARIO…: dealt out to as many machines as this host has CPUs for, so that all are done at about the same time.
+# Their results are shown as they come; of what has failed there is more to read once all are done. $OUTCOMES has what became of
+# each, by name.
 declare -A OUTCOMES
 run_in_machines() {
-  local machines index place scenario name line
+  local machines index place scenario name line seconds load=()
   machines=$(($(nproc) < MOST_MACHINES ? $(nproc) : MOST_MACHINES))
   [ "$machines" -le $# ] || machines=$#
   # Those before, too, who may have been more: what they said of a scenario is not what it does now.
   rm -rf "$CACHE"/machine-*
   for index in $(seq "$machines"); do
-    place=$CACHE/machine-$index
-    mkdir -p "$place/scenarios"
-    for scenario in $(seq "$index" "$machines" $#); do cp "${!scenario}" "$place/scenarios/"; done
-    run_machine "$place" &
+    mkdir -p "$CACHE/machine-$index/scenarios"
+    load[index]=0
   done
+  # The longest first, each to the machine that has the least to do.
+  while read -r seconds scenario; do
+    place=1
+    for index in "${!load[@]}"; do [ "${load[index]}" -ge "${load[place]}" ] || place=$index; done
+    load[place]=$((load[place] + seconds))
+    cp "$scenario" "$CACHE/machine-$place/scenarios/"
+  done < <(for scenario in "$@"; do printf '%s %s\n' "$(takes "$scenario")" "$scenario"; done | sort -k1,1nr -k2)
+  for index in "${!load[@]}"; do run_machine "$CACHE/machine-$index" & done
   trap 'kill $(jobs -p); exit 130' INT TERM
   wait
   OUTCOMES=()
@@ -77,6 +84,13 @@ run_in_machines() {
     grep -av -e '^test ' -e '^$' "$CACHE/machine-$index/results.log" || true
     grep -aq '^test result: ' "$CACHE/machine-$index/results.log" || say_that_it_broke_off "$CACHE/machine-$index/console.log"
   done
+}
+
+# takes SCENARIO: the seconds it takes in the emulated machine, by its line `# takes: SECONDS`; few where it has none.
+takes() {
+  local seconds
+  seconds=$(sed -n 's/^# takes: *//p' "$1")
+  printf '%s' "${seconds:-5}"
 }
 
 # run_machine PLACE: the scenarios that are in that folder. The machine has two serial lines: its console, which goes to a

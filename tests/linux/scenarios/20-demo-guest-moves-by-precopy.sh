@@ -1,4 +1,5 @@
 # deadline: 120
+# takes: 33
 . "$BED/words.sh"
 
 tours precopy

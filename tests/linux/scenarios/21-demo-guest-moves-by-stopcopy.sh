@@ -1,4 +1,5 @@
 # deadline: 120
+# takes: 18
 . "$BED/words.sh"
 
 tours stopcopy

@@ -1,4 +1,5 @@
 # deadline: 120
+# takes: 34
 . "$BED/words.sh"
 
 tours postcopy

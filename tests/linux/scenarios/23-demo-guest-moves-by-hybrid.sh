@@ -1,4 +1,5 @@
 # deadline: 120
+# takes: 35
 . "$BED/words.sh"
 
 tours hybrid
