@@ -86,7 +86,7 @@ run_in_machines() {
   done
 }
 
-# takes SCENARIO: the seconds it takes in the emulated machine, by its line `# takes: SECONDS`; few where it has none.
+# takes SCENARIO: the seconds it takes in an emulated machine, in brief, by its line `# takes: SECONDS`; few where it has none.
 takes() {
   local seconds
   seconds=$(sed -n 's/^# takes: *//p' "$1")

@@ -1,4 +1,5 @@
 # The demo guest boots, finds both of its vCPUs, and works for some seconds without finding anything wrong.
+# takes: 8
 . "$BED/words.sh"
 
 vmm run --name works --memory 64M --cpus 2 --cmdline "fill=16 dirty ws=8 rate=200" --console console.log 2>vmm.log &

@@ -1,5 +1,5 @@
 # deadline: 120
-# takes: 33
+# takes: 32
 . "$BED/words.sh"
 
 tours precopy

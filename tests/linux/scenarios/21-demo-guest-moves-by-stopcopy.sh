@@ -1,5 +1,5 @@
 # deadline: 120
-# takes: 18
+# takes: 15
 . "$BED/words.sh"
 
 tours stopcopy

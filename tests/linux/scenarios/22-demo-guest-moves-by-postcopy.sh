@@ -1,5 +1,5 @@
 # deadline: 120
-# takes: 34
+# takes: 44
 . "$BED/words.sh"
 
 tours postcopy

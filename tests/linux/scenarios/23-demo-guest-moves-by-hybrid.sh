@@ -1,5 +1,5 @@
 # deadline: 120
-# takes: 35
+# takes: 31
 . "$BED/words.sh"
 
 tours hybrid

@@ -1,4 +1,5 @@
 # Debian's kernel boots as an ELF file, by its PVH entry, and its first program runs on.
+# takes: 11
 # deadline: 180
 . "$BED/words.sh"
 

@@ -1,4 +1,5 @@
 # Debian's kernel boots as distributed, a bzImage, finds two CPUs by ACPI, and powers off by ACPI.
+# takes: 11
 # deadline: 180
 . "$BED/words.sh"
 

@@ -1,7 +1,7 @@
 # Debian's kernel reboots, on one CPU, and comes up again in the same VMM with its disk; then there is a shell on its
 # console, which answers what is typed.
 # deadline: 240
-# takes: 25
+# takes: 22
 . "$BED/words.sh"
 
 truncate -s 8M disk.img

@@ -1,6 +1,6 @@
 # Debian's kernel on two CPUs powers off when its power button is pressed: where it was booted, and where it has moved to.
 # deadline: 360
-# takes: 45
+# takes: 36
 . "$BED/words.sh"
 
 truncate -s 8M disk.img

@@ -1,6 +1,6 @@
 # Debian's kernel with disks, witnesses and too little memory moves five times by postcopy; nothing is lost, no clock jumps.
 # deadline: 300
-# takes: 200
+# takes: 101
 . "$BED/words.sh"
 
 linux_travels postcopy

@@ -1,6 +1,7 @@
 # Debian's kernel has its virtio console as its own, and a program there hears what is typed: at once, after a pause, and
 # after a move by pre-copy, with the beginning of a line typed at the source and its end at the destination.
 # deadline: 300
+# takes: 27
 . "$BED/words.sh"
 
 # type_in VM TEXT: as a person at `vmm console` would.

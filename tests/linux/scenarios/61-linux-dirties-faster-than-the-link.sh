@@ -1,7 +1,7 @@
 # A guest that dirties memory faster than the link: pre-copy says that it does not converge and the guest stays, hybrid
 # moves it.
 # deadline: 240
-# takes: 45
+# takes: 86
 . "$BED/words.sh"
 
 needs_mode hybrid

@@ -1,7 +1,7 @@
 # The destination is killed before commit: the guest goes on writing where it is, nobody else can have its disk, and it
 # moves to another destination with every record.
 # deadline: 240
-# takes: 30
+# takes: 32
 . "$BED/words.sh"
 
 make_hosts

@@ -1,7 +1,7 @@
 # A client outside the guest talks to it over TCP, both ways, and keeps a silent connection, while the guest moves once by
 # each mode: no byte is lost or repeated. The longest silence that either has heard is told.
 # deadline: 240
-# takes: 50
+# takes: 63
 . "$BED/words.sh"
 
 needs_mode postcopy

@@ -1,6 +1,6 @@
 # Debian's kernel with 8 vCPUs, and RAM on both sides of the hole below 4 GiB, boots, moves, and moves back.
 # deadline: 300
-# takes: 67
+# takes: 65
 . "$BED/words.sh"
 
 make_hosts
