@@ -184,20 +184,20 @@ impl PageSet {
         (next < range.end).then_some(next)
     }
 
-    /// From `first`, a multiple of 64, on until `pages` of the set are within, and a few more; at least until there is a next one,
-    /// and at most to the [`limit`](Self::limit).
+    /// Where the word ends with which, from `first` on (a multiple of 64), `pages` of the set have come, or so many `words` that
+    /// have any, of either at least one; the [`limit`](Self::limit) where there are fewer.
     #[must_use]
-    pub fn run_with(&self, first: u64, pages: u64) -> PageRun {
+    pub fn end_of(&self, first: u64, pages: u64, words: usize) -> u64 {
         let (mut at, mut count) = ((first / 64) as usize, 0);
-        while count < pages.max(1) {
-            let Some(next) = self.next_in_use(at..self.words.len()) else {
-                at = self.words.len();
-                break;
-            };
+        for _ in 0..words.max(1) {
+            let Some(next) = self.next_in_use(at..self.words.len()) else { return self.limit() };
             count += u64::from(self.words[next].count_ones());
             at = next + 1;
+            if count >= pages {
+                break;
+            }
         }
-        PageRun { first, count: at as u64 * 64 - first }
+        at as u64 * 64
     }
 
     fn join(&mut self, index: usize, bits: u64) {
@@ -335,16 +335,16 @@ mod tests {
     }
 
     #[test]
-    fn a_run_with_so_many_pages_ends_with_the_word_that_has_the_last_of_them() {
+    fn so_many_pages_end_with_the_word_that_has_the_last_of_them() {
         let set = PageSet::of_runs(
             640,
             &[(3, 2), (190, 4), (500, 1)].map(|(first, count)| PageRun { first, count }),
         );
-        let ends = [1, 2, 3, 4, 5, 6, 7, 8].map(|pages| set.run_with(0, pages).end());
-        assert_eq!(ends, [64, 64, 192, 192, 256, 256, 512, 640]);
-        assert_eq!(set.run_with(192, 1), PageRun { first: 192, count: 64 });
-        assert_eq!(set.run_with(512, 1), PageRun { first: 512, count: 128 }, "there is none");
-        assert_eq!(set.run_with(640, 1).count, 0);
+        let ends = [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|pages| set.end_of(0, pages, 10));
+        assert_eq!(ends, [64, 64, 64, 192, 192, 256, 256, 512, 640]);
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|words| set.end_of(0, 9, words)), [64, 64, 192, 256, 512, 640]);
+        assert_eq!(set.end_of(192, 1, 10), 256);
+        assert_eq!(set.end_of(512, 1, 10), 640, "there is none");
     }
 
     #[test]

@@ -27,23 +27,24 @@ pub const WINDOW: u64 = 512;
 /// Pages watched anew in one call, at most: a guest that faults meanwhile waits for its end. 32 MiB take 0.1 ms.
 const WATCHED_AT_ONCE: u64 = 8192;
 
-/// Pages that one such call passes over besides, at most: 8 GiB of guest.
+/// Words of the log they may lie in, each of which KVM looks up by itself; and pages of RAM it passes over besides, 8 GiB.
+const WORDS_AT_ONCE: usize = 1024;
 const LOOKED_AT_ONCE: u64 = 1 << 21;
 
-/// Calls a round takes for it, if it is large: each ends in an interrupt of the vCPUs, which takes 0.02 to 0.1 ms of theirs and of
-/// the round's. But what is watched anew long before it is sent may be written in between, and is then sent again.
+/// Calls a large round takes for it: each ends in an interrupt of the vCPUs, which takes 0.02 to 0.1 ms of theirs and of the round's.
+/// But what is watched anew long before it is sent may be written in between, and is then sent again.
 const CALLS: u64 = 16;
 
-/// Pages watched anew in one call by a round that sends so many: by each but the last, and there may be a few more in each.
+/// Pages watched anew in one call by a round that sends so many: by each but the last, and there may be a window more in each.
 #[must_use]
 pub fn watched_at_once(pages: u64) -> u64 {
     (pages / CALLS).clamp(WINDOW, WATCHED_AT_ONCE)
 }
 
-/// What is watched anew in the next call of those that watch `pages`.
+/// What is watched anew in one call from `first` on, the beginning of a window: about so many pages, in whole windows.
 pub(super) fn next_to_watch(set: &PageSet, first: u64, pages: u64) -> PageRun {
-    let run = set.run_with(first, watched_at_once(pages));
-    PageRun { count: run.count.min(LOOKED_AT_ONCE), ..run }
+    let end = set.end_of(first, pages, WORDS_AT_ONCE).next_multiple_of(WINDOW);
+    PageRun { first, count: end.min(set.limit()).saturating_sub(first).min(LOOKED_AT_ONCE) }
 }
 
 /// One round's work, shared by the threads that do it.
@@ -54,6 +55,8 @@ pub(super) struct Round {
     pub(super) last: bool,
     /// Sent one after the other.
     sets: [PageSet; 2],
+    /// Pages watched anew at a time.
+    at_once: u64,
     progress: Mutex<Progress>,
 }
 
@@ -62,7 +65,7 @@ pub(super) struct Round {
 struct Progress {
     /// All before is taken by somebody.
     taken: u64,
-    /// All before is watched.
+    /// All before is watched; or nothing needs to be.
     watched: u64,
     /// From here on nothing was sent: the round was cut short.
     unsent_from: u64,
@@ -73,8 +76,13 @@ impl Round {
         Self {
             number,
             last,
+            at_once: watched_at_once(set.len()),
             sets: [set, PageSet::default()],
-            progress: Mutex::new(Progress { taken: 0, watched: 0, unsent_from: u64::MAX }),
+            progress: Mutex::new(Progress {
+                taken: 0,
+                watched: if last { u64::MAX } else { 0 },
+                unsent_from: u64::MAX,
+            }),
         }
     }
 
@@ -118,8 +126,8 @@ impl Round {
     }
 
     /// The next window with a page of this round, which nobody else takes, and the set it is of. Those without are passed over at
-    /// once: the pause may have a few pages left of a large guest. `watch` is called with pages to watch before any of them is
-    /// read, those of the window among them if none was yet.
+    /// once: the pause may have a few pages left of a large guest. Unless the window is watched, `watch` is called first with what
+    /// is to be: with it and what follows.
     fn take_window<E>(
         &self,
         watch: impl FnOnce(&PageSet, PageRun) -> Result<(), E>,
@@ -132,13 +140,14 @@ impl Round {
             Some((set, begins, next / WINDOW * WINDOW))
         });
         let Some((set, begins, first)) = found else { return Ok(None) };
-        progress.taken = begins + first + WINDOW;
-        if progress.taken > progress.watched {
-            let ahead = next_to_watch(set, first, self.len());
+        let taken = begins + first + WINDOW;
+        if taken > progress.watched {
+            let ahead = next_to_watch(set, first, self.at_once);
             // Whoever takes the next window waits until it is watched.
             watch(set, ahead)?;
-            progress.watched = begins + ahead.end();
+            progress.watched = begins + ahead.end().next_multiple_of(WINDOW);
         }
+        progress.taken = taken;
         Ok(Some((set, PageRun { first, count: WINDOW.min(set.limit() - first) })))
     }
 
@@ -147,9 +156,8 @@ impl Round {
         if self.last && context.options.mode != Mode::Stopcopy {
             courier.change(Manner::LandAtOnce);
         }
-        let watch = |set: &PageSet, ahead| match self.last {
-            true => Ok(()),
-            false => context.guest.protect(set, ahead).map_err(Failure::guest("watch pages for writes")),
+        let watch = |set: &PageSet, ahead| {
+            context.guest.protect(set, ahead).map_err(Failure::guest("watch pages for writes"))
         };
         while let Some((set, window)) = self.take_window(watch)? {
             set.runs_within(window).try_for_each(|run| courier.add(run))?;
@@ -269,6 +277,7 @@ fn work(
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
@@ -316,37 +325,75 @@ mod tests {
         assert!(round.unsent().is_empty());
     }
 
-    /// A page that is read before it is watched is lost when the guest writes it right after.
+    /// What a page that is read before it is watched, or is watched again after it was read, costs: a write.
     #[test]
-    fn all_pages_of_a_window_are_watched_when_it_is_taken_and_far_fewer_calls_are_made_than_windows() {
+    fn a_window_is_watched_when_it_is_taken_and_not_again_and_far_fewer_calls_are_made_than_windows() {
         let run = |first, count| PageRun { first, count };
         let everywhere: Vec<_> = (0..3000).map(|nth| run(nth * 100, 1)).collect();
-        let dense = [run(0, 40_000), run(40_100, 3_000), run(299_000, 1_000)];
-        for (runs, most) in [(&everywhere[..], 12), (&dense[..], 20)] {
-            let (set, later) = (PageSet::of_runs(300_000, runs), [run(43_200, 2_000)]);
-            let later = PageSet::of_runs(300_000, &later).without(&set);
+        let dense = [run(0, 40_000), run(40_100, 3_000), run(299_000, 1_100)];
+        let sparse: Vec<_> = (0..2000).map(|nth| run(nth * 3000, 1)).collect();
+        let cases = [(&everywhere[..], 300_100, 7), (&dense[..], 300_100, 18), (&sparse[..], 6_000_000, 6)];
+        for (runs, limit, most) in cases {
+            let set = PageSet::of_runs(limit, runs);
+            let later = PageSet::of_runs(limit, &[run(43_200, 2_000)]).without(&set);
             let round = Round::new(0, false, set.clone()).ending_with(later.clone());
-            let (mut watched, mut windows) = ([PageSet::new(300_000), PageSet::new(300_000)], 0);
-            let mut called = 0;
             let nth_of = |of: &PageSet| usize::from(*of == later);
-            while let Ok::<_, Infallible>(Some((of, window))) = round.take_window(|of, ahead| {
-                called += 1;
-                of.runs_within(ahead).for_each(|run| watched[nth_of(of)].insert_run(run));
-                Ok(())
-            }) {
-                windows += 1;
-                let seen = watched[nth_of(of)].count_within(window);
-                assert_eq!(seen, of.count_within(window), "{window:?}");
+            let watched = [&set, &later].map(|_| Mutex::new(PageSet::new(limit)));
+            let taken = [&set, &later].map(|_| Mutex::new(PageSet::new(limit)));
+            let (calls, windows) = (AtomicU64::new(0), AtomicU64::new(0));
+            let watch = |of: &PageSet, ahead: PageRun| {
+                calls.fetch_add(1, Ordering::Relaxed);
+                // Time for the others, who wait.
+                std::thread::yield_now();
+                assert_eq!(taken[nth_of(of)].lock().unwrap().count_within(ahead), 0, "{ahead:?}");
+                let mut watched = watched[nth_of(of)].lock().unwrap();
+                of.runs_within(ahead).for_each(|run| watched.insert_run(run));
+                Ok::<_, Infallible>(())
+            };
+            let take_all = || {
+                while let Ok(Some((of, window))) = round.take_window(watch) {
+                    windows.fetch_add(1, Ordering::Relaxed);
+                    let seen = watched[nth_of(of)].lock().unwrap().count_within(window);
+                    assert_eq!(seen, of.count_within(window), "{window:?}");
+                    let mut taken = taken[nth_of(of)].lock().unwrap();
+                    of.runs_within(window).for_each(|run| taken.insert_run(run));
+                }
+            };
+            std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(take_all))));
+            for all in [watched, taken] {
+                assert_eq!(all.map(|of| of.into_inner().unwrap()), [set.clone(), later.clone()]);
             }
-            assert_eq!(watched, [set, later], "and no others");
-            assert!(called <= most && 4 * called < windows, "{called} calls, {windows} windows");
+            let (calls, windows) = (calls.into_inner(), windows.into_inner());
+            // Of the second set there are 2000 pages or fewer: four calls at most.
+            assert!(calls <= most + 4 && 4 * calls < windows, "{calls} calls, {windows} windows");
         }
     }
 
     #[test]
-    fn a_round_whose_pages_cannot_be_watched_ends() {
+    fn a_window_that_cannot_be_watched_is_not_taken() {
         let round = Round::new(0, false, PageSet::of_runs(512, &[PageRun { first: 3, count: 1 }]));
         assert_eq!(round.take_window(|_, _| Err("refused")), Err("refused"));
+        round.cut();
+        assert_eq!(round.unsent().len(), 1);
+    }
+
+    #[test]
+    fn in_the_pause_nothing_is_watched() {
+        let round = Round::new(7, true, PageSet::of_runs(512, &[PageRun { first: 3, count: 1 }]));
+        let taken = round.take_window(|_, _| Err("watched"));
+        assert_eq!(taken.map(|window| window.is_some()), Ok(true));
+    }
+
+    #[test]
+    fn kvm_is_not_kept_long_by_one_call() {
+        let scattered = PageSet::of_runs(
+            1 << 24,
+            &(0..9000).map(|nth| PageRun { first: nth * 128, count: 1 }).collect::<Vec<_>>(),
+        );
+        assert_eq!(next_to_watch(&scattered, 0, 8192).count, 1024 * 128);
+        let far = PageSet::of_runs(1 << 24, &[0, (1 << 24) - 1].map(|first| PageRun { first, count: 1 }));
+        assert_eq!(next_to_watch(&far, 0, 8192).count, LOOKED_AT_ONCE);
+        assert_eq!(next_to_watch(&far, 1 << 23, 8192).end(), (1 << 23) + LOOKED_AT_ONCE);
     }
 
     #[test]

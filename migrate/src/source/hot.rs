@@ -1,7 +1,7 @@
 //! What the guest writes all the time, found before round 0, which sends it last: `docs/decisions/hot-pages-last.md`.
 //!
 //! The first write to each page that is watched costs the guest a fault, and what it writes all the time it has written again
-//! before the round ends, whenever it was sent. So that is watched as late as can be. To find it, one window of each area is
+//! before the round ends, whenever it was sent. So that is watched last. To find it, one window of each area is
 //! watched from the start.
 
 use std::time::{Duration, Instant};
