@@ -28,10 +28,10 @@ const PART: usize = (BLOCK / PARTS) as usize;
 /// Blocks there are.
 const BLOCKS: usize = 8;
 
-/// `UFFDIO_COPY` makes and fills small pages at 5 GB/s. Room that is made and moved slower than this is not worth it.
-const SLOW_BYTES_PER_S: f64 = 6e9;
+/// Room that is made and moved slower than this, by CPU time, is not worth it: `UFFDIO_COPY` makes and fills small pages at 3 to 5 GB/s.
+const SLOW_BYTES_PER_S: f64 = 3e9;
 
-/// One block of eight may take the host 5 ms, which says nothing of the others. Two of them tell.
+/// One block of eight may take the host 5 ms, which says nothing of the others. Four of them tell.
 const SLOWEST: Duration = Duration::from_micros(1400);
 
 /// Room for a few blocks.
