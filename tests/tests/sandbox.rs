@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use tests::{Guest, Journey, Vm, World};
+use tests::{Guest, Journey, Vm, World, until};
 
 /// What the kernel says of a process's threads (proc_pid_status(5)): by name, one field.
 fn threads(pid: u32, field: &str) -> BTreeMap<String, String> {
@@ -30,9 +30,13 @@ fn every_thread_is_confined_and_those_that_meet_the_guest_most() {
     assert!(threads(pid, "NoNewPrivs").values().all(|value| value == "1"));
     // 2: by filters.
     assert!(threads(pid, "Seccomp").values().all(|value| value == "2"), "{:?}", threads(pid, "Seccomp"));
-    let filters = threads(pid, "Seccomp_filters");
-    let number = |name: &str| filters[name].parse::<u32>().expect("a number");
-    assert!(number("vcpu0") > number("vmm") && number("console-file") > number("vmm"), "{filters:?}");
+    // A thread has its name, and then its filter, a moment after it began.
+    until("more filters on the threads that meet the guest", || {
+        let filters = threads(pid, "Seccomp_filters");
+        let number = |name: &str| filters.get(name).map(|number| number.parse::<u32>().expect("a number"));
+        let (all, vcpu, console) = (number("vmm")?, number("vcpu0")?, number("console-file")?);
+        (vcpu > all && console > all).then_some(())
+    });
 }
 
 #[test]
