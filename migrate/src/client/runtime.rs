@@ -68,11 +68,13 @@ impl RuntimeDir {
     pub fn ensure(&self) -> Result<()> {
         let refuse = |reason: String| ClientError::RuntimeDir { path: self.0.clone(), reason };
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
-        made.map_err(|error| refuse(format!("cannot make the directory: {error}")))?;
+        made.map_err(|error| {
+            refuse(format!("cannot make the directory: {error}; set VMM_RUNTIME_DIR to another"))
+        })?;
         let found = fs::metadata(&self.0).map_err(|error| refuse(error.to_string()))?;
         if found.uid() != rustix::process::geteuid().as_raw() {
             return Err(refuse(format!(
-                "belongs to user {}, not to you; choose another directory",
+                "belongs to user {}, not to you; set VMM_RUNTIME_DIR to another directory",
                 found.uid()
             )));
         }
@@ -174,6 +176,13 @@ mod tests {
         for name in ["", ".", "..", "a/b", "-a", "é", "a b", &"x".repeat(MAX_NAME + 1)] {
             assert!(matches!(runtime.socket(name), Err(ClientError::BadName(_))), "{name}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_used_is_refused_with_the_way_out() {
+        let error = RuntimeDir::at("/proc/vmm").ensure().unwrap_err().to_string();
+        assert!(error.starts_with("/proc/vmm: cannot make the directory: "), "{error}");
+        assert!(error.ends_with("; set VMM_RUNTIME_DIR to another"), "{error}");
     }
 
     #[test]
