@@ -265,7 +265,7 @@ fn work(
                 courier.change(Manner::PlaceAtOnce);
                 unsent.send_wanted(&first.wanted, &mut courier, back)?;
                 courier.change(Manner::Place);
-                unsent.push_blocks(first.around.into_iter(), &mut courier, back, round_trip)?;
+                unsent.push_around(first.around, &mut courier, back, round_trip)?;
             }
             Task::Push(unsent) => {
                 courier.change(Manner::Place);

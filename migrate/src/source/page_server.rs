@@ -29,6 +29,10 @@ use crate::wire::{Kind, Message};
 /// Pages sent for one request at most: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
 
+/// Pages pushed at a time at least, where as many are unsent: few frames are under way, so small ones leave the link idle. From so
+/// many on a neighbourhood goes without the next one, because what is whole [may be moved](crate::guest::Stage).
+const WORTH_A_PUSH: u64 = PAGES_PER_PUSH / 2;
+
 /// How many pages behind another a request is that follows it, at most: as much as is pushed behind that one at a time.
 const NEAR: u64 = 2 * PAGES_PER_PUSH;
 
@@ -87,20 +91,28 @@ impl Unsent {
         back: &Line,
         round_trip: Duration,
     ) -> Result<(), Failure> {
-        let block = || {
-            let first = self.seek()?;
-            Some(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH })
-        };
-        self.push_blocks(std::iter::from_fn(block), courier, back, round_trip)
+        self.push_claimed(std::iter::from_fn(|| self.claim_next()), courier, back, round_trip)
     }
 
-    /// Pushes what is unsent of each block.
+    /// Pushes what is unsent of each of these.
+    pub(super) fn push_around(
+        &self,
+        around: Vec<PageRun>,
+        courier: &mut Courier<'_>,
+        back: &Line,
+        round_trip: Duration,
+    ) -> Result<(), Failure> {
+        let claimed = around.into_iter().map(|run| self.pages.claim_run(run));
+        self.push_claimed(claimed, courier, back, round_trip)
+    }
+
+    /// Pushes what `claimed` claims.
     ///
     /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: the neighbours of a requested
     /// page are not sent again. For the same reason only so many frames are under way as the link takes up in a round trip.
-    pub(super) fn push_blocks(
+    fn push_claimed(
         &self,
-        mut blocks: impl Iterator<Item = PageRun>,
+        mut claimed: impl Iterator<Item = Vec<PageRun>>,
         courier: &mut Courier<'_>,
         back: &Line,
         round_trip: Duration,
@@ -108,8 +120,8 @@ impl Unsent {
         let mut placed = courier.frames();
         loop {
             courier.wait_turn()?;
-            let Some(block) = blocks.next() else { break };
-            self.pages.claim_run(block).into_iter().try_for_each(|run| courier.add(run))?;
+            let Some(runs) = claimed.next() else { break };
+            runs.into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
             while courier.frames() > placed + courier.frames_ahead(round_trip) {
                 courier.waiting(|| hear_placed(back))?;
@@ -130,6 +142,19 @@ impl Unsent {
         wanted.iter().flat_map(|run| self.pages.claim_run(*run)).try_for_each(|run| courier.add(run))?;
         courier.flush()?;
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
+    }
+
+    /// Claims what is pushed next: a neighbourhood, or of several with few pages so many that an answer to them is worth it.
+    fn claim_next(&self) -> Option<Vec<PageRun>> {
+        let (mut claimed, mut pages) = (Vec::new(), 0);
+        while pages < WORTH_A_PUSH {
+            let Some(first) = self.seek() else { break };
+            let count = PAGES_PER_PUSH - first % PAGES_PER_PUSH;
+            let runs = self.pages.claim_run(PageRun { first, count });
+            pages += runs.iter().map(|run| run.count).sum::<u64>();
+            claimed.extend(runs);
+        }
+        (!claimed.is_empty()).then_some(claimed)
     }
 
     /// The next page to push; moves on past its neighbourhood.
@@ -324,9 +349,8 @@ mod tests {
     /// How many pages a stream pushes until there are none.
     fn pages_pushed(unsent: &Unsent) -> u64 {
         let mut pages = 0;
-        while let Some(first) = unsent.seek() {
-            let portion = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
-            pages += unsent.pages.claim_run(portion).iter().map(|run| run.count).sum::<u64>();
+        while let Some(claimed) = unsent.claim_next() {
+            pages += claimed.iter().map(|run| run.count).sum::<u64>();
         }
         pages
     }
@@ -389,6 +413,22 @@ mod tests {
         assert!(unsent.pages.next_from(0).is_none(), "all is sent");
         let once = asked + pushed;
         assert!((END - 200..=END).contains(&once), "{asked} beside those asked for, and {pushed}, of {END}");
+    }
+
+    /// A push of one page, answered one by one, takes as long as one of many.
+    #[test]
+    fn scattered_pages_are_pushed_together_and_whole_neighbourhoods_alone() {
+        let run = |first, count| PageRun { first, count };
+        let scattered: Vec<_> = (0..40).map(|nth| run(nth * 100, 1)).collect();
+        let mut runs = scattered.clone();
+        runs.extend([run(6400, 64), run(6464, 40), run(6600, 64)]);
+        let unsent = Unsent::new(&PageSet::of_runs(END + 3000, &runs));
+        let claimed: Vec<_> = std::iter::from_fn(|| unsent.claim_next()).collect();
+        let (first, rest) = scattered.split_at(32);
+        assert_eq!(claimed[0], first);
+        // What is left of the scattered ones goes with what comes next, so that no push is small but the last.
+        assert_eq!(claimed[1], [rest, &[run(6400, 64)]].concat());
+        assert_eq!(claimed[2..], [vec![run(6464, 40)], vec![run(6600, 56)], vec![run(6656, 8)]]);
     }
 
     #[test]
