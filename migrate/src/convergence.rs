@@ -5,7 +5,9 @@
 //! what is left + what a round costs anyway). While *next* is clearly smaller another round is worth it,
 //! even though the allowed downtime would be met already: rounds cost the guest nothing, the pause does.
 //! When nothing more is to be gained, the estimate of the downtime is held against what is allowed. Where it is too long the
-//! guest is slowed down, if that is allowed, by as much as the figures say that it takes.
+//! guest is slowed down, if that is allowed, by as much as the figures say that it takes. Hybrid never gives up: what rounds do not
+//! make smaller follows the guest, unless it is so little that it may as well come in the pause. A page that follows, and that the
+//! guest touches before it has come, costs more than one in a round; and to have the destination discard it first costs as much as sending it.
 
 use std::time::Duration;
 
@@ -15,6 +17,14 @@ use crate::report::Round;
 
 /// A further round is worth it when it leaves less than this part of what is left now.
 const CLEARLY_SMALLER: f64 = 0.6;
+
+/// … and less than this part, when the round is so short that nobody notices it.
+const SOMEWHAT_SMALLER: f64 = 0.85;
+const SHORT_ROUND: Duration = Duration::from_millis(10);
+
+/// Hybrid sends what is left in the pause when it is a handful, or expected to take no longer than this: as long as it takes to tell the
+/// destination of some hundreds of missing pages, and to have these discarded.
+const IN_THE_PAUSE: Duration = Duration::from_millis(2);
 
 /// A round of fewer pages with content says nothing about throughput.
 const TELLING_ROUND: u64 = 256;
@@ -43,11 +53,16 @@ const LEAST_MORE: u8 = 10;
 /// Rounds that brought no improvement before the policy gives up.
 const PATIENCE: u32 = 3;
 
+/// The same in hybrid, where nothing has to get better.
+const HYBRID_PATIENCE: u32 = 1;
+
+/// Rounds of hybrid however long they are, and the longest after these. A guest that writes half as fast as it is sent over a slow
+/// network would be sent more than twice else, before its time is up.
+const HYBRID_ROUNDS: u32 = 2;
+const LONGEST_IN_HYBRID: Duration = Duration::from_millis(100);
+
 /// Most rounds of all.
 const MOST_ROUNDS: u32 = 30;
-
-/// Rounds of hybrid before the rest is left to post-copy.
-const HYBRID_ROUNDS: u32 = 2;
 
 /// What is known of this migration before the first round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +75,8 @@ pub struct Terms {
     pub round_trip: Duration,
     /// Whether pages may follow after the switchover.
     pub hybrid: bool,
+    /// Whether all memory is compared where pages come in the pause: a longer pause than any of them makes.
+    pub verify: bool,
     /// Most that vCPUs which write may be held back, percent of their time; 0: not at all.
     pub max_throttle: u8,
 }
@@ -94,6 +111,8 @@ pub enum Decision {
     SwitchOver {
         /// Expected downtime.
         estimate: Duration,
+        /// Whether what is left follows the guest, by post-copy.
+        follows: bool,
         /// Why, in words.
         why: String,
     },
@@ -106,11 +125,12 @@ pub enum Decision {
 
 impl Figures {
     /// A round's figures. A round of few pages, or one that mostly found zeros, keeps the throughput that `before`, the
-    /// round before it, has told: finding zeros is faster than any network.
+    /// round before it, has told: finding zeros is faster than any network. What a round takes without a page is not its throughput's.
     #[must_use]
-    pub fn of(round: &Round, before: Option<&Self>) -> Self {
-        let seconds = (round.us as f64 / 1e6).max(1e-6);
-        let measured = (round.pages * PAGE_SIZE as u64) as f64 / seconds;
+    pub fn of(round: &Round, before: Option<&Self>, round_trip: Duration) -> Self {
+        let took = Duration::from_micros(round.us);
+        let sending = took.saturating_sub(ROUND_OVERHEAD + round_trip).max(took / 4);
+        let measured = (round.pages * PAGE_SIZE as u64) as f64 / sending.as_secs_f64().max(1e-6);
         let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);
         let telling = round.pages >= TELLING_ROUND && round.pages >= round.zero_pages;
         Self {
@@ -133,19 +153,29 @@ impl Terms {
     pub fn decide(&self, rounds: &[Figures]) -> Decision {
         let now = rounds.last().expect("a round has ended");
         let estimate = self.downtime(now);
-        if self.hybrid && rounds.len() as u32 >= HYBRID_ROUNDS {
-            let why = format!("{} pages are left to post-copy", now.left);
-            return Decision::SwitchOver { estimate: self.fixed(now), why };
-        }
-        let next = expected_next(now);
+        let round = self.round(now);
+        let next = now.dirty_per_s * round.as_secs_f64();
         let settled = now.left <= HANDFUL && sending(now) <= self.fixed(now);
         let enough = rounds.len() as u32 >= MOST_ROUNDS;
-        if !settled && !enough && next < CLEARLY_SMALLER * now.left as f64 && fruitless(rounds) < PATIENCE {
+        let patience = if self.hybrid { HYBRID_PATIENCE } else { PATIENCE };
+        // Where the pause is too long still, vCPUs may have to be held back, and that must not wait for rounds that bring little.
+        let allowed = self.hybrid || estimate <= self.max_downtime;
+        let smaller = if allowed && round <= SHORT_ROUND { SOMEWHAT_SMALLER } else { CLEARLY_SMALLER };
+        let worth = next < smaller * now.left as f64;
+        let long = self.hybrid && rounds.len() as u32 >= HYBRID_ROUNDS && round > LONGEST_IN_HYBRID;
+        if worth && !settled && !enough && !long && fruitless(rounds) < patience {
             let why = format!("{} pages left, about {next:.0} after it", now.left);
             return Decision::Again { throttle: now.throttle, why };
         }
-        if estimate <= self.max_downtime || self.hybrid {
-            return Decision::SwitchOver { estimate, why: format!("{} pages left", now.left) };
+        let little = settled || sending(now) <= IN_THE_PAUSE;
+        let in_the_pause = little && !self.verify && estimate <= self.max_downtime;
+        if self.hybrid && !in_the_pause {
+            let why = format!("{} pages are left to post-copy", now.left);
+            return Decision::SwitchOver { estimate: self.fixed(now), follows: true, why };
+        }
+        if estimate <= self.max_downtime {
+            let why = format!("{} pages left", now.left);
+            return Decision::SwitchOver { estimate, follows: false, why };
         }
         if let Some(throttle) = self.harder(now, next).filter(|_| !enough) {
             let estimate = ms(estimate);
@@ -184,6 +214,11 @@ impl Terms {
         PAUSE_OVERHEAD + self.state + now.harvest + self.round_trip * ROUND_TRIPS
     }
 
+    /// How long a further round would take.
+    fn round(&self, now: &Figures) -> Duration {
+        sending(now) + now.harvest + ROUND_OVERHEAD + self.round_trip
+    }
+
     fn hopeless(&self, rounds: usize, now: &Figures, estimate: Duration) -> String {
         if self.fixed(now) > self.max_downtime {
             return format!(
@@ -212,11 +247,6 @@ impl Terms {
             ms(self.max_downtime),
         )
     }
-}
-
-/// Pages that would be left after a further round.
-fn expected_next(now: &Figures) -> f64 {
-    now.dirty_per_s * (sending(now) + now.harvest + ROUND_OVERHEAD).as_secs_f64()
 }
 
 /// Time to send what is left.
@@ -252,6 +282,7 @@ mod tests {
             state: Duration::from_micros(700),
             round_trip: Duration::from_micros(50),
             hybrid: false,
+            verify: false,
             max_throttle: 0,
         }
     }
@@ -265,16 +296,19 @@ mod tests {
     ) -> (usize, Decision) {
         let (mut rounds, mut sent, mut held): (Vec<Figures>, _, _) = (Vec::new(), 262_144_u64, 0);
         loop {
-            let took = (sent * PAGE_SIZE as u64) as f64 / bytes_per_s + ROUND_OVERHEAD.as_secs_f64();
+            let aside = ROUND_OVERHEAD + terms.round_trip;
+            let took = (sent * PAGE_SIZE as u64) as f64 / bytes_per_s + aside.as_secs_f64();
             let runs = f64::from(100 - held) / 100.0;
             let left = ((rate(rounds.len()) * runs * took) as u64).min(working_set);
-            rounds.push(Figures {
-                bytes_per_s,
-                dirty_per_s: left as f64 / took,
-                left,
-                harvest: Duration::ZERO,
+            let round = Round {
+                pages: sent,
+                us: (took * 1e6) as u64,
+                dirtied: left,
+                dirty_rate: left as f64 / took,
                 throttle: held,
-            });
+                ..Round::default()
+            };
+            rounds.push(Figures::of(&round, rounds.last(), terms.round_trip));
             match terms.decide(&rounds) {
                 Decision::Again { throttle, .. } => {
                     assert!((held..=terms.max_throttle).contains(&throttle), "{throttle} after {held}");
@@ -288,8 +322,8 @@ mod tests {
     #[test]
     fn only_a_round_of_data_tells_the_throughput() {
         let told = |pages, zero_pages| {
-            let round = Round { pages, zero_pages, us: 1_000, ..Round::default() };
-            Figures::of(&round, None).bytes_per_s
+            let round = Round { pages, zero_pages, us: 1_350, ..Round::default() };
+            Figures::of(&round, None, Duration::from_micros(50)).bytes_per_s
         };
         assert!((told(1_000, 900) - 4.096e9).abs() < 1e3);
         for (pages, zero_pages) in [(255, 0), (300, 100_000)] {
@@ -408,6 +442,46 @@ mod tests {
         assert!(rounds <= 2 && matches!(end, Decision::SwitchOver { .. }), "{rounds} {end:?}");
     }
 
+    /// A guest that writes as fast as it can, and is slower than rounds.
+    #[test]
+    fn hybrid_sends_in_the_pause_what_rounds_have_made_small() {
+        let hybrid = Terms { hybrid: true, ..terms(20) };
+        let (rounds, end) = play(&hybrid, 3.0 * GB, |_| 400_000.0, 131_072);
+        let Decision::SwitchOver { estimate, follows: false, why } = end else { panic!("{end:?}") };
+        assert!((5..=15).contains(&rounds) && estimate < Duration::from_millis(3), "{rounds} {estimate:?}");
+        let left: u64 = why.split(' ').next().and_then(|left| left.parse().ok()).expect("how many");
+        assert!(left < 600, "{why}");
+        // Memory would be compared in the pause; and a pause that is not allowed.
+        for other in [Terms { verify: true, ..hybrid }, Terms { hybrid: true, ..terms(1) }] {
+            let (_, end) = play(&other, 3.0 * GB, |_| 400_000.0, 131_072);
+            assert!(matches!(end, Decision::SwitchOver { follows: true, .. }), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn hybrid_makes_no_third_round_that_is_long() {
+        let hybrid = Terms { hybrid: true, ..terms(20) };
+        let link = 0.01 * GB;
+        let pages_per_s = 0.55 * link / PAGE_SIZE as f64;
+        let (rounds, end) = play(&hybrid, link, |_| pages_per_s, 1 << 20);
+        assert_eq!(rounds, 2);
+        assert!(matches!(end, Decision::SwitchOver { follows: true, .. }), "{end:?}");
+    }
+
+    #[test]
+    fn in_hybrid_what_rounds_do_not_make_smaller_follows_the_guest() {
+        let hybrid = Terms { hybrid: true, ..terms(20) };
+        let (_, faster) = play(&hybrid, 1.0 * GB, |_| 400_000.0, 131_072);
+        assert!(matches!(faster, Decision::SwitchOver { follows: true, .. }), "{faster:?}");
+        let after =
+            |left| Figures { bytes_per_s: GB, dirty_per_s: 0.0, left, harvest: Duration::ZERO, throttle: 0 };
+        let worse = [after(90_000), after(20_000), after(25_000)];
+        let end = hybrid.decide(&worse);
+        assert!(matches!(end, Decision::SwitchOver { follows: true, .. }), "a round in vain: {end:?}");
+        let other = Terms { hybrid: false, ..hybrid }.decide(&worse);
+        assert!(matches!(other, Decision::Again { .. }), "{other:?}");
+    }
+
     /// 1 TiB has 32 MiB of it, to be read once more in the pause.
     #[test]
     fn a_dirty_log_slow_to_read_is_part_of_the_pause() {
@@ -429,8 +503,9 @@ mod tests {
 
     #[test]
     fn a_harvest_that_was_disturbed_does_not_count() {
-        let calm = Figures::of(&Round { harvest_us: 30, ..Round::default() }, None);
-        let disturbed = Figures::of(&Round { harvest_us: 50_000, ..Round::default() }, Some(&calm));
+        let calm = Figures::of(&Round { harvest_us: 30, ..Round::default() }, None, Duration::ZERO);
+        let disturbed =
+            Figures::of(&Round { harvest_us: 50_000, ..Round::default() }, Some(&calm), Duration::ZERO);
         let end = terms(20).decide(&[calm, disturbed]);
         assert!(matches!(end, Decision::SwitchOver { .. }), "{end:?}");
     }

@@ -80,7 +80,7 @@ pub struct Options {
     pub mode: Mode,
     /// Data connections, 1..=[`MAX_STREAMS`].
     pub streams: u32,
-    /// Pre-copy switches over only when it expects less than this.
+    /// Pre-copy switches over only when it expects less than this, and hybrid sends what is left in the pause only then.
     pub max_downtime: Duration,
     /// From the start until commit, without what the operator was waited for; `None`: the [default](default_timeout) for the
     /// guest's memory.

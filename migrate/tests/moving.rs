@@ -108,6 +108,15 @@ fn assert_moved(report: &Report, arrival: &Arrival) {
 }
 
 #[test]
+fn hybrid_ends_as_precopy_where_little_is_left() {
+    let allowed = Options { max_downtime: Duration::from_secs(5), ..options(Mode::Hybrid) };
+    let at_rest = Habit { burst: 1, rest: Some(Duration::from_millis(50)), ..Habit::default() };
+    let (report, arrival) = in_memory(&allowed, at_rest, |_, _| {});
+    assert_moved(&report, &arrival);
+    assert_eq!(report.postcopy, None, "{report:#?}");
+}
+
+#[test]
 fn every_mode_moves_a_busy_guest_in_memory() {
     for mode in MODES {
         let (report, arrival) = in_memory(&options(mode), Habit::default(), |_, _| {});

@@ -47,7 +47,8 @@ pub struct StartArgs {
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     pub streams: Option<u32>,
-    /// Pre-copy switches over only when it expects a shorter pause than this
+    /// Pre-copy switches over only when it expects a shorter pause than this; hybrid sends what is left in a pause no longer than this, or
+    /// leaves it to post-copy
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_duration)]
     pub max_downtime: Duration,
     /// Give up when the guest has not switched over after this [default: 60s, or 2s for each GiB of its memory where that

@@ -78,7 +78,8 @@ pub struct MigrateRequest {
     pub mode: Mode,
     /// Data connections, 1..=16; default 2, or 1 where there are no more than two cores.
     pub streams: Option<u32>,
-    /// Pre-copy switches over only when it expects less than this, µs; default 300 000.
+    /// Pre-copy switches over only when it expects less than this, and hybrid sends what is left in the pause only then, µs; default
+    /// 300 000.
     pub max_downtime_us: Option<u64>,
     /// Given up when not committed after this, ms, without what the operator was waited for; default 60 000, or 2000 for each
     /// GiB of the guest's memory where that is more.

@@ -18,6 +18,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::HeardClock;
 use crate::handover::{Destination, DestinationEvent};
+use crate::options::Mode;
 use crate::pages::PageSet;
 use crate::priority::{core_beyond, give_way};
 use crate::pulse;
@@ -210,7 +211,8 @@ impl<'a> Session<'a> {
                 }
                 Message::Clock { shown_ns } => source = Some(HeardClock { shown_ns, heard: Instant::now() }),
                 Message::State { after_round, blob } => {
-                    let postcopy = named || context.placing.get().is_some() || context.preflight.postcopy();
+                    let postcopy =
+                        named || context.placing.get().is_some() || context.preflight.mode == Mode::Postcopy;
                     return Ok(Cargo { blob, after_round, missing, postcopy, source });
                 }
                 other => return Err(control.unexpected(other.kind(), "rounds and the state")),

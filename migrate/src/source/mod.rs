@@ -141,6 +141,7 @@ pub fn migrate_over(
         logbook: Logbook::open(&context),
         lines: None,
         may_switch: !options.pause_before_switchover,
+        rest_follows: true,
         calls: 0,
         turns: Turns::staying(context.description.vcpus, context.streams()),
     };
@@ -160,6 +161,8 @@ struct Journey<'a> {
     lines: Option<Lines>,
     /// The operator need not be waited for, or has given the word.
     may_switch: bool,
+    /// What is left follows the guest, and does not come in the pause. Asked in hybrid only.
+    rest_follows: bool,
     /// How often the destination was called again.
     calls: u32,
     /// Of the calling thread.
@@ -228,8 +231,9 @@ impl<'a> Journey<'a> {
         let failure = result.err();
         let report = self.logbook.finish(outcome, failure.clone(), self.custody.standing(), bytes);
         let left = self.custody.is_in_doubt() || self.custody.may_be_held();
-        let parted =
-            left.then(|| Parted::of(self.context, self.custody, self.calls, report.clone(), failure));
+        let parted = left.then(|| {
+            Parted::of(self.context, self.custody, self.calls, self.rest_follows, report.clone(), failure)
+        });
         Departure { report, parted }
     }
 

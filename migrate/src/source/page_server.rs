@@ -29,8 +29,8 @@ use crate::wire::{Kind, Message};
 /// Pages sent for one request at most: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
 
-/// Pages pushed at a time at least, where as many are unsent: few frames are under way, so small ones leave the link idle. From so
-/// many on a neighbourhood goes without the next one, because what is whole [may be moved](crate::guest::Stage).
+/// Pages pushed at a time at least, where as many are unsent: few frames are under way, so small ones leave the link idle. No more than
+/// [`PAGES_PER_PUSH`], and nothing besides a whole neighbourhood, which [may be moved](crate::guest::Stage).
 const WORTH_A_PUSH: u64 = PAGES_PER_PUSH / 2;
 
 /// How many pages behind another a request is that follows it, at most: as much as is pushed behind that one at a time.
@@ -149,12 +149,20 @@ impl Unsent {
         let (mut claimed, mut pages) = (Vec::new(), 0);
         while pages < WORTH_A_PUSH {
             let Some(first) = self.seek() else { break };
-            let count = PAGES_PER_PUSH - first % PAGES_PER_PUSH;
-            let runs = self.pages.claim_run(PageRun { first, count });
+            let run = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
+            if pages > 0 && pages + self.pages.count_within(run) > PAGES_PER_PUSH && self.give_back(run) {
+                break;
+            }
+            let runs = self.pages.claim_run(run);
             pages += runs.iter().map(|run| run.count).sum::<u64>();
             claimed.extend(runs);
         }
         (!claimed.is_empty()).then_some(claimed)
+    }
+
+    /// Has pushing go on with this neighbourhood after all, unless somebody has moved the place meanwhile.
+    fn give_back(&self, run: PageRun) -> bool {
+        self.next.compare_exchange(run.end(), run.first, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// The next page to push; moves on past its neighbourhood.
@@ -426,9 +434,11 @@ mod tests {
         let claimed: Vec<_> = std::iter::from_fn(|| unsent.claim_next()).collect();
         let (first, rest) = scattered.split_at(32);
         assert_eq!(claimed[0], first);
-        // What is left of the scattered ones goes with what comes next, so that no push is small but the last.
-        assert_eq!(claimed[1], [rest, &[run(6400, 64)]].concat());
-        assert_eq!(claimed[2..], [vec![run(6464, 40)], vec![run(6600, 56)], vec![run(6656, 8)]]);
+        assert_eq!(claimed[1], rest);
+        assert_eq!(
+            claimed[2..],
+            [vec![run(6400, 64)], vec![run(6464, 40)], vec![run(6600, 56)], vec![run(6656, 8)]]
+        );
     }
 
     #[test]

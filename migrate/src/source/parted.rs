@@ -34,6 +34,7 @@ pub struct Parted {
     hold: Hold,
     session: Uuid,
     calls: u32,
+    rest_follows: bool,
     report: Report,
     /// What has parted it.
     failure: Option<Failure>,
@@ -44,10 +45,11 @@ impl Parted {
         context: &Context<'_>,
         custody: Custody<'_>,
         calls: u32,
+        rest_follows: bool,
         report: Report,
         failure: Option<Failure>,
     ) -> Self {
-        Self { hold: custody.into_hold(), session: context.session, calls, report, failure }
+        Self { hold: custody.into_hold(), session: context.session, calls, rest_follows, report, failure }
     }
 
     /// Of a guest whose engine has died of a defect, nobody knows how far it had come: for all that is known here commit was
@@ -55,7 +57,7 @@ impl Parted {
     #[must_use]
     pub fn astray(guest: &dyn Departing, journals: &Journals, report: Report) -> Self {
         let hold = Hold::astray(&guest.description(), journals, &report.destination);
-        Self { hold, session: Uuid::nil(), calls: 0, report, failure: None }
+        Self { hold, session: Uuid::nil(), calls: 0, rest_follows: true, report, failure: None }
     }
 
     /// Whether the guest is paused because nobody here can know. Otherwise it runs here, and only the destination is to be
@@ -147,6 +149,7 @@ impl Parted {
             lines: None,
             calls: self.calls,
             may_switch: true,
+            rest_follows: self.rest_follows,
             turns: Turns::staying(context.description.vcpus, context.streams()),
         };
         let result = work(&mut journey);

@@ -38,7 +38,7 @@ impl Journey<'_> {
             self.add_written(pages)?;
             number += 1;
             let round = self.round(lines, crew, number, pages, PageSet::default())?;
-            *history = vec![Figures::of(&round, history.last())];
+            *history = vec![Figures::of(&round, history.last(), lines.round_trip)];
         }
         self.add_written(pages)?;
         history.drain(..history.len().saturating_sub(1));

@@ -60,7 +60,7 @@ impl Journey<'_> {
         loop {
             self.context.settle()?;
             let round = self.round(lines, crew, number, &mut pages, std::mem::take(&mut hot))?;
-            history.push(Figures::of(&round, history.last()));
+            history.push(Figures::of(&round, history.last(), lines.round_trip));
             match self.decide(&terms, &history) {
                 Decision::Again { throttle, why } => {
                     self.logbook.decided(round, format!("another round: {why}"));
@@ -70,8 +70,9 @@ impl Journey<'_> {
                     self.logbook.decided(round, format!("wait: {why}"));
                     number = self.copy_until_told(lines, crew, number, &mut pages, &mut history)?;
                 }
-                Decision::SwitchOver { estimate, why } => {
+                Decision::SwitchOver { estimate, follows, why } => {
                     self.logbook.decided(round, format!("switch over: {why}"));
+                    self.rest_follows = follows;
                     return Ok(Left { estimate, round: number + 1, ..self.left(pages) });
                 }
                 Decision::GiveUp { why } => {
@@ -92,8 +93,8 @@ impl Journey<'_> {
             // It has been done, and the operator has been waited for since.
             _ if self.logbook.report.on_timeout.is_some() => "--on-timeout, as before".to_owned(),
             Decision::GiveUp { why } if time.passing() == Passing::EndsRounds => why.clone(),
-            // Hybrid would switch over after a round cut short as after any other.
-            Decision::Again { .. } | Decision::SwitchOver { .. } if up && terms.hybrid => {
+            // Hybrid would leave to post-copy what a round cut short has left as what any other has.
+            Decision::Again { .. } | Decision::SwitchOver { follows: true, .. } if up && terms.hybrid => {
                 TIME_IS_UP.to_owned()
             }
             Decision::Again { .. } if up => TIME_IS_UP.to_owned(),
@@ -104,7 +105,7 @@ impl Journey<'_> {
         self.logbook.report.on_timeout = Some(on_timeout);
         let now = history.last().expect("a round has ended");
         let estimate = if on_timeout == OnTimeout::Force { terms.downtime(now) } else { terms.fixed(now) };
-        Decision::SwitchOver { estimate, why }
+        Decision::SwitchOver { estimate, follows: on_timeout != OnTimeout::Force, why }
     }
 
     /// Post-copy at once: all of RAM follows later.
@@ -196,6 +197,7 @@ impl Journey<'_> {
             state: rehearsed(lines.rehearsal),
             round_trip: lines.round_trip,
             hybrid: self.context.options.mode == Mode::Hybrid,
+            verify: self.context.options.verify,
             max_throttle: self.context.options.throttle,
         }
     }

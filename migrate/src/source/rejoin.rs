@@ -105,6 +105,10 @@ impl<'a> Journey<'a> {
             }
             Fate::Held | Fate::Running | Fate::Arrived => {}
         }
+        if told.missing > 0 && !self.postcopy() {
+            // All came before the pause: what it lacks would be let go of here.
+            return Err(control.unexpected(Kind::Fate, "nothing missing"));
+        }
         let missing = self.hear_missing(&control, told.missing)?;
         if told.missing > 0 {
             lines.data = (0..context.streams())

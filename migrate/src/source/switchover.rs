@@ -254,7 +254,7 @@ impl Journey<'_> {
 
     /// Whether pages follow after the switchover.
     pub(super) fn postcopy(&self) -> bool {
-        matches!(self.mode(), Mode::Postcopy | Mode::Hybrid)
+        self.mode() == Mode::Postcopy || self.mode() == Mode::Hybrid && self.rest_follows
     }
 
     /// How it moves: as asked for, unless time was up.

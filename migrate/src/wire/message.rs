@@ -128,13 +128,7 @@ impl Preflight {
     /// Whether all must be in place for missing pages.
     #[must_use]
     pub fn may_miss(&self) -> bool {
-        self.may_postcopy || self.postcopy()
-    }
-
-    /// Whether the mode is one in which pages are missing when the guest starts.
-    #[must_use]
-    pub fn postcopy(&self) -> bool {
-        matches!(self.mode, Mode::Postcopy | Mode::Hybrid)
+        self.may_postcopy || matches!(self.mode, Mode::Postcopy | Mode::Hybrid)
     }
 }
 

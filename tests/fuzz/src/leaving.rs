@@ -124,7 +124,12 @@ fn options(asked: u16, deadlines: Deadlines) -> Options {
         to: "memory".to_owned(),
         mode,
         streams: if has(TWO_STREAMS) { 2 } else { 1 },
-        max_downtime: if has(VAST) { Duration::from_micros(u64::MAX) } else { deadlines.pause },
+        max_downtime: match mode {
+            _ if has(VAST) => Duration::from_micros(u64::MAX),
+            // What is left follows.
+            Mode::Hybrid => Duration::from_micros(1),
+            _ => deadlines.pause,
+        },
         timeout: Some(timeout),
         on_timeout,
         throttle: if has(PACED) && mode == Mode::Precopy { 90 } else { 0 },

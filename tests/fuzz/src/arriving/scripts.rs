@@ -23,6 +23,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         of("verify", verified()),
         of("postcopy", postcopy()),
         of("hybrid", hybrid()),
+        of("hybrid-in-the-pause", end(state(rounds(begun(Mode::Hybrid, &regions(), false))))),
         of("lost", last_round(begun(Mode::Precopy, &regions(), false)).close(0)),
         of(
             "orphan",

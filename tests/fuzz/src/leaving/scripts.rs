@@ -27,6 +27,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         of("stopcopy", 1, end(lost(0))),
         of("postcopy", 2, postcopy(1)),
         of("hybrid", 3, postcopy(2)),
+        of("hybrid-in-the-pause", VAST | 3, end(lost(1))),
         of("verify", VERIFY | 1, verify()),
         of("packets", NICS | 1, end(lost(0))),
         of("two-streams", TWO_STREAMS | PACED, end(lost(1))),

@@ -78,6 +78,8 @@ struct Left {
     /// Of each of the guest's writes.
     pages: Vec<f64>,
     expected_s: Option<f64>,
+    /// It follows the guest.
+    follows: bool,
 }
 
 /// What was known of a migration's costs when it was asked.
@@ -111,11 +113,7 @@ impl Run<'_> {
                 // What exists is asked twice: before all else is watched, and after.
                 self.spend(survey_s);
                 let Some(left) = self.copy_while_it_runs() else { return };
-                if *mode == Mode::Precopy {
-                    self.pause_for_the_rest(&left)
-                } else {
-                    self.leave_the_rest(left)
-                }
+                if left.follows { self.leave_the_rest(left) } else { self.pause_for_the_rest(&left) }
             }
             Mode::Postcopy => {
                 self.spend(survey_s + constants.catch_ms_per_gib * exists_gib / 1e3);
@@ -142,15 +140,15 @@ impl Run<'_> {
             let dirtied = guest.dirtied(took_s + harvest_s, &sent);
             self.spend(took_s + harvest_s);
             let round = self.round(lie.pages, took_s, dirtied.iter().sum());
-            history.push(Figures::of(&round, history.last()));
+            history.push(Figures::of(&round, history.last(), self.case.link.round_trip));
             match terms.decide(&history) {
                 Decision::Again { why, .. } => {
                     self.course.rounds.push((round, format!("another round: {why}")));
                     sent = Sent::Some(dirtied);
                 }
-                Decision::SwitchOver { estimate, why } => {
+                Decision::SwitchOver { estimate, follows, why } => {
                     self.course.rounds.push((round, format!("switch over: {why}")));
-                    return Some(Left { pages: dirtied, expected_s: Some(estimate.as_secs_f64()) });
+                    return Some(Left { pages: dirtied, expected_s: Some(estimate.as_secs_f64()), follows });
                 }
                 Decision::GiveUp { why } => {
                     self.course.rounds.push((round, "give up".to_owned()));
@@ -170,6 +168,7 @@ impl Run<'_> {
             state: Duration::from_secs_f64(state_us / 1e6),
             round_trip: self.case.link.round_trip,
             hybrid: self.case.mode == Mode::Hybrid,
+            verify: false,
             max_throttle: 0,
         }
     }
@@ -186,7 +185,7 @@ impl Run<'_> {
         }
     }
 
-    /// Pre-copy's pause.
+    /// Pre-copy's pause, and hybrid's where little is left.
     fn pause_for_the_rest(&mut self, left: &Left) {
         let lie = self.case.guest.scattered(&left.pages);
         let sending_s = self.move_pages(lie, Manner::Paused);

@@ -84,24 +84,38 @@ fn stop_and_copy_is_one_long_pause_and_post_copy_a_short_one() {
     assert_eq!(post.pause.unwrap().missing, 4_194_304.0);
 }
 
+/// Hybrid that may send nothing in the pause.
+fn following(gbit: f64, per_s: f64) -> Case {
+    Case { max_downtime: Duration::from_micros(1), ..case(Mode::Hybrid, gbit, per_s) }
+}
+
+#[test]
+fn hybrid_ends_as_pre_copy_where_little_is_left() {
+    let [hybrid, precopy] = [Mode::Hybrid, Mode::Precopy].map(|mode| run(&case(mode, 10.0, 1e4)));
+    let pause = hybrid.pause.as_ref().unwrap();
+    assert!(pause.missing == 0.0 && hybrid.total_s <= precopy.total_s, "{hybrid:?} {precopy:?}");
+}
+
 #[test]
 fn hybrids_downtime_does_not_depend_on_how_much_is_left() {
     let rates = [0.0, 1e3, 1e4, 5e4];
-    let by_rate = rates.map(|per_s| downtime_s(&run(&case(Mode::Hybrid, 10.0, per_s))));
+    let by_rate = rates.map(|per_s| downtime_s(&run(&following(10.0, per_s))));
     // What is written while the last ones are told is told in the pause, and discarded in it: it is not much.
     let told_in_the_pause = MANY as f64 * Constants::default().discard_us / 1e6;
     let within = |downtimes: &[f64]| downtimes.iter().all(|one| one - by_rate[0] < told_in_the_pause * 1.2);
     assert!(within(&by_rate), "{by_rate:?}");
-    let by_link = [1.0, 10.0, 100.0].map(|gbit| downtime_s(&run(&case(Mode::Hybrid, gbit, 5e4))));
+    let by_link = [1.0, 10.0, 100.0].map(|gbit| downtime_s(&run(&following(gbit, 5e4))));
     assert!(within(&by_link), "{by_link:?}");
 }
 
 #[test]
 fn pages_written_faster_than_they_are_discarded_are_told_with_their_neighbours_before_the_pause() {
-    // At 2 µs a run half a million a second could be discarded.
+    // At 2 µs a run half a million a second could be discarded. Slower guests leave rounds so little that it comes in the pause.
     let free = Constants { discard_us: 0.0, discard_us_per_page: 0.0, ..Constants::default() };
-    for per_s in [3e5, 5e5, 7e5, 1e6, 5e6] {
-        let downtime = downtime_s(&run(&case(Mode::Hybrid, 100.0, per_s)));
+    for per_s in [2e6, 3e6, 5e6] {
+        let course = run(&case(Mode::Hybrid, 100.0, per_s));
+        assert!(course.pause.as_ref().unwrap().missing > 0.0, "{per_s} writes/s: {course:?}");
+        let downtime = downtime_s(&course);
         let none = downtime_s(&case(Mode::Hybrid, 100.0, per_s).run(&free));
         assert!(downtime - none < 5.0 * MS, "{per_s} writes/s: {downtime} and {none} s");
     }
