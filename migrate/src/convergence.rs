@@ -56,10 +56,11 @@ const PATIENCE: u32 = 3;
 /// The same in hybrid, where nothing has to get better.
 const HYBRID_PATIENCE: u32 = 1;
 
-/// Rounds of hybrid however long they are, and the longest after these. A guest that writes half as fast as it is sent over a slow
-/// network would be sent more than twice else, before its time is up.
+/// Rounds of hybrid however long they are. After these none that takes longer than this, and than this part of all before: a guest
+/// that writes half as fast as it is sent over a slow network would be sent more than twice else, before its time is up.
 const HYBRID_ROUNDS: u32 = 2;
-const LONGEST_IN_HYBRID: Duration = Duration::from_millis(100);
+const LONG_IN_HYBRID: Duration = Duration::from_millis(100);
+const LONG_OF_ALL: u32 = 10;
 
 /// Most rounds of all.
 const MOST_ROUNDS: u32 = 30;
@@ -84,6 +85,8 @@ pub struct Terms {
 /// One round, as it went.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figures {
+    /// Until it had landed.
+    pub took: Duration,
     /// Bytes per second that landed.
     pub bytes_per_s: f64,
     /// Pages per second dirtied meanwhile.
@@ -134,6 +137,7 @@ impl Figures {
         let known = before.map_or(ASSUMED_BYTES_PER_S, |before| before.bytes_per_s);
         let telling = round.pages >= TELLING_ROUND && round.pages >= round.zero_pages;
         Self {
+            took,
             bytes_per_s: if telling { measured } else { known },
             dirty_per_s: round.dirty_rate,
             left: round.dirtied,
@@ -162,7 +166,10 @@ impl Terms {
         let allowed = self.hybrid || estimate <= self.max_downtime;
         let smaller = if allowed && round <= SHORT_ROUND { SOMEWHAT_SMALLER } else { CLEARLY_SMALLER };
         let worth = next < smaller * now.left as f64;
-        let long = self.hybrid && rounds.len() as u32 >= HYBRID_ROUNDS && round > LONGEST_IN_HYBRID;
+        let so_far: Duration = rounds.iter().map(|before| before.took).sum();
+        let long = self.hybrid
+            && rounds.len() as u32 >= HYBRID_ROUNDS
+            && round > LONG_IN_HYBRID.max(so_far / LONG_OF_ALL);
         if worth && !settled && !enough && !long && fruitless(rounds) < patience {
             let why = format!("{} pages left, about {next:.0} after it", now.left);
             return Decision::Again { throttle: now.throttle, why };
@@ -398,8 +405,14 @@ mod tests {
 
     #[test]
     fn a_handful_is_too_much_for_a_slow_network_and_less_is_tried_for() {
-        let slow =
-            Figures { bytes_per_s: 1e6, dirty_per_s: 250.0, left: 60, harvest: Duration::ZERO, throttle: 0 };
+        let slow = Figures {
+            took: Duration::ZERO,
+            bytes_per_s: 1e6,
+            dirty_per_s: 250.0,
+            left: 60,
+            harvest: Duration::ZERO,
+            throttle: 0,
+        };
         let decide = |max_throttle| Terms { max_throttle, ..terms(100) }.decide(&[slow]);
         assert!(matches!(decide(99), Decision::Again { throttle: 30.., .. }), "{:?}", decide(99));
         assert!(matches!(decide(0), Decision::Again { throttle: 0, .. }), "{:?}", decide(0));
@@ -408,6 +421,7 @@ mod tests {
     #[test]
     fn a_guest_is_slowed_down_by_no_more_than_it_takes() {
         let now = |throttle, left, dirty_per_s| Figures {
+            took: Duration::ZERO,
             bytes_per_s: 1.0 * GB,
             dirty_per_s,
             left,
@@ -466,6 +480,9 @@ mod tests {
         let (rounds, end) = play(&hybrid, link, |_| pages_per_s, 1 << 20);
         assert_eq!(rounds, 2);
         assert!(matches!(end, Decision::SwitchOver { follows: true, .. }), "{end:?}");
+        // A guest that writes a quarter as fast: the third is short beside the first two.
+        let (rounds, end) = play(&hybrid, link, |_| pages_per_s * 0.45, 1 << 20);
+        assert!(rounds > 2 && matches!(end, Decision::SwitchOver { .. }), "{rounds} {end:?}");
     }
 
     #[test]
@@ -473,8 +490,14 @@ mod tests {
         let hybrid = Terms { hybrid: true, ..terms(20) };
         let (_, faster) = play(&hybrid, 1.0 * GB, |_| 400_000.0, 131_072);
         assert!(matches!(faster, Decision::SwitchOver { follows: true, .. }), "{faster:?}");
-        let after =
-            |left| Figures { bytes_per_s: GB, dirty_per_s: 0.0, left, harvest: Duration::ZERO, throttle: 0 };
+        let after = |left| Figures {
+            took: Duration::ZERO,
+            bytes_per_s: GB,
+            dirty_per_s: 0.0,
+            left,
+            harvest: Duration::ZERO,
+            throttle: 0,
+        };
         let worse = [after(90_000), after(20_000), after(25_000)];
         let end = hybrid.decide(&worse);
         assert!(matches!(end, Decision::SwitchOver { follows: true, .. }), "a round in vain: {end:?}");
@@ -486,6 +509,7 @@ mod tests {
     #[test]
     fn a_dirty_log_slow_to_read_is_part_of_the_pause() {
         let after = |harvest_ms| Figures {
+            took: Duration::ZERO,
             bytes_per_s: 2.0 * GB,
             dirty_per_s: 0.0,
             left: 0,
