@@ -26,10 +26,10 @@ const SHORT_ROUND: Duration = Duration::from_millis(10);
 /// destination of some hundreds of missing pages, and to have these discarded.
 const IN_THE_PAUSE: Duration = Duration::from_millis(2);
 
-/// … or than this, where the guest writes so many pages a second: while some are discarded, at 1 to 4 µs each, it writes as many others, so
-/// that telling them does not get ahead of it.
+/// … or than this, or than the rest of the pause, where the guest writes so many pages a second: while some are discarded, at 1 to 4 µs
+/// each, it writes as many others, so that telling them does not get ahead of it.
 const FAST_WRITES_PER_S: f64 = 150e3;
-const IN_THE_PAUSE_IF_FAST: Duration = Duration::from_millis(8);
+const IN_THE_PAUSE_IF_FAST: Duration = Duration::from_millis(3);
 
 /// A round of fewer pages with content says nothing about throughput.
 const TELLING_ROUND: u64 = 256;
@@ -180,7 +180,8 @@ impl Terms {
             return Decision::Again { throttle: now.throttle, why };
         }
         let is_fast = now.dirty_per_s >= FAST_WRITES_PER_S;
-        let little = settled || sending(now) <= if is_fast { IN_THE_PAUSE_IF_FAST } else { IN_THE_PAUSE };
+        let most = if is_fast { IN_THE_PAUSE_IF_FAST.max(self.fixed(now)) } else { IN_THE_PAUSE };
+        let little = settled || sending(now) <= most;
         let in_the_pause = little && !self.verify && estimate <= self.max_downtime;
         if self.hybrid && !in_the_pause {
             let why = format!("{} pages are left to post-copy", now.left);
