@@ -31,6 +31,11 @@ const IN_THE_PAUSE: Duration = Duration::from_millis(2);
 const FAST_WRITES_PER_S: f64 = 150e3;
 const IN_THE_PAUSE_IF_FAST: Duration = Duration::from_millis(3);
 
+/// … or than this, if it is less than one of so many pages that the first round has left: they are scattered then, and telling
+/// their neighbours as well, which would get ahead, would be to send nearly all again.
+const IN_THE_PAUSE_IF_SCATTERED: Duration = Duration::from_millis(50);
+const SCATTERED: u64 = 16;
+
 /// A round of fewer pages with content says nothing about throughput.
 const TELLING_ROUND: u64 = 256;
 
@@ -180,7 +185,11 @@ impl Terms {
             return Decision::Again { throttle: now.throttle, why };
         }
         let is_fast = now.dirty_per_s >= FAST_WRITES_PER_S;
-        let most = if is_fast { IN_THE_PAUSE_IF_FAST.max(self.fixed(now)) } else { IN_THE_PAUSE };
+        let most = match now.left.saturating_mul(SCATTERED) <= rounds[0].left {
+            true if is_fast => IN_THE_PAUSE_IF_SCATTERED,
+            false if is_fast => IN_THE_PAUSE_IF_FAST.max(self.fixed(now)),
+            _ => IN_THE_PAUSE,
+        };
         let little = settled || sending(now) <= most;
         let in_the_pause = little && !self.verify && estimate <= self.max_downtime;
         if self.hybrid && !in_the_pause {
@@ -490,6 +499,27 @@ mod tests {
         // A guest that writes a quarter as fast: the third is short beside the first two.
         let (rounds, end) = play(&hybrid, link, |_| pages_per_s * 0.45, 1 << 20);
         assert!(rounds > 2 && matches!(end, Decision::SwitchOver { .. }), "{rounds} {end:?}");
+    }
+
+    /// Telling them would not get ahead of the guest, and all their neighbours are nearly all that it writes.
+    #[test]
+    fn in_hybrid_scattered_pages_of_a_fast_guest_come_in_the_pause() {
+        let hybrid = Terms { hybrid: true, ..terms(300) };
+        let after = |left, dirty_per_s| Figures {
+            took: Duration::from_secs(1),
+            bytes_per_s: 10.0 * GB,
+            dirty_per_s,
+            left,
+            harvest: Duration::ZERO,
+            throttle: 0,
+        };
+        let follows = |first, left, rate| {
+            let decision = hybrid.decide(&[after(first, rate), after(left, rate)]);
+            matches!(decision, Decision::SwitchOver { follows: true, .. })
+        };
+        assert!(!follows(50_000_000, 100_000, 2.3e6), "41 ms of them");
+        assert!(follows(50_000_000, 200_000, 2.3e6), "82 ms");
+        assert!(follows(1_000_000, 100_000, 2.3e6), "dense");
     }
 
     #[test]
