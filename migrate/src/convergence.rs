@@ -176,21 +176,12 @@ impl Terms {
         let allowed = self.hybrid || estimate <= self.max_downtime;
         let smaller = if allowed && round <= SHORT_ROUND { SOMEWHAT_SMALLER } else { CLEARLY_SMALLER };
         let worth = next < smaller * now.left as f64;
-        let so_far: Duration = rounds.iter().map(|before| before.took).sum();
-        let long = self.hybrid
-            && rounds.len() as u32 >= HYBRID_ROUNDS
-            && round > LONG_IN_HYBRID.max(so_far / LONG_OF_ALL);
+        let long = self.hybrid && is_long_in_hybrid(rounds, round);
         if worth && !settled && !enough && !long && fruitless(rounds) < patience {
             let why = format!("{} pages left, about {next:.0} after it", now.left);
             return Decision::Again { throttle: now.throttle, why };
         }
-        let is_fast = now.dirty_per_s >= FAST_WRITES_PER_S;
-        let most = match now.left.saturating_mul(SCATTERED) <= rounds[0].left {
-            true if is_fast => IN_THE_PAUSE_IF_SCATTERED,
-            false if is_fast => IN_THE_PAUSE_IF_FAST.max(self.fixed(now)),
-            _ => IN_THE_PAUSE,
-        };
-        let little = settled || sending(now) <= most;
+        let little = settled || sending(now) <= self.most_in_hybrids_pause(rounds);
         let in_the_pause = little && !self.verify && estimate <= self.max_downtime;
         if self.hybrid && !in_the_pause {
             let why = format!("{} pages are left to post-copy", now.left);
@@ -237,6 +228,18 @@ impl Terms {
         PAUSE_OVERHEAD + self.state + now.harvest + self.round_trip * ROUND_TRIPS
     }
 
+    /// How long sending what is left may take for hybrid to send it in the pause.
+    fn most_in_hybrids_pause(&self, rounds: &[Figures]) -> Duration {
+        let (first, now) = (&rounds[0], &rounds[rounds.len() - 1]);
+        if now.dirty_per_s < FAST_WRITES_PER_S {
+            IN_THE_PAUSE
+        } else if now.left.saturating_mul(SCATTERED) <= first.left {
+            IN_THE_PAUSE_IF_SCATTERED
+        } else {
+            IN_THE_PAUSE_IF_FAST.max(self.fixed(now))
+        }
+    }
+
     /// How long a further round would take.
     fn round(&self, now: &Figures) -> Duration {
         sending(now) + now.harvest + ROUND_OVERHEAD + self.round_trip
@@ -270,6 +273,12 @@ impl Terms {
             ms(self.max_downtime),
         )
     }
+}
+
+/// Whether a further round of that length is too long for hybrid, which can do without.
+fn is_long_in_hybrid(rounds: &[Figures], round: Duration) -> bool {
+    let so_far: Duration = rounds.iter().map(|before| before.took).sum();
+    rounds.len() as u32 >= HYBRID_ROUNDS && round > LONG_IN_HYBRID.max(so_far / LONG_OF_ALL)
 }
 
 /// Time to send what is left.
