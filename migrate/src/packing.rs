@@ -204,6 +204,11 @@ impl Judge {
         self.streams * self.link.bytes_per_s() > self.fastest
     }
 
+    /// Whether nothing is packed, nor tried, because the link is known to be fast.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.always && self.link.noted >= TELLING && self.is_fast()
+    }
+
     fn is_worth(&self, by: f64) -> bool {
         self.packing.noted > 0
             && self.link.noted >= TELLING

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 /// What a connection within this host keeps unread, as the kernel is told (it takes twice as much). Pages that are sent, those
 /// under way and those that have landed then stay in a core's cache. Measured in docs/decisions/within-one-host.md.
-const SEND_BUFFER_WITHIN: usize = 96 << 10;
+const SEND_BUFFER_WITHIN: usize = 192 << 10;
 
 /// Lets little wait in a connection whose other end is on this host. To another host nothing changes: that would be too little,
 /// and the kernel sizes what waits by the round trip.

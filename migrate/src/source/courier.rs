@@ -4,12 +4,14 @@
 //! written straight from guest memory, many runs a frame; zero pages become marks. No allocation a page.
 
 mod judged;
+mod size;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::judged::Press;
+use self::size::Size;
 use super::context::Context;
 use super::packing::Packing;
 use super::page_server;
@@ -60,11 +62,15 @@ pub(super) struct Courier<'a> {
     /// Runs with content that wait for a full frame, and their pages.
     data: Vec<PageRun>,
     pages: u64,
+    /// Pages that make it full.
+    most: u64,
     zeros: Vec<PageRun>,
     /// Frames of pages and zero marks sent, and bytes of one of late.
     frames: u64,
     frame_bytes: f64,
     turns: Turns,
+    /// Of frames that have time.
+    size: Size,
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
     head: Vec<u8>,
@@ -81,10 +87,12 @@ impl<'a> Courier<'a> {
             manner,
             data: Vec::with_capacity(runs),
             pages: 0,
+            most: PORTION,
             zeros: Vec::with_capacity(runs),
             frames: 0,
             frame_bytes: 0.0,
             turns: Turns::beside(context.description.vcpus),
+            size: Size::default(),
             found: Vec::with_capacity(runs),
             head: Vec::with_capacity(HEAD_BYTES + runs * RUN_BYTES),
             press: None,
@@ -103,6 +111,7 @@ impl<'a> Courier<'a> {
 
     /// From here on pages go in this manner.
     pub(super) fn change(&mut self, manner: Manner) {
+        debug_assert!(self.data.is_empty(), "what waits goes in the manner before");
         self.manner = manner;
     }
 
@@ -166,21 +175,34 @@ impl<'a> Courier<'a> {
     fn put(&mut self, mut part: PageRun) -> Result<(), Failure> {
         let most_runs = self.manner.kinds().0.runs();
         while part.count > 0 {
-            let count = part.count.min(PORTION - self.pages);
+            if self.pages == 0 {
+                self.most = self.most_pages();
+            }
+            let count = part.count.min(self.most - self.pages);
             self.data.push(PageRun { first: part.first, count });
             self.pages += count;
             part = PageRun { first: part.first + count, count: part.count - count };
-            if self.pages == PORTION || self.data.len() == most_runs {
+            if self.pages == self.most || self.data.len() == most_runs {
                 self.send_data()?;
             }
         }
         Ok(())
     }
 
+    /// Pages of the frame that begins. A larger one could not be packed, and would come by fits and starts where there is a rate limit.
+    fn most_pages(&self) -> u64 {
+        let is_plain = self.context.packing.get().is_none_or(Packing::is_idle);
+        match self.manner {
+            Manner::Land if is_plain && self.limiter().is_none() => self.size.pages(),
+            _ => PORTION,
+        }
+    }
+
     fn send_data(&mut self) -> Result<(), Failure> {
         if self.data.is_empty() {
             return Ok(());
         }
+        let began = Instant::now();
         let bytes = match self.context.packing.get() {
             Some(packing) => self.send_judged(packing)?,
             None => self.send_straight()?,
@@ -188,6 +210,7 @@ impl<'a> Courier<'a> {
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
         self.count(bytes);
+        self.size.sent(self.pages, began.elapsed());
         self.data.clear();
         self.pages = 0;
         if self.manner.has_time() {

@@ -40,6 +40,11 @@ impl Packing {
         self.judge().way(hurried)
     }
 
+    /// Whether frames go as they are, and nothing is tried: the link is known to be fast.
+    pub(super) fn is_idle(&self) -> bool {
+        self.judge().is_idle()
+    }
+
     /// The level of zstd at which the next frame is packed.
     pub(super) fn level(&self) -> i32 {
         self.judge().level()

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::packing::Way;
 use crate::pages::PAGE_SIZE;
 use crate::source::packing::Packing;
-use crate::wire::limits::HEAD_BYTES;
+use crate::wire::limits::{HEAD_BYTES, PAGES_PER_PACKED};
 use crate::wire::packed::Packer;
 use crate::wire::runs::put_runs;
 use crate::wire::{Head, Kind};
@@ -43,7 +43,8 @@ impl Courier<'_> {
     /// Sends the pages that wait; bytes of the frame.
     pub(super) fn send_judged(&mut self, packing: &Packing) -> Result<usize, Failure> {
         let mut way = packing.way(!self.manner.has_time());
-        if way == Way::Kept && !(self.manner.lands() && packing.keeps()) {
+        let is_too_large = self.pages > PAGES_PER_PACKED;
+        if is_too_large || way == Way::Kept && !(self.manner.lands() && packing.keeps()) {
             way = Way::Straight;
         }
         let began = Instant::now();
