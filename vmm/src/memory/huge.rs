@@ -7,8 +7,13 @@
 
 use std::time::Duration;
 
+const HUGE: u64 = 2 << 20;
+
 /// Bytes after which it is known how fast huge pages are.
 const TRIAL: u64 = 16 << 20;
+/// A huge page counts for no more than this share of what a trial may take: a host below that takes free memory back misses a few, at
+/// 5 ms each, and a core may be away for a moment. More of them tell.
+const TELLING: u32 = 4;
 /// Bytes of small pages before huge ones are tried again: at first, and at most. Twice as many each time they are slow again.
 const RESPITE: u64 = 64 << 20;
 const LONGEST_RESPITE: u64 = 512 << 20;
@@ -59,8 +64,9 @@ impl Pace {
 
     /// So many bytes were made ready in this time. Which pages to take from here on, when it changes.
     pub(super) fn note(&mut self, bytes: u64, took: Duration) -> Option<Size> {
+        let (trial, pages) = (Duration::from_secs_f64(TRIAL as f64 / self.slow), bytes.div_ceil(HUGE).max(1));
         self.bytes += bytes;
-        self.took += took;
+        self.took += took.min(trial * u32::try_from(pages).unwrap_or(u32::MAX) / TELLING);
         // What is left of a trial cannot make up for it.
         let is_slow = self.took.as_secs_f64() * self.slow > self.bytes.max(TRIAL) as f64;
         let (next, respite) = match self.size {
@@ -104,10 +110,19 @@ mod tests {
     #[test]
     fn a_moments_absence_costs_little() {
         let mut pace = Pace::default();
-        assert_eq!(changes(&mut pace, 1, 15_000), [(1, Size::Small)], "away for 15 ms");
+        assert_eq!(changes(&mut pace, 3, 15_000), [], "away for 45 ms");
+        assert_eq!(changes(&mut pace, 13, 60), [], "and then as fast as ever");
+        assert_eq!(changes(&mut pace, 5, 15_000), [(5, Size::Small)]);
         assert_eq!(changes(&mut pace, 80, 60), [(64, Size::Huge)]);
-        assert_eq!(changes(&mut pace, 1, 15_000), [(1, Size::Small)]);
+        assert_eq!(changes(&mut pace, 5, 15_000), [(5, Size::Small)]);
         assert_eq!(changes(&mut pace, 64, 60), [(64, Size::Huge)], "it was fast meanwhile");
+    }
+
+    #[test]
+    fn so_many_at_once_count_as_many_times() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.note(3 * HUGE, Duration::from_millis(30)), None);
+        assert_eq!(pace.note(4 * HUGE, Duration::from_millis(30)), Some(Size::Small));
     }
 
     #[test]

@@ -31,9 +31,6 @@ const BLOCKS: usize = 8;
 /// Room that is made and moved slower than this, by CPU time, is not worth it: `UFFDIO_COPY` makes and fills small pages at 3 to 5 GB/s.
 const SLOW_BYTES_PER_S: f64 = 3e9;
 
-/// One block of eight may take the host 5 ms, which says nothing of the others. Four of them tell.
-const SLOWEST: Duration = Duration::from_micros(1400);
-
 /// Room for a few blocks.
 #[derive(Debug)]
 pub struct Staging(Arc<Area>);
@@ -144,7 +141,7 @@ impl Area {
         let done = work();
         // Others may have had the core meanwhile, which says nothing against the host; but not for that long.
         let took = thread_time().saturating_sub(before).max(start.elapsed() / 4);
-        lock(&self.pace).note(bytes, took.min(SLOWEST));
+        lock(&self.pace).note(bytes, took);
         done
     }
 }
