@@ -11,9 +11,11 @@ const HUGE: u64 = 2 << 20;
 
 /// Bytes after which it is known how fast huge pages are.
 const TRIAL: u64 = 16 << 20;
-/// A huge page counts for no more than this share of what a trial may take: a host below that takes free memory back misses a few, at
-/// 5 ms each, and a core may be away for a moment. More of them tell.
-const TELLING: u32 = 4;
+/// No huge page counts for more than this part of what a trial may take, so four that are slow tell, and fewer do not: a host below that
+/// takes free memory back misses a few, at 5 ms each, and a core may be away for a moment.
+const ONE_OF: u32 = 4;
+/// … unless all of them took so many times as long as a trial may.
+const FAR_TOO_LONG: u32 = 5;
 /// Bytes of small pages before huge ones are tried again: at first, and at most. Twice as many each time they are slow again.
 const RESPITE: u64 = 64 << 20;
 const LONGEST_RESPITE: u64 = 512 << 20;
@@ -34,6 +36,8 @@ pub(super) struct Pace {
     slow: f64,
     size: Size,
     bytes: u64,
+    /// Time that they count for, and that they took.
+    counted: Duration,
     took: Duration,
     /// Bytes of small pages, the next time huge ones are slow.
     respite: u64,
@@ -48,7 +52,8 @@ impl Default for Pace {
 impl Pace {
     /// For a use of huge pages that is not worth it where they are made slower than this.
     pub(super) fn slow_below(bytes_per_s: f64) -> Self {
-        Self { slow: bytes_per_s, size: Size::Huge, bytes: 0, took: Duration::ZERO, respite: RESPITE }
+        let (counted, took) = (Duration::ZERO, Duration::ZERO);
+        Self { slow: bytes_per_s, size: Size::Huge, bytes: 0, counted, took, respite: RESPITE }
     }
 
     /// Which pages to take.
@@ -64,11 +69,14 @@ impl Pace {
 
     /// So many bytes were made ready in this time. Which pages to take from here on, when it changes.
     pub(super) fn note(&mut self, bytes: u64, took: Duration) -> Option<Size> {
-        let (trial, pages) = (Duration::from_secs_f64(TRIAL as f64 / self.slow), bytes.div_ceil(HUGE).max(1));
+        let in_time = |bytes: u64| Duration::from_secs_f64(bytes as f64 / self.slow);
+        let most = in_time(TRIAL) / ONE_OF * u32::try_from(bytes.div_ceil(HUGE).max(1)).unwrap_or(u32::MAX);
         self.bytes += bytes;
-        self.took += took.min(trial * u32::try_from(pages).unwrap_or(u32::MAX) / TELLING);
+        self.counted += took.min(most);
+        self.took += took;
         // What is left of a trial cannot make up for it.
-        let is_slow = self.took.as_secs_f64() * self.slow > self.bytes.max(TRIAL) as f64;
+        let may_take = in_time(self.bytes.max(TRIAL));
+        let is_slow = self.counted > may_take || self.took > FAR_TOO_LONG * may_take;
         let (next, respite) = match self.size {
             Size::Huge if is_slow => (Size::Small, self.respite),
             Size::Huge if self.bytes >= TRIAL => (Size::Huge, RESPITE),
@@ -112,9 +120,11 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(changes(&mut pace, 3, 15_000), [], "away for 45 ms");
         assert_eq!(changes(&mut pace, 13, 60), [], "and then as fast as ever");
-        assert_eq!(changes(&mut pace, 5, 15_000), [(5, Size::Small)]);
-        assert_eq!(changes(&mut pace, 80, 60), [(64, Size::Huge)]);
-        assert_eq!(changes(&mut pace, 5, 15_000), [(5, Size::Small)]);
+        assert_eq!(changes(&mut pace, 4, 5_000), [], "four slow ones");
+        assert_eq!(changes(&mut pace, 1, 60), [(1, Size::Small)], "and another");
+        assert_eq!(changes(&mut pace, 64, 60), [(64, Size::Huge)]);
+        assert_eq!(changes(&mut pace, 16, 60), []);
+        assert_eq!(changes(&mut pace, 2, 30_000), [(2, Size::Small)], "a few that are far too slow");
         assert_eq!(changes(&mut pace, 64, 60), [(64, Size::Huge)], "it was fast meanwhile");
     }
 
