@@ -18,11 +18,10 @@ use crate::report::Round;
 /// A further round is worth it when it leaves less than this part of what is left now.
 const CLEARLY_SMALLER: f64 = 0.6;
 
-/// … and less than this part, when the round is so short that nobody notices it, or in hybrid so short that it costs less than to
-/// have what is left twice: told, discarded and waited for.
+/// … and less than this part, when the round is so short that nobody notices it, or in hybrid no [long](LONG_IN_HYBRID) one: it costs
+/// less than to have what is left told, discarded and waited for.
 const SOMEWHAT_SMALLER: f64 = 0.85;
 const SHORT_ROUND: Duration = Duration::from_millis(10);
-const SHORT_IN_HYBRID: Duration = Duration::from_millis(100);
 
 /// Hybrid sends what is left in the pause when it is a handful, or expected to take no longer than this: as long as it takes to tell the
 /// destination of some hundreds of missing pages, and to have these discarded.
@@ -176,7 +175,7 @@ impl Terms {
         let patience = if self.hybrid { HYBRID_PATIENCE } else { PATIENCE };
         // Where the pause is too long still, vCPUs may have to be held back, and that must not wait for rounds that bring little.
         let allowed = self.hybrid || estimate <= self.max_downtime;
-        let short = if self.hybrid { SHORT_IN_HYBRID } else { SHORT_ROUND };
+        let short = if self.hybrid { LONG_IN_HYBRID } else { SHORT_ROUND };
         let smaller = if allowed && round <= short { SOMEWHAT_SMALLER } else { CLEARLY_SMALLER };
         let worth = next < smaller * now.left as f64;
         let long = self.hybrid && is_long_in_hybrid(rounds, round);

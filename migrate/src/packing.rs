@@ -35,7 +35,7 @@ const FASTEST: f64 = 5e8;
 /// a tunnel to somewhere else.
 const FASTEST_WITHIN: f64 = 5e7;
 
-/// Frames that the link's rate is taken from, more or less: 4 MiB, which sockets' buffers may have room for.
+/// Frames that the link's rate is taken from, more or less: 4 MiB at least, which sockets' buffers may have room for.
 const MEMORY: f64 = 16.0;
 
 /// So many frames say something about the link.
@@ -387,6 +387,20 @@ mod tests {
             }
             (tries, packed)
         }
+    }
+
+    #[test]
+    fn only_a_link_that_is_known_to_be_fast_is_idle() {
+        let about = About { round_trip: Duration::from_micros(100), streams: 1, is_within_host: false };
+        let after = |compression, frames, us| {
+            let mut judge = Judge::new(compression, about);
+            (0..frames).for_each(|_| judge.sent(262_144, Duration::ZERO, Duration::from_micros(us)));
+            judge.is_idle()
+        };
+        // 2.6 GB/s, and 87 MB/s.
+        assert!(after(Compression::Auto, TELLING, 100) && !after(Compression::Auto, 200, 3_000));
+        assert!(!after(Compression::Auto, TELLING - 1, 100), "it is not known yet");
+        assert!(!after(Compression::Zstd, 200, 100), "it was asked for");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) struct Courier<'a> {
     frames: u64,
     frame_bytes: f64,
     turns: Turns,
-    /// Of frames that have time.
+    /// Of frames that [land](Manner::Land).
     size: Size,
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
@@ -189,7 +189,7 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
-    /// Pages of the frame that begins. A larger one could not be packed, and would come by fits and starts where there is a rate limit.
+    /// Pages of the frame that begins. A larger one could not be packed, and where there is a rate limit would come by fits and starts.
     fn most_pages(&self) -> u64 {
         let is_plain = self.context.packing.get().is_none_or(Packing::is_idle);
         match self.manner {
@@ -210,7 +210,9 @@ impl<'a> Courier<'a> {
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
         self.count(bytes);
-        self.size.sent(self.pages, began.elapsed());
+        if self.manner == Manner::Land {
+            self.size.sent(self.pages, began.elapsed());
+        }
         self.data.clear();
         self.pages = 0;
         if self.manner.has_time() {

@@ -11,7 +11,7 @@ use crate::pages::{PAGE_SIZE, PageRun};
 
 /// There is one where both sides have agreed on how pages may be packed.
 pub(super) struct Packing {
-    /// One for all connections: they share the link, and locks it once a frame.
+    /// One for all connections: they share the link. Locked a few times a frame.
     judge: Mutex<Judge>,
     /// Shared, because a page may be sent by another courier the next time. There from when the link is seen to be slow.
     kept: OnceLock<Mutex<Kept>>,

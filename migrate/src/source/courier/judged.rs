@@ -1,7 +1,7 @@
 //! Frames of pages where both sides can pack: how each goes is judged by how those before it went.
 //!
 //! Whatever is packed, or kept to send differences against, is copied first and sent from the copy: what the guest writes
-//! meanwhile is in the next round, and not in half of this frame. A frame that goes straight costs two looks at the clock.
+//! meanwhile is in the next round, and not in half of this frame. A frame that goes straight costs a few looks at the clock.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -1,8 +1,7 @@
-//! How many pages go in a frame that has time: more where the link takes them at once.
+//! How many pages go in a frame of a round: more where the link takes them quickly.
 //!
 //! Each frame costs both sides a few system calls, and where they share a core two changes of the thread on it. A large one costs
-//! that seldom; but whoever waits for the core, or to cut the round short, waits for its end. Measured in
-//! docs/decisions/frames-by-the-link.md.
+//! that seldom; but whoever waits for the core waits for its end. Measured in docs/decisions/frames-by-the-link.md.
 
 use std::time::Duration;
 
@@ -11,35 +10,39 @@ use crate::priority::PORTION;
 /// Pages of the largest: 1 MiB.
 const MOST: u64 = 4 * PORTION;
 
-/// A frame that took less is followed by one of twice as many pages …
-const QUICK: Duration = Duration::from_micros(500);
-/// … and one that took more by one of half as many.
-const SLOW: Duration = Duration::from_millis(2);
+/// A frame is to take no longer than this.
+const FRAME_TIME: Duration = Duration::from_millis(1);
+
+/// Frames that tell how long one takes, more or less: a few MiB, so that what a socket's buffer takes at once, and a thread that was
+/// away for a moment, tell little.
+const MEMORY: f64 = 16.0;
 
 const _: () = assert!(MOST <= crate::wire::limits::PAGES_PER_FRAME);
 
-/// Pages of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Size(u64);
-
-impl Default for Size {
-    fn default() -> Self {
-        Self(PORTION)
-    }
+/// What frames of late have told.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Size {
+    pages: f64,
+    seconds: f64,
+    frames: u32,
 }
 
 impl Size {
-    pub(super) fn pages(self) -> u64 {
-        self.0
+    /// Pages of the next frame.
+    pub(super) fn pages(&self) -> u64 {
+        if f64::from(self.frames) < MEMORY {
+            return PORTION;
+        }
+        let in_time = self.pages / self.seconds.max(1e-9) * FRAME_TIME.as_secs_f64();
+        (in_time as u64 / PORTION * PORTION).clamp(PORTION, MOST)
     }
 
-    /// A frame of `pages` pages was sent, in so long.
+    /// A frame of so many pages was sent, in so long.
     pub(super) fn sent(&mut self, pages: u64, took: Duration) {
-        if took > SLOW {
-            self.0 = PORTION.max(self.0 / 2);
-        } else if took < QUICK && pages >= self.0 {
-            self.0 = MOST.min(2 * self.0);
-        }
+        let kept = 1.0 - 1.0 / MEMORY;
+        self.pages = self.pages * kept + pages as f64;
+        self.seconds = self.seconds * kept + took.as_secs_f64();
+        self.frames = self.frames.saturating_add(1);
     }
 }
 
@@ -47,37 +50,58 @@ impl Size {
 mod tests {
     use super::*;
 
-    /// After `frames` full ones by a link that takes so many pages a millisecond.
-    fn settled(frames: u32, pages_per_ms: f64) -> u64 {
-        let mut size = Size::default();
+    /// Pages a millisecond at so many bits a second.
+    fn pages_per_ms(gbit: f64) -> f64 {
+        gbit * 1e9 / 8.0 / 4096.0 / 1e3
+    }
+
+    /// The sizes of `frames` frames on a link behind a buffer of so many pages, of which a third must be free before a sender that
+    /// waited is woken.
+    fn sizes(size: &mut Size, frames: u32, gbit: f64, buffer: f64) -> Vec<u64> {
+        let (rate, mut waiting) = (pages_per_ms(gbit), 0.0_f64);
+        let mut sizes = Vec::new();
         for _ in 0..frames {
-            size.sent(size.pages(), Duration::from_secs_f64(size.pages() as f64 / pages_per_ms / 1e3));
+            let pages = size.pages();
+            let mut ms = 0.02;
+            waiting = (waiting - rate * ms).max(0.0) + pages as f64;
+            if waiting > buffer {
+                ms += (waiting - buffer * 2.0 / 3.0) / rate;
+                waiting = buffer * 2.0 / 3.0;
+            }
+            size.sent(pages, Duration::from_secs_f64(ms / 1e3));
+            sizes.push(pages);
         }
-        size.pages()
+        sizes
     }
 
     #[test]
     fn frames_are_as_large_as_the_link_is_fast() {
-        // 1, 10 and 25 Gbit/s, and loopback.
-        assert_eq!([30.0, 300.0, 750.0, 1100.0].map(|rate| settled(8, rate)), [64, 256, 256, 256]);
-        assert_eq!(settled(8, 130.0), 128, "4 Gbit/s");
-        assert_eq!(settled(1, 1100.0), 128, "each twice the one before");
+        for (gbit, pages) in [(0.1, 64), (1.0, 64), (5.0, 128), (10.0, 256), (40.0, 256)] {
+            let sizes = sizes(&mut Size::default(), 200, gbit, 64.0);
+            assert_eq!(sizes[199], pages, "{gbit} Gbit/s: {sizes:?}");
+            assert!(sizes[..16].iter().all(|first| *first == PORTION), "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_buffer_takes_at_once_tells_little() {
+        // 4 MiB, which is what Linux gives a connection at most.
+        let sizes = sizes(&mut Size::default(), 400, 1.0, 1024.0);
+        assert!(sizes[100..].iter().all(|pages| *pages == PORTION), "{sizes:?}");
+    }
+
+    #[test]
+    fn a_thread_that_was_away_for_a_moment_does_not_change_it() {
+        let mut size = Size::default();
+        sizes(&mut size, 50, 30.0, 64.0);
+        size.sent(MOST, Duration::from_millis(8));
+        assert_eq!(size.pages(), MOST);
     }
 
     #[test]
     fn a_link_that_becomes_slow_has_small_ones_soon() {
-        let mut size = Size(MOST);
-        size.sent(MOST, Duration::from_millis(30));
-        size.sent(MOST / 2, Duration::from_millis(15));
-        assert_eq!(size, Size::default());
-        size.sent(PORTION, Duration::from_millis(8));
-        assert_eq!(size.pages(), PORTION, "never smaller");
-    }
-
-    #[test]
-    fn what_is_not_full_says_nothing_of_larger_ones() {
         let mut size = Size::default();
-        size.sent(PORTION - 1, Duration::from_micros(10));
-        assert_eq!(size, Size::default());
+        sizes(&mut size, 50, 30.0, 64.0);
+        assert_eq!(sizes(&mut size, 5, 0.1, 64.0)[3], PORTION);
     }
 }
