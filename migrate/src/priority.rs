@@ -15,8 +15,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 /// network and the cores to themselves. Measured in docs/decisions/the-core-is-offered.md.
 pub const LEFT_ALONE: Duration = Duration::from_millis(3);
 
-/// Pages of a portion: 256 KiB. So many are sent, received or prepared at once; more [where that takes little
-/// time](../../docs/decisions/frames-by-the-link.md).
+/// Pages of a portion: 256 KiB. So many are sent, received or prepared at once; more where that takes little time (measured in
+/// docs/decisions/frames-by-the-link.md).
 pub(crate) const PORTION: u64 = 64;
 
 /// How far the threads that move bulk data step back: they have a third of a vCPU's weight then, and still move a
