@@ -36,6 +36,7 @@ pub mod priority;
 pub mod progress;
 pub mod protection;
 mod pulse;
+mod rate;
 pub mod report;
 pub mod source;
 mod threads;

@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use crate::options::Compression;
+use crate::rate::{Rate, TELLING};
 
 /// Levels of zstd, from the fastest on. See docs/decisions/packed-by-zstd.md.
 const LEVELS: [i32; 3] = [2, 3, 6];
@@ -34,12 +35,6 @@ const FASTEST: f64 = 5e8;
 /// … within one host: one that takes no more than [`FASTEST`] is busy, which packing makes worse. What takes less than this is
 /// a tunnel to somewhere else.
 const FASTEST_WITHIN: f64 = 5e7;
-
-/// Frames that the link's rate is taken from, more or less: 4 MiB at least, which sockets' buffers may have room for.
-const MEMORY: f64 = 16.0;
-
-/// So many frames say something about the link.
-const TELLING: u32 = 16;
 
 /// The link is slow where packing is faster by this.
 const SLOW: f64 = 2.0;
@@ -164,7 +159,7 @@ impl Judge {
             self.checking -= 1;
             return otherwise;
         }
-        if !self.presumes() && (self.link.noted < TELLING || self.is_fast()) {
+        if !self.presumes() && (!self.link.tells() || self.is_fast()) {
             return otherwise;
         }
         if self.rest > 0 {
@@ -181,7 +176,7 @@ impl Judge {
 
     /// What the link takes, bytes per second, once that is known.
     pub(crate) fn link_rate(&self) -> Option<f64> {
-        (self.link.noted >= TELLING).then(|| self.link.bytes_per_s())
+        self.link.tells().then(|| self.link.bytes_per_s())
     }
 
     /// Whether packing is much faster than the link, as far as is known.
@@ -196,7 +191,7 @@ impl Judge {
 
     /// Whether the link is held to be slow because it is long.
     fn presumes(&self) -> bool {
-        self.is_far && self.link.noted < TELLING
+        self.is_far && !self.link.tells()
     }
 
     /// Whether all connections together take so much that nothing is tried.
@@ -206,12 +201,12 @@ impl Judge {
 
     /// Whether nothing is packed, nor tried, because the link is known to be fast.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.always && self.link.noted >= TELLING && self.is_fast()
+        !self.always && self.link.tells() && self.is_fast()
     }
 
     fn is_worth(&self, by: f64) -> bool {
-        self.packing.noted > 0
-            && self.link.noted >= TELLING
+        self.packing.has_begun()
+            && self.link.tells()
             && !self.is_fast()
             && self.packing.bytes_per_s() > by * self.link.bytes_per_s()
     }
@@ -265,7 +260,7 @@ impl Judge {
         self.level.waited(time);
         let Unseen { frames, bytes, working, waiting } = self.unseen;
         if frames == 0 {
-            self.link.seconds += time.as_secs_f64();
+            self.link.waited(time);
             return;
         }
         self.unseen.waiting += time;
@@ -305,27 +300,6 @@ impl Level {
         } else {
             Self::new(self.now, self.most)
         };
-    }
-}
-
-/// Bytes per second of late.
-#[derive(Debug, Default)]
-struct Rate {
-    bytes: f64,
-    seconds: f64,
-    noted: u32,
-}
-
-impl Rate {
-    fn note(&mut self, bytes: usize, time: Duration) {
-        let kept = 1.0 - 1.0 / MEMORY;
-        self.bytes = self.bytes * kept + bytes as f64;
-        self.seconds = self.seconds * kept + time.as_secs_f64();
-        self.noted = self.noted.saturating_add(1);
-    }
-
-    fn bytes_per_s(&self) -> f64 {
-        self.bytes / self.seconds.max(1e-9)
     }
 }
 

@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-const HUGE: u64 = 2 << 20;
+/// Bytes of a huge page.
+pub(super) const HUGE: u64 = 2 << 20;
 
 /// Bytes after which it is known how fast huge pages are.
 const TRIAL: u64 = 16 << 20;

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::huge::{Pace, Size};
+use super::huge::{HUGE, Pace, Size};
 use super::ram::madvise;
 use super::userfault::Userfault;
 
 /// Bytes of a block: of a huge page.
-pub const BLOCK: u64 = 2 << 20;
+pub const BLOCK: u64 = HUGE;
 
 /// Parts of a block, each of which has one owner at a time.
 pub const PARTS: u64 = 8;

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
+use crate::pages::PAGE_SIZE;
 use crate::priority::PORTION;
+use crate::rate::Rate;
 
 /// Pages of the largest: 1 MiB.
 const MOST: u64 = 4 * PORTION;
@@ -13,36 +15,25 @@ const MOST: u64 = 4 * PORTION;
 /// A frame is to take no longer than this.
 const FRAME_TIME: Duration = Duration::from_millis(1);
 
-/// Frames that tell how long one takes, more or less: a few MiB, so that what a socket's buffer takes at once, and a thread that was
-/// away for a moment, tell little.
-const MEMORY: f64 = 16.0;
-
 const _: () = assert!(MOST <= crate::wire::limits::PAGES_PER_FRAME);
 
-/// What frames of late have told.
+/// Goes by what the connection has taken of late.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Size {
-    pages: f64,
-    seconds: f64,
-    frames: u32,
-}
+pub(super) struct Size(Rate);
 
 impl Size {
     /// Pages of the next frame.
     pub(super) fn pages(&self) -> u64 {
-        if f64::from(self.frames) < MEMORY {
+        if !self.0.tells() {
             return PORTION;
         }
-        let in_time = self.pages / self.seconds.max(1e-9) * FRAME_TIME.as_secs_f64();
+        let in_time = self.0.bytes_per_s() * FRAME_TIME.as_secs_f64() / PAGE_SIZE as f64;
         (in_time as u64 / PORTION * PORTION).clamp(PORTION, MOST)
     }
 
-    /// A frame of so many pages was sent, in so long.
+    /// A frame with `pages` pages was sent, in so long.
     pub(super) fn sent(&mut self, pages: u64, took: Duration) {
-        let kept = 1.0 - 1.0 / MEMORY;
-        self.pages = self.pages * kept + pages as f64;
-        self.seconds = self.seconds * kept + took.as_secs_f64();
-        self.frames = self.frames.saturating_add(1);
+        self.0.note(pages as usize * PAGE_SIZE, took);
     }
 }
 
