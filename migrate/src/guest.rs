@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::options::ClockPolicy;
 use crate::pages::{PageRun, PageSet};
 
-pub use faults::{BLOCK_PAGES, BLOCK_PARTS, Faults, Stage};
+pub use faults::{BLOCK_PAGES, BLOCK_PARTS, Faults, PART_PAGES, Stage};
 
 /// What a guest's side (VMM, kernel) can fail with. The text names the thing, the value and the way out.
 #[derive(Debug, thiserror::Error)]

@@ -331,11 +331,22 @@ fn a_touched_zero_page_that_is_being_pushed_is_not_held_back() {
 
 #[test]
 fn whole_blocks_are_moved_while_the_guest_touches_others() {
+    // Within one host a push is of several parts.
+    let over_tcp = |options: &Options, habit, prepare: &mut dyn FnMut(&mut SimHost)| {
+        let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+        let dial = TcpDial::new(&listen.address().expect("bound").to_string());
+        go(options, habit, &dial, Box::new(listen), |_, host| prepare(host))
+    };
     for (mode, streams) in [(Mode::Postcopy, 1), (Mode::Postcopy, 3), (Mode::Hybrid, 1)] {
         let habit = Habit { pages: 16 * 512, working_set: 3000, solid_from: 1024, ..Habit::default() };
         let options = Options { streams, ..options(mode) };
         let mut built = None;
-        let (report, arrival) = in_memory(&options, habit, |_, host| built = Some(Arc::clone(&host.built)));
+        let mut note = |host: &mut SimHost| built = Some(Arc::clone(&host.built));
+        let (report, arrival) = if streams == 1 {
+            over_tcp(&options, habit, &mut note)
+        } else {
+            in_memory(&options, habit, |_, host| note(host))
+        };
         assert_moved(&report, &arrival);
         let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
         let moved = there.ram.moved_blocks.load(Ordering::Relaxed);

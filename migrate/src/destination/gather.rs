@@ -14,10 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fault::Placing;
 use crate::failure::Failure;
-use crate::guest::{self, BLOCK_PAGES, BLOCK_PARTS, Stage};
+use crate::guest::{self, BLOCK_PAGES, PART_PAGES, Stage};
 use crate::pages::{PAGE_SIZE, PageRun};
-
-const PART_PAGES: u64 = BLOCK_PAGES / BLOCK_PARTS;
 
 /// Blocks that are gathered at a time. A guest that goes from page to page moves the place where the source pushes, and leaves one
 /// behind.
@@ -272,7 +270,7 @@ mod tests {
 
     use super::super::fault::Touched;
     use super::*;
-    use crate::guest::{Faults, Result};
+    use crate::guest::{BLOCK_PARTS, Faults, Result};
     use crate::pages::PageSet;
 
     /// What stands for the content of a page that came otherwise.

@@ -8,11 +8,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::context::Context;
+use super::fault::Placing;
 use super::prepare::Prepare;
 use super::unpacking::Unpacked;
 use crate::channel::line::Line;
 use crate::failure::Failure;
-use crate::guest::Ram;
+use crate::guest::{PART_PAGES, Ram};
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
 use crate::priority::Turns;
 use crate::report::Traffic;
@@ -182,15 +183,9 @@ impl Context<'_> {
             Kind::Zeros => self.landing.land_zeros(&*self.ram, pages)?,
             Kind::Push => {
                 let placing = self.placing(line, head)?;
-                if let Some(part) = placing.reserve(pages.runs())? {
-                    part.fill(|bytes| line.link().receive(bytes)).map_err(line.broken())?;
-                    placing.settle(&part)?;
-                    placing.tell_if_complete(self)?;
-                } else {
-                    content.resize(pages.pages() as usize * PAGE_SIZE, 0);
-                    line.link().receive(content).map_err(line.broken())?;
-                    placing.place(self, pages, content)?;
-                }
+                pages
+                    .pieces(PART_PAGES)
+                    .try_for_each(|piece| self.take_push(placing, line, piece, content))?;
             }
             Kind::Packed | Kind::PackedPush => {
                 self.take_packed(head, line, pages, body, content, unpacker)?
@@ -199,6 +194,24 @@ impl Context<'_> {
         }
         self.landing.count(head, pages.pages());
         Ok(())
+    }
+
+    /// Takes a piece of a push: into the room for its block, or from a buffer to its places.
+    fn take_push(
+        &self,
+        placing: &Placing,
+        line: &Line,
+        pages: Admitted<'_>,
+        content: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        if let Some(part) = placing.reserve(pages.runs())? {
+            part.fill(|bytes| line.link().receive(bytes)).map_err(line.broken())?;
+            placing.settle(&part)?;
+            return placing.tell_if_complete(self);
+        }
+        content.resize(pages.pages() as usize * PAGE_SIZE, 0);
+        line.link().receive(content).map_err(line.broken())?;
+        placing.place(self, pages, content)
     }
 
     /// Takes the end of a round from `line`, which stands for `ends` data connections.

@@ -12,6 +12,9 @@ pub const BLOCK_PAGES: u64 = 512;
 /// Parts that a block's content comes in.
 pub const BLOCK_PARTS: u64 = 8;
 
+/// Pages of a part.
+pub const PART_PAGES: u64 = BLOCK_PAGES / BLOCK_PARTS;
+
 /// Memory beside the guest's for the content of one block, which then becomes the guest's as it is.
 pub trait Stage: Send + Sync {
     /// Lets `with` have the bytes of a part, which nobody else has meanwhile.

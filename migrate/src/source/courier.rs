@@ -21,11 +21,9 @@ use crate::channel::limiter::Limiter;
 use crate::failure::Failure;
 use crate::pages::PageRun;
 use crate::priority::{PORTION, Turns};
-use crate::wire::limits::{HEAD_BYTES, PAGES_PER_PUSH, RUN_BYTES};
+use crate::wire::limits::{HEAD_BYTES, RUN_BYTES};
 use crate::wire::runs::put_runs;
 use crate::wire::{Head, Kind, Message};
-
-const _: () = assert!(PORTION <= PAGES_PER_PUSH);
 
 /// Whether pages land in memory or are placed for a guest that may wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +56,7 @@ impl Manner {
 pub(super) struct Courier<'a> {
     context: &'a Context<'a>,
     link: Arc<dyn Link>,
+    is_within_host: bool,
     manner: Manner,
     /// Runs with content that wait for a full frame, and their pages.
     data: Vec<PageRun>,
@@ -84,6 +83,7 @@ impl<'a> Courier<'a> {
         Self {
             context,
             link: Arc::clone(link),
+            is_within_host: link.is_within_host(),
             manner,
             data: Vec::with_capacity(runs),
             pages: 0,
@@ -190,10 +190,12 @@ impl<'a> Courier<'a> {
     }
 
     /// Pages of the frame that begins. A larger one could not be packed, and where there is a rate limit would come by fits and starts.
-    fn most_pages(&self) -> u64 {
+    pub(super) fn most_pages(&self) -> u64 {
         let is_plain = self.context.packing.get().is_none_or(Packing::is_idle);
         match self.manner {
-            Manner::Land if is_plain && self.limiter().is_none() => self.size.pages(),
+            _ if !is_plain || self.limiter().is_some() => PORTION,
+            Manner::Land => self.size.pages(),
+            Manner::Place if self.is_within_host => size::MOST,
             _ => PORTION,
         }
     }

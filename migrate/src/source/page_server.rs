@@ -20,21 +20,17 @@ use super::courier::{Courier, Manner};
 use super::crew::Crew;
 use crate::channel::line::Line;
 use crate::failure::Failure;
-use crate::guest::BLOCK_PAGES;
+use crate::guest::{BLOCK_PAGES, PART_PAGES};
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun, PageSet};
+use crate::priority::PORTION;
 use crate::report::Phase;
-use crate::wire::limits::PAGES_PER_PUSH;
 use crate::wire::{Kind, Message};
 
 /// Pages sent for one request at most: the one asked for, and neighbours that are likely to be asked for next.
 const CLUSTER: u64 = 8;
 
-/// Pages pushed at a time at least, where as many are unsent: few frames are under way, so small ones leave the link idle. No more than
-/// [`PAGES_PER_PUSH`], and nothing besides a whole neighbourhood, which [may be moved](crate::guest::Stage).
-const WORTH_A_PUSH: u64 = PAGES_PER_PUSH / 2;
-
-/// How many pages behind another a request is that follows it, at most: as much as is pushed behind that one at a time.
-const NEAR: u64 = 2 * PAGES_PER_PUSH;
+/// How many pages behind another a request is that follows it, at most.
+const NEAR: u64 = 2 * PART_PAGES;
 
 /// There is no such page.
 const NOWHERE: u64 = u64::MAX;
@@ -91,7 +87,7 @@ impl Unsent {
         back: &Line,
         round_trip: Duration,
     ) -> Result<(), Failure> {
-        self.push_claimed(std::iter::from_fn(|| self.claim_next()), courier, back, round_trip)
+        self.push_claimed(|most| self.claim_next(most), courier, back, round_trip)
     }
 
     /// Pushes what is unsent of each of these.
@@ -102,17 +98,17 @@ impl Unsent {
         back: &Line,
         round_trip: Duration,
     ) -> Result<(), Failure> {
-        let claimed = around.into_iter().map(|run| self.pages.claim_run(run));
-        self.push_claimed(claimed, courier, back, round_trip)
+        let mut claimed = around.into_iter().map(|run| self.pages.claim_run(run));
+        self.push_claimed(|_| claimed.next(), courier, back, round_trip)
     }
 
-    /// Pushes what `claimed` claims.
+    /// Pushes what `claim` claims, who is told how many pages go at a time.
     ///
     /// What is claimed is sent at once, zero marks too, and the rate limit is waited for before: the neighbours of a requested
     /// page are not sent again. For the same reason only so many frames are under way as the link takes up in a round trip.
     fn push_claimed(
         &self,
-        mut claimed: impl Iterator<Item = Vec<PageRun>>,
+        mut claim: impl FnMut(u64) -> Option<Vec<PageRun>>,
         courier: &mut Courier<'_>,
         back: &Line,
         round_trip: Duration,
@@ -120,7 +116,7 @@ impl Unsent {
         let mut placed = courier.frames();
         loop {
             courier.wait_turn()?;
-            let Some(runs) = claimed.next() else { break };
+            let Some(runs) = claim(courier.most_pages()) else { break };
             runs.into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
             while courier.frames() > placed + courier.frames_ahead(round_trip) {
@@ -144,13 +140,14 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
-    /// Claims what is pushed next: a neighbourhood, or of several with few pages so many that an answer to them is worth it.
-    fn claim_next(&self) -> Option<Vec<PageRun>> {
+    /// Claims what is pushed next, `most` pages at most, part by part: one, or of several with few pages so many that an answer to them
+    /// is worth it. Few frames are under way, so small ones leave the link idle.
+    fn claim_next(&self, most: u64) -> Option<Vec<PageRun>> {
         let (mut claimed, mut pages) = (Vec::new(), 0);
-        while pages < WORTH_A_PUSH {
+        while pages < most - PART_PAGES / 2 {
             let Some(first) = self.seek() else { break };
-            let run = PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH };
-            if pages > 0 && pages + self.pages.count_within(run) > PAGES_PER_PUSH && self.give_back(run) {
+            let run = PageRun { first, count: PART_PAGES - first % PART_PAGES };
+            if pages > 0 && pages + self.pages.count_within(run) > most && self.give_back(run) {
                 break;
             }
             let runs = self.pages.claim_run(run);
@@ -160,12 +157,12 @@ impl Unsent {
         (!claimed.is_empty()).then_some(claimed)
     }
 
-    /// Has pushing go on with this neighbourhood after all, unless somebody has moved the place meanwhile.
+    /// Has pushing go on with this part after all, unless somebody has moved the place meanwhile.
     fn give_back(&self, run: PageRun) -> bool {
         self.next.compare_exchange(run.end(), run.first, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// The next page to push; moves on past its neighbourhood.
+    /// The next page to push; moves on past its part.
     fn seek(&self) -> Option<u64> {
         loop {
             let from = self.next.load(Ordering::Relaxed);
@@ -176,7 +173,7 @@ impl Unsent {
             let there =
                 if wanted == NOWHERE { None } else { self.pages.next_from(wanted - wanted % BLOCK_PAGES) };
             let first = there.or(onwards).or_else(|| self.pages.next_from(0))?;
-            let after = (first / PAGES_PER_PUSH + 1) * PAGES_PER_PUSH;
+            let after = (first / PART_PAGES + 1) * PART_PAGES;
             // Else a request has moved the place meanwhile, or another stream has.
             if self.next.compare_exchange(from, after, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 let _ = self.wanted.compare_exchange(wanted, NOWHERE, Ordering::Relaxed, Ordering::Relaxed);
@@ -233,7 +230,7 @@ impl Clusters {
 /// How many pushed frames may be under way on a connection: two, and what a network of 10 Gb/s takes up in a round trip.
 #[must_use]
 pub fn frames_ahead(round_trip: Duration) -> u64 {
-    const FRAME_US_AT_10_GBPS: u128 = PAGES_PER_PUSH as u128 * PAGE_SIZE as u128 * 8 / 10_000;
+    const FRAME_US_AT_10_GBPS: u128 = PORTION as u128 * PAGE_SIZE as u128 * 8 / 10_000;
     2 + (round_trip.as_micros() / FRAME_US_AT_10_GBPS) as u64
 }
 
@@ -348,7 +345,7 @@ mod tests {
     fn pushed(unsent: &Unsent, portions: usize) -> Vec<u64> {
         let portion = || {
             let first = unsent.seek()?;
-            unsent.pages.claim_run(PageRun { first, count: PAGES_PER_PUSH - first % PAGES_PER_PUSH });
+            unsent.pages.claim_run(PageRun { first, count: PART_PAGES - first % PART_PAGES });
             Some(first)
         };
         std::iter::from_fn(portion).take(portions).collect()
@@ -357,7 +354,7 @@ mod tests {
     /// How many pages a stream pushes until there are none.
     fn pages_pushed(unsent: &Unsent) -> u64 {
         let mut pages = 0;
-        while let Some(claimed) = unsent.claim_next() {
+        while let Some(claimed) = unsent.claim_next(PORTION) {
             pages += claimed.iter().map(|run| run.count).sum::<u64>();
         }
         pages
@@ -431,13 +428,32 @@ mod tests {
         let mut runs = scattered.clone();
         runs.extend([run(6400, 64), run(6464, 40), run(6600, 64)]);
         let unsent = Unsent::new(&PageSet::of_runs(END + 3000, &runs));
-        let claimed: Vec<_> = std::iter::from_fn(|| unsent.claim_next()).collect();
+        let claimed: Vec<_> = std::iter::from_fn(|| unsent.claim_next(PORTION)).collect();
         let (first, rest) = scattered.split_at(32);
         assert_eq!(claimed[0], first);
         assert_eq!(claimed[1], rest);
         assert_eq!(
             claimed[2..],
             [vec![run(6400, 64)], vec![run(6464, 40)], vec![run(6600, 56)], vec![run(6656, 8)]]
+        );
+    }
+
+    #[test]
+    fn as_many_parts_are_pushed_together_as_a_frame_takes() {
+        let runs =
+            [(0, 300), (320, 20), (400, 512), (1000, 3)].map(|(first, count)| PageRun { first, count });
+        let unsent = Unsent::new(&PageSet::of_runs(END, &runs));
+        let claimed: Vec<Vec<_>> = std::iter::from_fn(|| unsent.claim_next(4 * PART_PAGES))
+            .map(|runs| runs.iter().map(|run| (run.first, run.count)).collect())
+            .collect();
+        assert_eq!(
+            claimed,
+            [
+                vec![(0, 64), (64, 64), (128, 64), (192, 64)],
+                vec![(256, 44), (320, 20), (400, 48), (448, 64), (512, 64)],
+                vec![(576, 64), (640, 64), (704, 64), (768, 64)],
+                vec![(832, 64), (896, 16), (1000, 3)],
+            ]
         );
     }
 
@@ -484,9 +500,9 @@ mod tests {
         let unsent = unsent(END);
         assert_eq!(pushed(&unsent, 2), [0, 64]);
         answers(&unsent, &[3 * BLOCK_PAGES + 7, 5 * BLOCK_PAGES + 100], Clusters::WITHIN_HOST);
-        let rest: Vec<u64> = (2..8).map(|portion| portion * PAGES_PER_PUSH).collect();
+        let rest: Vec<u64> = (2..8).map(|portion| portion * PART_PAGES).collect();
         assert_eq!(pushed(&unsent, 6), rest);
-        let there: Vec<u64> = (0..8).map(|portion| 5 * BLOCK_PAGES + portion * PAGES_PER_PUSH).collect();
+        let there: Vec<u64> = (0..8).map(|portion| 5 * BLOCK_PAGES + portion * PART_PAGES).collect();
         assert_eq!(pushed(&unsent, 8), there, "the last one, from its beginning");
         assert_eq!(pushed(&unsent, 1), [6 * BLOCK_PAGES], "and on from there");
     }

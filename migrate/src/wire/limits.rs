@@ -26,8 +26,8 @@ pub const PAGES_PER_FRAME: u64 = 1024;
 /// Data connections of one migration.
 pub const STREAMS: u32 = crate::options::MAX_STREAMS;
 
-/// Pages in one pushed frame (post-copy): 256 KiB, so that nothing waits long behind one.
-pub const PAGES_PER_PUSH: u64 = 64;
+/// Pages in one pushed frame (post-copy), and runs: 1 MiB, so that nothing waits long behind one.
+pub const PAGES_PER_PUSH: u64 = 256;
 
 /// Pages in one packed frame, and runs: it is unpacked as a whole before any of it is used.
 pub const PAGES_PER_PACKED: u64 = 64;

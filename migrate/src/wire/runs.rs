@@ -33,6 +33,22 @@ impl<'a> Admitted<'a> {
         self.pages
     }
 
+    /// The same in pieces of `most` pages at most; where one run has more, it is a piece.
+    pub fn pieces(&self, most: u64) -> impl Iterator<Item = Self> {
+        let mut rest = self.runs;
+        std::iter::from_fn(move || {
+            let mut pages = 0;
+            let fits = |run: &&PageRun| {
+                let fits = pages == 0 || pages + run.count <= most;
+                pages += if fits { run.count } else { 0 };
+                fits
+            };
+            let (runs, others) = rest.split_at(rest.iter().take_while(fits).count());
+            rest = others;
+            (!runs.is_empty()).then_some(Self { runs, pages })
+        })
+    }
+
     /// The frame number of the page at this place, counted over all runs.
     ///
     /// # Panics
@@ -216,6 +232,19 @@ mod tests {
             let mut table = Vec::new();
             put_runs(&runs, &mut table);
             prop_assert_eq!(map.admit(Kind::Pages, &table, &mut back).expect("inside RAM").runs(), &runs[..]);
+        }
+
+        #[test]
+        fn pieces_are_all_of_a_table_in_its_order_and_no_larger_than_need_be(counts in proptest::collection::vec(1_u64..100, 0..20)) {
+            let runs: Vec<_> = counts.iter().map(|count| PageRun { first: 256, count: *count }).collect();
+            let whole = Admitted { runs: &runs, pages: counts.iter().sum() };
+            let pieces: Vec<_> = whole.pieces(64).collect();
+            prop_assert_eq!(pieces.iter().flat_map(|piece| piece.runs()).copied().collect::<Vec<_>>(), runs.clone());
+            for piece in &pieces {
+                prop_assert_eq!(piece.pages(), piece.runs().iter().map(|run| run.count).sum::<u64>());
+                prop_assert!(piece.pages() <= 64 || piece.runs().len() == 1);
+            }
+            prop_assert!(pieces.windows(2).all(|two| two[0].pages() + two[1].runs()[0].count > 64));
         }
 
         #[test]

@@ -8,14 +8,15 @@ use std::time::Duration;
 use crate::pages::PAGE_SIZE;
 use crate::priority::PORTION;
 use crate::rate::Rate;
+use crate::wire::limits::{PAGES_PER_FRAME, PAGES_PER_PUSH};
 
 /// Pages of the largest: 1 MiB.
-const MOST: u64 = 4 * PORTION;
+pub(super) const MOST: u64 = 4 * PORTION;
 
 /// A frame is to take no longer than this.
 const FRAME_TIME: Duration = Duration::from_millis(1);
 
-const _: () = assert!(MOST <= crate::wire::limits::PAGES_PER_FRAME);
+const _: () = assert!(MOST <= PAGES_PER_FRAME && MOST <= PAGES_PER_PUSH);
 
 /// Goes by what the connection has taken of late.
 #[derive(Debug, Clone, Copy, Default)]

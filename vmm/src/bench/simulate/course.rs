@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use migrate::convergence::{Decision, Figures, Terms};
+use migrate::guest::PART_PAGES;
 use migrate::options::Mode;
 use migrate::pages::PAGE_SIZE;
 use migrate::report::Round;
 use migrate::source::{DENSE, LEFT_ALONE, MANY, TIMES, dense_after, frames_ahead};
-use migrate::wire::limits::{PAGES_PER_PUSH, RUN_BYTES};
+use migrate::wire::limits::RUN_BYTES;
 
 use super::constants::Constants;
 use super::guest::{Guest, Joined, Lie, Sent, calls};
@@ -306,7 +307,7 @@ impl Run<'_> {
 
     /// Post-copy: each frame is answered, and only so many are on their way at a time.
     fn answers_s(&self, pages: f64) -> f64 {
-        let frames = pages / PAGES_PER_PUSH as f64 / f64::from(self.case.streams);
+        let frames = pages / PART_PAGES as f64 / f64::from(self.case.streams);
         frames / frames_ahead(self.case.link.round_trip) as f64 * self.case.link.round_trip_s()
     }
 }
