@@ -87,6 +87,12 @@ fn assert_told_in_order(told: &[Event], report: &Report) {
     assert_eq!(told.iter().filter(|event| matches!(event, Event::Switched { .. })).count(), 1);
 }
 
+fn over_tcp(options: &Options, habit: Habit, upset: impl FnOnce(&Sim, &mut SimHost)) -> (Report, Arrival) {
+    let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
+    let dial = TcpDial::new(&listen.address().expect("bound").to_string());
+    go(options, habit, &dial, Box::new(listen), upset)
+}
+
 fn in_memory(options: &Options, habit: Habit, upset: impl FnOnce(&Sim, &mut SimHost)) -> (Report, Arrival) {
     let place = Place::new();
     go(options, habit, &place.clone(), Box::new(place), upset)
@@ -137,10 +143,8 @@ fn every_mode_moves_a_larger_guest_over_tcp() {
     };
     for mode in MODES {
         for verify in [false, true] {
-            let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
-            let dial = TcpDial::new(&listen.address().expect("bound").to_string());
             let options = Options { verify, streams: 3, ..options(mode) };
-            let (report, arrival) = go(&options, habit, &dial, Box::new(listen), |_, _| {});
+            let (report, arrival) = over_tcp(&options, habit, |_, _| {});
             assert_moved(&report, &arrival);
             let sent = report.traffic.pages + report.traffic.zero_pages;
             assert!(sent >= 4096 * 3 / 4, "{:?}", report.traffic);
@@ -331,22 +335,14 @@ fn a_touched_zero_page_that_is_being_pushed_is_not_held_back() {
 
 #[test]
 fn whole_blocks_are_moved_while_the_guest_touches_others() {
-    // Within one host a push is of several parts.
-    let over_tcp = |options: &Options, habit, prepare: &mut dyn FnMut(&mut SimHost)| {
-        let listen = TcpListen::bind("127.0.0.1:0").expect("a free port");
-        let dial = TcpDial::new(&listen.address().expect("bound").to_string());
-        go(options, habit, &dial, Box::new(listen), |_, host| prepare(host))
-    };
     for (mode, streams) in [(Mode::Postcopy, 1), (Mode::Postcopy, 3), (Mode::Hybrid, 1)] {
         let habit = Habit { pages: 16 * 512, working_set: 3000, solid_from: 1024, ..Habit::default() };
         let options = Options { streams, ..options(mode) };
         let mut built = None;
-        let mut note = |host: &mut SimHost| built = Some(Arc::clone(&host.built));
-        let (report, arrival) = if streams == 1 {
-            over_tcp(&options, habit, &mut note)
-        } else {
-            in_memory(&options, habit, |_, host| note(host))
-        };
+        let note = |_: &Sim, host: &mut SimHost| built = Some(Arc::clone(&host.built));
+        // Within one host a push is of several parts.
+        let over = if streams == 1 { over_tcp } else { in_memory };
+        let (report, arrival) = over(&options, habit, note);
         assert_moved(&report, &arrival);
         let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
         let moved = there.ram.moved_blocks.load(Ordering::Relaxed);
