@@ -13,6 +13,7 @@ mod record;
 mod show;
 mod simulate;
 mod trace;
+mod watch;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -24,6 +25,7 @@ use clap::{Args, Subcommand};
 use migrate::cli::values::parse_duration;
 use migrate::options::{Mode, default_timeout};
 use migrate::report::Outcome;
+use serde::Serialize;
 
 use self::grid::{Cell, Fill, Grid};
 use self::over::OverNetwork;
@@ -31,6 +33,7 @@ pub use self::raw::RawTcp;
 use self::record::{Record, Run};
 use self::simulate::Bandwidth;
 pub use self::simulate::SimulateArgs;
+pub use self::watch::WatchArgs;
 use crate::config::{MemorySize, Vcpus};
 use crate::lab::backed::BackedMemory;
 use crate::lab::guest::{Content, GuestPlan, Load};
@@ -110,6 +113,8 @@ pub enum Instead {
     /// Compute how a migration would go that cannot be tried here, by the engine's own policy; or check that model against
     /// what vmm bench --json has measured
     Simulate(SimulateArgs),
+    /// Measure what it costs a guest that its writes are watched, without a move: the least that a move of it takes away
+    Watch(WatchArgs),
 }
 
 /// Longer, and limits on silence that no option changes end the move.
@@ -125,8 +130,10 @@ fn parse_round_trip(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When no guest can be started, or the document cannot be written.
 pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
-    if let Some(Instead::Simulate(args)) = &args.instead {
-        return simulate::run(args);
+    match &args.instead {
+        Some(Instead::Simulate(args)) => return simulate::run(args),
+        Some(Instead::Watch(args)) => return watch::run(args).await,
+        None => {}
     }
     let file = args.json.as_deref().map(Document::create).transpose()?;
     let _alone = unless_interrupted(async { Ok(Measuring::begin().await) }).await?;
@@ -251,7 +258,7 @@ impl Document {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    fn write(self, record: &Record) -> Result<(), LabError> {
+    fn write(self, record: &impl Serialize) -> Result<(), LabError> {
         let mut file = BufWriter::new(self.file);
         let written = serde_json::to_writer_pretty(&mut file, record).map_err(std::io::Error::from);
         written

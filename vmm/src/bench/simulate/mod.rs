@@ -176,7 +176,7 @@ mod tests {
         let command = Command::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
         match command.bench.instead {
             Some(Instead::Simulate(args)) => Ok(args),
-            None => Err("measures".to_owned()),
+            _ => Err("measures".to_owned()),
         }
     }
 
