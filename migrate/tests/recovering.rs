@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use migrate::channel::Deadlines;
 use migrate::channel::memory::Place;
-use migrate::channel::{Deadlines, Dial, Listen};
 use migrate::journal::Journals;
 use migrate::options::{Compression, Mode, Options};
 use migrate::progress::{Event, Silent};
@@ -48,18 +48,19 @@ fn tell_kept(mut parted: Option<Parted>, guest: &Sim, options: &Options, route: 
 /// source that has kept its guest says so.
 fn attempt_to_the_end(
     options: &Options,
+    habit: Habit,
     deadlines: Deadlines,
     fused: &Fusing<Place>,
     on_source: bool,
     paused: impl Fn() + Send + Sync + 'static,
 ) -> Attempt {
-    let (runners, habit) = (Runners::default(), Habit::default());
+    let runners = Runners::default();
     let guest = Sim::booted(habit, runners.clone());
     assert!(guest.paused.set(Box::new(paused)).is_ok(), "set once");
     let host = SimHost::new(habit, &runners);
-    let plain = fused.inner.clone();
-    let listen: Box<dyn Listen> = if on_source { Box::new(plain.clone()) } else { Box::new(fused.clone()) };
-    let receiver = Receiver::over(listen, deadlines);
+    let sound = Fusing { inner: fused.inner.clone(), fuse: fused.fuse.sound() };
+    let (near, far) = if on_source { (fused, &sound) } else { (&sound, fused) };
+    let receiver = Receiver::over(Box::new(far.clone()), deadlines);
     let over = AtomicBool::new(false);
     let (report, arrival) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| {
@@ -73,8 +74,7 @@ fn attempt_to_the_end(
                 }
             }
         });
-        let dial: &dyn Dial = if on_source { fused } else { &plain };
-        let route = Route { dial, deadlines, journals: Journals::nowhere() };
+        let route = Route { dial: near, deadlines, journals: Journals::nowhere() };
         let Departure { report, parted } = migrate_over(&*guest, options, route, &Cancel::new(), &Silent);
         tell_kept(parted.filter(|parted| !parted.is_in_doubt()), &guest, options, route);
         over.store(true, Ordering::SeqCst);
@@ -136,7 +136,7 @@ fn losses_got_over(options: &Options, on_source: bool, since: Since) -> usize {
         };
         let options = Options { recovery: Duration::from_secs(20), ..options.clone() };
         let deadlines = short(Duration::from_secs(2));
-        let attempt = attempt_to_the_end(&options, deadlines, &fused, on_source, paused);
+        let attempt = attempt_to_the_end(&options, Habit::default(), deadlines, &fused, on_source, paused);
         let what = format!(
             "{mode:?}, lost after {operations} operations since the {since:?}, of the source: {on_source}"
         );
@@ -189,6 +189,26 @@ fn a_loss_at_any_message_of_postcopy_is_got_over_with_packed_pages() {
 #[test]
 fn a_loss_at_any_message_of_hybrid_is_got_over_with_packed_pages() {
     every_loss_is_got_over(&Options { compression: Compression::Zstd, ..options(Mode::Hybrid) });
+}
+
+/// Within one host a push is of several parts, each of which is received and placed by itself.
+#[test]
+fn a_loss_in_the_middle_of_a_large_push_is_got_over() {
+    let habit = Habit { pages: 2048, ..Habit::default() };
+    let options = Options { streams: 1, recovery: Duration::from_secs(20), ..options(Mode::Postcopy) };
+    let (mut recovered, mut largest) = (0, 0);
+    for operations in 0..60 {
+        let fuse = Fuse::near(i64::MAX, Blow::Blip);
+        let fused = Fusing { inner: Place::new(), fuse: Arc::clone(&fuse) };
+        let lit = Arc::clone(&fuse);
+        let paused = move || lit.light(operations);
+        let attempt =
+            attempt_to_the_end(&options, habit, short(Duration::from_secs(2)), &fused, false, paused);
+        attempt.check(&format!("lost after {operations} operations of the destination since the pause"));
+        recovered += usize::from(!attempt.report.outages.is_empty());
+        largest = largest.max(fuse.largest());
+    }
+    assert!(recovered > 10 && largest > 128, "{recovered} losses, {largest} pages in the largest frame");
 }
 
 /// A guest whose link is cut for good, on both sides.

@@ -1,5 +1,6 @@
 //! A line: a link that speaks messages. All connections do, if only to say hello.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -78,7 +79,7 @@ impl Line {
     /// The message that `head` announces.
     pub(crate) fn body(&self, head: &Head) -> Result<Message, Failure> {
         let mut payload = vec![0; head.length];
-        self.link.receive(&mut payload).map_err(self.broken())?;
+        self.link.receive(&mut payload).map_err(self.broken_off())?;
         match Message::decode(head, &payload).map_err(Failure::wire(&self.peer))? {
             Message::Abort(Reason { reason }) => {
                 Err(Failure::Aborted { peer: self.peer.to_string(), reason })
@@ -96,6 +97,15 @@ impl Line {
     /// The failure for a message that does not belong here.
     pub(crate) fn unexpected(&self, got: Kind, expected: &'static str) -> Failure {
         Failure::wire(&self.peer)(Error::Unexpected { got, expected })
+    }
+
+    /// Wraps what the link says where a message has begun: silence is the end of it.
+    pub(crate) fn broken_off(&self) -> impl FnOnce(std::io::Error) -> Failure {
+        let broken = self.broken();
+        move |error| match error.kind() {
+            ErrorKind::WouldBlock => broken(ErrorKind::TimedOut.into()),
+            _ => broken(error),
+        }
     }
 
     /// Wraps what the link says.
@@ -122,5 +132,15 @@ mod tests {
         near.abort(&Failure::Cancelled("enough".to_owned()));
         let heard = far.hear().expect_err("an abort").to_string();
         assert_eq!(heard, "the other side gave up: cancelled: enough");
+    }
+
+    #[test]
+    fn silence_between_messages_is_no_broken_message_and_after_a_head_it_is() {
+        let (near, far) = memory::pair();
+        let far = Line::new(far, Duration::from_millis(20)).expect("open");
+        assert!(matches!(far.hear(), Err(Failure::Silent { .. })));
+        near.send(&Head::new(Kind::Hello, 100, 0).encode()).expect("open");
+        let cut = far.hear().expect_err("no more comes").to_string();
+        assert!(cut.contains("stopped in the middle of a message"), "{cut}");
     }
 }

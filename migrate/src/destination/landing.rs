@@ -130,7 +130,7 @@ impl Landing {
 
     fn land(&self, line: &Line, ram: &dyn Ram, pages: Admitted<'_>) -> Result<(), Failure> {
         self.expect_now(ram, pages);
-        line.link().receive_pages(ram, pages.runs()).map_err(line.broken())
+        line.link().receive_pages(ram, pages.runs()).map_err(line.broken_off())
     }
 
     /// These pages get content.
@@ -205,12 +205,12 @@ impl Context<'_> {
         content: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         if let Some(part) = placing.reserve(pages.runs())? {
-            part.fill(|bytes| line.link().receive(bytes)).map_err(line.broken())?;
+            part.fill(|bytes| line.link().receive(bytes)).map_err(line.broken_off())?;
             placing.settle(&part)?;
             return placing.tell_if_complete(self);
         }
         content.resize(pages.pages() as usize * PAGE_SIZE, 0);
-        line.link().receive(content).map_err(line.broken())?;
+        line.link().receive(content).map_err(line.broken_off())?;
         placing.place(self, pages, content)
     }
 
@@ -286,7 +286,7 @@ fn admit<'a>(
 ) -> Result<Admitted<'a>, Failure> {
     let wrong = |error| Failure::wire(line.peer())(error);
     table.resize(head.table_bytes().map_err(wrong)?, 0);
-    line.link().receive(table).map_err(line.broken())?;
+    line.link().receive(table).map_err(line.broken_off())?;
     let pages = map.admit(head.kind, table, runs).map_err(wrong)?;
     if head.kind.is_packed() {
         return body_bytes(head, &pages).map(|_| pages).map_err(wrong);

@@ -60,7 +60,7 @@ impl Context<'_> {
             return Err(line.unexpected(head.kind, "pages as they are: no packing was agreed on"));
         }
         body.resize(head.length - pages.runs().len() * RUN_BYTES, 0);
-        line.link().receive(body).map_err(line.broken())?;
+        line.link().receive(body).map_err(line.broken_off())?;
         content.resize(pages.pages() as usize * PAGE_SIZE, 0);
         let mut deltas = 0;
         let unpacked = unpacker.unpack(head.kind, body, content, |at, into| {

@@ -68,7 +68,7 @@ pub(super) struct Courier<'a> {
     frames: u64,
     frame_bytes: f64,
     turns: Turns,
-    /// Of frames that [land](Manner::Land).
+    /// Of frames that nobody waits for.
     size: Size,
     /// Reused: what `split_zeros` finds, and the head with its run table.
     found: Vec<PageRun>,
@@ -147,6 +147,14 @@ impl<'a> Courier<'a> {
         waited
     }
 
+    /// Waits for an answer to what was sent.
+    pub(super) fn wait_for_answer<T>(&mut self, wait: impl FnOnce() -> T) -> T {
+        let since = Instant::now();
+        let answer = self.waiting(wait);
+        self.size.waited(since.elapsed());
+        answer
+    }
+
     /// Sends the pages of `run`, now or with a later one.
     pub(super) fn add(&mut self, run: PageRun) -> Result<(), Failure> {
         self.context.ram().split_zeros(run, &mut self.zeros, &mut self.found);
@@ -189,13 +197,14 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
-    /// Pages of the frame that begins. A larger one could not be packed, and where there is a rate limit would come by fits and starts.
+    /// Pages of the frame that begins. One that may be packed is no larger than a portion; nor where there is a rate limit, under which
+    /// larger ones would come by fits and starts.
     pub(super) fn most_pages(&self) -> u64 {
         let is_plain = self.context.packing.get().is_none_or(Packing::is_idle);
         match self.manner {
             _ if !is_plain || self.limiter().is_some() => PORTION,
             Manner::Land => self.size.pages(),
-            Manner::Place if self.is_within_host => size::MOST,
+            Manner::Place if self.is_within_host => self.size.pages_of_push(self.context.streams()),
             _ => PORTION,
         }
     }
@@ -212,7 +221,7 @@ impl<'a> Courier<'a> {
         self.context.meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.context.meter.pages.fetch_add(self.pages, Ordering::Relaxed);
         self.count(bytes);
-        if self.manner == Manner::Land {
+        if self.manner.has_time() {
             self.size.sent(self.pages, began.elapsed());
         }
         self.data.clear();

@@ -120,7 +120,7 @@ impl Unsent {
             runs.into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
             while courier.frames() > placed + courier.frames_ahead(round_trip) {
-                courier.waiting(|| hear_placed(back))?;
+                courier.wait_for_answer(|| hear_placed(back))?;
                 placed += 1;
             }
         }
@@ -140,11 +140,11 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
-    /// Claims what is pushed next, `most` pages at most, part by part: one, or of several with few pages so many that an answer to them
-    /// is worth it. Few frames are under way, so small ones leave the link idle.
+    /// Claims what is pushed next, part by part: so much that a frame of `most` pages has room for half a part at most. Few frames
+    /// are under way, so small ones leave the link idle. Where somebody moves the place just then, it may be half a part more.
     fn claim_next(&self, most: u64) -> Option<Vec<PageRun>> {
         let (mut claimed, mut pages) = (Vec::new(), 0);
-        while pages < most - PART_PAGES / 2 {
+        while pages + PART_PAGES / 2 < most {
             let Some(first) = self.seek() else { break };
             let run = PageRun { first, count: PART_PAGES - first % PART_PAGES };
             if pages > 0 && pages + self.pages.count_within(run) > most && self.give_back(run) {

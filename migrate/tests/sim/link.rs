@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,12 +27,34 @@ pub(crate) enum Blow {
 pub(crate) struct Fuse {
     left: AtomicI64,
     blow: Blow,
+    /// Its links say that they lead no farther than this host.
+    near: bool,
+    /// Pages of the largest frame that was sent over its links, and those of fuses made from it.
+    largest: Arc<AtomicU64>,
     links: Mutex<Vec<Arc<dyn Link>>>,
 }
 
 impl Fuse {
     pub(crate) fn new(operations: i64, blow: Blow) -> Arc<Self> {
-        Arc::new(Self { left: AtomicI64::new(operations), blow, links: Mutex::default() })
+        Arc::new(Self::of(operations, blow, false, Arc::default()))
+    }
+
+    /// As between two VMMs of one host.
+    pub(crate) fn near(operations: i64, blow: Blow) -> Arc<Self> {
+        Arc::new(Self::of(operations, blow, true, Arc::default()))
+    }
+
+    /// For links of the same kind, one that never burns.
+    pub(crate) fn sound(&self) -> Arc<Self> {
+        Arc::new(Self::of(i64::MAX, self.blow, self.near, Arc::clone(&self.largest)))
+    }
+
+    fn of(operations: i64, blow: Blow, near: bool, largest: Arc<AtomicU64>) -> Self {
+        Self { left: AtomicI64::new(operations), blow, near, largest, links: Mutex::default() }
+    }
+
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest.load(Ordering::SeqCst)
     }
 
     pub(crate) fn has_blown(&self) -> bool {
@@ -95,6 +117,8 @@ impl Link for Fused {
     }
 
     fn send_pages(&self, head: &[u8], ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
+        let pages = runs.iter().map(|run| run.count).sum();
+        self.fuse.largest.fetch_max(pages, Ordering::SeqCst);
         self.sending(|| self.inner.send_pages(head, ram, runs))
     }
 
@@ -126,6 +150,10 @@ impl Link for Fused {
 
     fn peer(&self) -> &str {
         self.inner.peer()
+    }
+
+    fn is_within_host(&self) -> bool {
+        self.fuse.near
     }
 }
 

@@ -1,4 +1,4 @@
-//! How many pages go in a frame of a round: more where the link takes them quickly.
+//! How many pages go in a frame of a round, and in a push within one host: more where the link takes them quickly.
 //!
 //! Each frame costs both sides a few system calls, and where they share a core two changes of the thread on it. A large one costs
 //! that seldom; but whoever waits for the core waits for its end. Measured in docs/decisions/frames-by-the-link.md.
@@ -11,7 +11,7 @@ use crate::rate::Rate;
 use crate::wire::limits::{PAGES_PER_FRAME, PAGES_PER_PUSH};
 
 /// Pages of the largest: 1 MiB.
-pub(super) const MOST: u64 = 4 * PORTION;
+const MOST: u64 = 4 * PORTION;
 
 /// A frame is to take no longer than this.
 const FRAME_TIME: Duration = Duration::from_millis(1);
@@ -29,18 +29,36 @@ impl Size {
             return PORTION;
         }
         let in_time = self.0.bytes_per_s() * FRAME_TIME.as_secs_f64() / PAGE_SIZE as f64;
-        (in_time as u64 / PORTION * PORTION).clamp(PORTION, MOST)
+        in_portions(in_time as u64)
+    }
+
+    /// Pages of the next push within one host, where so many connections push. Large at first: answers tell soon whether this way is
+    /// a slow tunnel. All connections together have no more blocks under way than the destination
+    /// [gathers](crate::destination).
+    pub(super) fn pages_of_push(&self, streams: u32) -> u64 {
+        let pages = if self.0.tells() { self.pages() } else { MOST };
+        in_portions(pages / u64::from(streams))
     }
 
     /// A frame with `pages` pages was sent, in so long.
     pub(super) fn sent(&mut self, pages: u64, took: Duration) {
         self.0.note(pages as usize * PAGE_SIZE, took);
     }
+
+    /// An answer to those before was waited for, so long.
+    pub(super) fn waited(&mut self, time: Duration) {
+        self.0.waited(time);
+    }
+}
+
+fn in_portions(pages: u64) -> u64 {
+    (pages / PORTION * PORTION).clamp(PORTION, MOST)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rate::TELLING;
 
     /// Pages a millisecond at so many bits a second.
     fn pages_per_ms(gbit: f64) -> f64 {
@@ -88,6 +106,18 @@ mod tests {
         sizes(&mut size, 50, 30.0, 64.0);
         size.sent(MOST, Duration::from_millis(8));
         assert_eq!(size.pages(), MOST);
+    }
+
+    #[test]
+    fn pushes_are_large_at_first_and_of_all_connections_together_no_larger() {
+        let mut size = Size::default();
+        assert_eq!([1, 2, 3, 4, 16].map(|streams| size.pages_of_push(streams)), [256, 128, 64, 64, 64]);
+        // Sent at once, into a tunnel's buffer, and answered late.
+        for _ in 0..TELLING {
+            size.sent(MOST, Duration::from_micros(100));
+            size.waited(Duration::from_millis(20));
+        }
+        assert_eq!(size.pages_of_push(1), PORTION);
     }
 
     #[test]
