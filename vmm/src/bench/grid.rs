@@ -7,9 +7,9 @@ use migrate::options::{Mode, default_streams};
 use serde::Serialize;
 
 use super::BenchArgs;
-use crate::config::MemorySize;
+use crate::config::{MemorySize, Vcpus};
 use crate::lab::LabError;
-use crate::lab::guest::{GuestPlan, Load};
+use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::journey::Wire;
 use crate::lab::slow::Network;
 
@@ -130,13 +130,24 @@ fn networks(args: &BenchArgs) -> Result<Vec<Network>, LabError> {
 }
 
 fn guest(args: &BenchArgs, memory: MemorySize, load: Load) -> Result<GuestPlan, LabError> {
-    let fill_mib = args.fill.mib_of(memory.bytes());
+    plan(memory, args.cpus, args.fill, args.content, load)
+}
+
+/// A guest that works on half of its RAM.
+pub(super) fn plan(
+    memory: MemorySize,
+    cpus: Vcpus,
+    fill: Fill,
+    content: Content,
+    load: Load,
+) -> Result<GuestPlan, LabError> {
+    let fill_mib = fill.mib_of(memory.bytes());
     if fill_mib << 20 > memory.bytes() / 100 * 95 {
         let error = format!("{fill_mib} MiB do not fit a guest of {memory}: fill at most 95% of it");
         return Err(LabError::Arguments(error));
     }
     let working_set_mib = (memory.bytes() >> 20) / 2;
-    Ok(GuestPlan { memory, cpus: args.cpus, fill_mib, content: args.content, working_set_mib, load })
+    Ok(GuestPlan { memory, cpus, fill_mib, content, working_set_mib, load })
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ pub enum Instead {
     /// Compute how a migration would go that cannot be tried here, by the engine's own policy; or check that model against
     /// what vmm bench --json has measured
     Simulate(SimulateArgs),
-    /// Measure what it costs a guest that its writes are watched, without a move: the least that a move of it takes away
+    /// Measure what it costs a guest that its writes are watched, as they are during a move, without moving it
     Watch(WatchArgs),
 }
 

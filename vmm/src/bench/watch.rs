@@ -1,23 +1,26 @@
 //! `vmm bench watch`: what it costs a guest that its writes are watched, without any move.
 //!
 //! A page that is watched is caught in a fault when it is written next, once, and free again. A move of a running guest watches what
-//! it has sent, so a guest that writes all its memory all the time loses at least one such fault a page, or the page waits for the
-//! pause. Beside it stands what it takes to send a page: that is the choice a move has.
+//! it has sent. So a page of a guest that writes all its memory all the time is caught, again perhaps, or waits for the pause, or
+//! for post-copy. Beside it stands what it takes to send a page.
 
+use std::fmt::Display;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use migrate::guest::{Departing, Telemetry};
+use migrate::guest::Telemetry;
 use migrate::pages::{PAGE_SIZE, PageRun, PageSet};
 use serde::Serialize;
+use tokio::time::sleep;
 use uuid::Uuid;
 
+use super::Document;
+use super::grid::{Fill, plan};
 use super::raw::RawTcp;
-use super::{Document, Fill};
 use crate::config::{Kernel, MachineConfig, MemorySize, OnReset, Vcpus};
 use crate::devices::Console;
 use crate::lab::guest::{Content, GuestPlan, Load};
@@ -30,17 +33,17 @@ use crate::machine::Machine;
 use crate::migration::{Identity, Resident};
 use crate::vcpu::CpuChoice;
 
-/// How long the guest works by itself, for its pace, and then watched: by the end all it writes was caught.
-const EACH: Duration = Duration::from_secs(1);
-/// For boot and filling.
-const BOOT_DEADLINE: Duration = Duration::from_secs(60);
-/// Pages watched in one call, as a move does at most.
-const AT_ONCE: u64 = 8192;
+/// How long its pace is taken, before and after.
+const PACE: Duration = Duration::from_secs(1);
+/// Between two looks at what was caught: when it is no more than before, it is all.
+const LOOK: Duration = Duration::from_millis(50);
+/// It is all by then, or never.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Arguments of `vmm bench watch`.
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
-    /// The guest's RAM; it writes pages of half of it at random, as fast as it can
+    /// The guest's RAM, of which 90% is filled; it writes pages of half of it at random, as fast as it can
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: MemorySize,
     /// Its vCPUs
@@ -59,74 +62,80 @@ pub struct WatchArgs {
 struct Watched {
     setting: Setting,
     guest: GuestPlan,
-    runs: Vec<Caught>,
     raw_tcp: RawTcp,
+    runs: Vec<Caught>,
+    /// Why there are not as many as were asked for.
+    stopped: Option<String>,
 }
 
 /// What one round of watching cost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Caught {
-    /// Pages the guest wrote a second before.
-    pages_per_s: f64,
-    /// Work not done in the second after all was watched, in time at its own pace, µs.
-    lost_us: f64,
+    /// Pages written a second before.
+    before_per_s: f64,
     /// Pages caught.
     pages: u64,
+    /// How long it took until all were.
+    took_us: f64,
+    /// Work that was not done meanwhile, in time of all vCPUs at the pace after: where memory is watched it is mapped page by page,
+    /// which alone makes a guest slower.
+    lost_us: f64,
+    /// Pages written a second after, still watched by a log but not caught any more.
+    after_per_s: f64,
 }
 
 impl Caught {
-    fn us_a_page(&self) -> f64 {
-        self.lost_us / self.pages.max(1) as f64
+    /// What a page caught costs a vCPU.
+    fn us_a_page(&self, vcpus: u32) -> f64 {
+        self.lost_us * f64::from(vcpus) / self.pages.max(1) as f64
     }
 }
 
 /// Measures, prints a table and writes the document.
 ///
 /// # Errors
-/// When the guest cannot be started, or the document cannot be written.
+/// When the guest cannot be started, or ends; or the document cannot be written.
 pub(super) async fn run(args: &WatchArgs) -> Result<ExitCode, LabError> {
+    let guest = plan(args.memory, args.cpus, Fill::Percent(90), Content::Random, Load::Max)?;
     let file = args.json.as_deref().map(Document::create).transpose()?;
-    let watched = unless_interrupted(async {
-        let _alone = Measuring::begin().await;
-        measure(args).await
+    let setting = Setting::here();
+    setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
+    let (_alone, raw_tcp) = unless_interrupted(async {
+        let alone = Measuring::begin().await;
+        Ok((alone, RawTcp::measure(1, &guest).await?))
     })
     .await?;
-    watched.setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
-    lab::show(&words(&watched));
-    file.map_or(Ok(()), |file| file.write(&watched))?;
+    let mut watched = Watched { setting, guest, raw_tcp, runs: Vec::new(), stopped: None };
+    let measured = unless_interrupted(measure(&guest, args.runs, &mut watched.runs)).await;
+    watched.stopped = measured.as_ref().err().map(ToString::to_string);
+    let written = file.map_or(Ok(()), |file| file.write(&watched));
+    if !watched.runs.is_empty() {
+        lab::show(&words(&watched));
+    }
+    written?;
+    measured?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(args: &WatchArgs) -> Result<Watched, LabError> {
-    let guest = GuestPlan {
-        memory: args.memory,
-        cpus: args.cpus,
-        fill_mib: Fill::Percent(90).mib_of(args.memory.bytes()),
-        content: Content::Random,
-        working_set_mib: (args.memory.bytes() >> 20) / 2,
-        load: Load::Max,
-    };
-    let setting = Setting::here();
-    let raw_tcp = RawTcp::measure(1, &guest).await?;
-    let runs = args.runs;
-    let watching = tokio::task::spawn_blocking(move || {
-        let resident = boot(&guest)?;
-        (0..runs).map(|_| watch(&*resident)).collect::<Result<Vec<_>, LabError>>()
-    });
-    let runs = watching.await.expect("watching does not panic")?;
-    Ok(Watched { setting, guest, runs, raw_tcp })
+async fn measure(plan: &GuestPlan, runs: u32, into: &mut Vec<Caught>) -> Result<(), LabError> {
+    let guest = boot(plan).await?;
+    for _ in 0..runs {
+        let caught = watch(&guest).await?;
+        eprintln!("  {} pages caught, {} ms of work lost", caught.pages, ms(caught.lost_us));
+        into.push(caught);
+    }
+    Ok(())
 }
 
-/// The guest, at work, in this process.
-fn boot(plan: &GuestPlan) -> Result<Arc<Resident>, LabError> {
-    let refused = |error: &dyn std::fmt::Display| LabError::Arguments(error.to_string());
+/// The guest, at work, in this process. It ends with what is returned.
+async fn boot(plan: &GuestPlan) -> Result<Arc<Resident>, LabError> {
     let config = MachineConfig {
-        name: "watched".parse().map_err(|error| refused(&error))?,
+        name: "watched".parse().map_err(refused("name a guest"))?,
         uuid: Uuid::nil(),
         memory: plan.memory,
         cpus: plan.cpus,
         cpu: CpuChoice::default(),
-        cmdline: plan.command_line().parse().map_err(|error| refused(&error))?,
+        cmdline: plan.command_line().parse().map_err(refused("tell the guest what to do"))?,
         kernel: Kernel::Demo,
         initramfs: None,
         disks: Vec::new(),
@@ -134,91 +143,109 @@ fn boot(plan: &GuestPlan) -> Result<Arc<Resident>, LabError> {
         virtio_console: false,
         on_reset: OnReset::Reboot,
     };
-    let machine = Machine::boot(&config, Console::new()).map_err(|error| refused(&error))?;
-    let resident =
-        Resident::new(machine, Identity { name: "watched".to_owned(), uuid: Uuid::nil(), epoch: 0 });
-    resident.resume().map_err(|error| refused(&error))?;
-    let deadline = Instant::now() + BOOT_DEADLINE;
+    let machine = Machine::boot(&config, Console::new()).map_err(refused("boot a guest"))?;
+    let identity = Identity { name: config.name.to_string(), uuid: config.uuid, epoch: 0 };
+    let guest = Resident::new(machine, identity);
+    guest.resume().map_err(refused("run the guest"))?;
+    let begun = Instant::now();
     // It says how fast it works when it has worked for a second.
-    while resident.telemetry().is_none_or(|told| told.work_per_s == 0.0) {
-        if Instant::now() >= deadline {
+    while guest.telemetry().is_none_or(|told| told.work_per_s == 0.0) {
+        if begun.elapsed() >= plan.boot_deadline() {
             let what = "the guest fills its memory and begins to work".to_owned();
-            return Err(LabError::Late { what, after: BOOT_DEADLINE });
+            return Err(LabError::Late { what, after: plan.boot_deadline() });
         }
-        thread::sleep(EACH / 10);
+        sleep(LOOK).await;
     }
-    Ok(resident)
+    Ok(guest)
 }
 
-/// Has it work for a while, and for a while with all of it watched.
-fn watch(guest: &dyn Departing) -> Result<Caught, LabError> {
-    let refused = |error: migrate::guest::GuestError| LabError::Arguments(error.to_string());
+/// For `map_err`: this host refused `what`.
+fn refused<E: Display>(what: &'static str) -> impl FnOnce(E) -> LabError {
+    move |error| LabError::Host { what, error: io::Error::other(error.to_string()) }
+}
+
+/// Has it work by itself; until all it writes was caught; and for a while after that.
+async fn watch(guest: &Resident) -> Result<Caught, LabError> {
+    let logging = Logging(guest);
     let tell = || {
         let silent = || LabError::Died { said: "the guest tells nothing of its work any more".to_owned() };
         guest.telemetry().ok_or_else(silent)
     };
-    let ram = guest.description().ram;
-    let limit = ram.last().map_or(0, PageRun::end);
+    let (first, limit) = (tell()?, guest.description().ram.last().map_or(0, PageRun::end));
+    sleep(PACE).await;
     let before = tell()?;
-    thread::sleep(EACH);
-    let alone = tell()?;
-    guest.start_dirty_log().map_err(refused)?;
-    let result = (|| {
-        let mut all = PageSet::new(limit);
-        guest.harvest(&mut all).map_err(refused)?;
-        for region in &ram {
-            for first in (region.first..region.end()).step_by(AT_ONCE as usize) {
-                let count = AT_ONCE.min(region.end() - first);
-                guest.protect(&all, PageRun { first, count }).map_err(refused)?;
-            }
+    guest.start_clean_dirty_log().map_err(refused("watch the guest"))?;
+    let (begun, mut pages) = (Instant::now(), PageSet::new(limit));
+    loop {
+        sleep(LOOK).await;
+        let known = pages.len();
+        guest.harvest(&mut pages).map_err(refused("read what was caught"))?;
+        if pages.len() == known {
+            break;
         }
-        thread::sleep(EACH);
-        let watched = tell()?;
-        let mut caught = PageSet::new(limit);
-        guest.harvest(&mut caught).map_err(refused)?;
-        Ok(Caught {
-            pages_per_s: pace(&before, &alone) * 1e6,
-            lost_us: lost_us(&alone, &watched, pace(&before, &alone)),
-            pages: caught.len(),
-        })
-    })();
-    guest.stop_dirty_log();
-    result
+        if begun.elapsed() >= DEADLINE {
+            let what = format!("the guest writes all it writes once ({known} pages by then)");
+            return Err(LabError::Late { what, after: DEADLINE });
+        }
+    }
+    let caught = tell()?;
+    sleep(PACE).await;
+    let after = tell()?;
+    drop(logging);
+    if after.work == caught.work {
+        return Err(LabError::Died { said: "the guest has stopped working".to_owned() });
+    }
+    let free = pace(&caught, &after);
+    Ok(Caught {
+        before_per_s: pace(&first, &before) * 1e6,
+        pages: pages.len(),
+        took_us: us_between(&before, &caught),
+        lost_us: us_between(&before, &caught) - done(&before, &caught) / free,
+        after_per_s: free * 1e6,
+    })
+}
+
+/// The log ends with it.
+struct Logging<'a>(&'a Resident);
+
+impl Drop for Logging<'_> {
+    fn drop(&mut self) {
+        self.0.stop_dirty_log();
+    }
 }
 
 fn us_between(from: &Telemetry, to: &Telemetry) -> f64 {
     to.tsc.saturating_sub(from.tsc) as f64 * 1e3 / to.tsc_khz as f64
 }
 
-/// Units of work a µs.
-fn pace(from: &Telemetry, to: &Telemetry) -> f64 {
-    to.work.saturating_sub(from.work) as f64 / us_between(from, to).max(1.0)
+fn done(from: &Telemetry, to: &Telemetry) -> f64 {
+    to.work.saturating_sub(from.work) as f64
 }
 
-fn lost_us(from: &Telemetry, to: &Telemetry, pace: f64) -> f64 {
-    us_between(from, to) - to.work.saturating_sub(from.work) as f64 / pace.max(1e-9)
+/// Pages a µs.
+fn pace(from: &Telemetry, to: &Telemetry) -> f64 {
+    done(from, to) / us_between(from, to).max(1.0)
 }
 
 fn words(watched: &Watched) -> String {
-    let spread = |of: fn(&Caught) -> f64| {
-        let spread = Spread::of(watched.runs.iter().map(of)).expect("was measured");
-        (spread.median, spread.min, spread.max)
-    };
-    let cells = |unit: fn(f64) -> String, (median, min, max): (f64, f64, f64)| {
-        vec![unit(median), unit(min), unit(max)]
-    };
     let mut table = Table::new(1, &["", "median", "least", "most"]);
-    let mut row = |what: &str, cells: Vec<String>| table.row([vec![what.to_owned()], cells].concat());
-    row("pages written a second before", cells(short, spread(|run| run.pages_per_s)));
-    row("pages caught when all was watched", cells(short, spread(|run| run.pages as f64)));
-    row("work lost by that, ms", cells(ms, spread(|run| run.lost_us)));
-    row("a page caught, µs of the guest's time", cells(short, spread(Caught::us_a_page)));
+    let mut row = |what: &str, unit: fn(f64) -> String, [median, min, max]: [f64; 3]| {
+        table.row(vec![what.to_owned(), unit(median), unit(min), unit(max)]);
+    };
+    let of = |of: &dyn Fn(&Caught) -> f64| {
+        let spread = Spread::of(watched.runs.iter().map(of)).expect("was measured");
+        [spread.median, spread.min, spread.max]
+    };
+    let vcpus = watched.guest.cpus.get();
+    row("pages written a second before", short, of(&|run| run.before_per_s));
+    row("… after, with the log on", short, of(&|run| run.after_per_s));
+    row("pages caught when all was watched", short, of(&|run| run.pages as f64));
+    row("until all were, ms", ms, of(&|run| run.took_us));
+    row("work lost by it, ms", ms, of(&|run| run.lost_us));
+    row("a page caught, µs of a vCPU's time", short, of(&|run| run.us_a_page(vcpus)));
     let rate = watched.raw_tcp.beside_bytes_per_s;
-    let sent = |bytes_per_s: f64| PAGE_SIZE as f64 * 1e6 / bytes_per_s;
-    row(
-        "a page sent by plain TCP beside busy threads, µs",
-        cells(short, (sent(rate.median), sent(rate.max), sent(rate.min))),
-    );
+    let sent = [rate.median, rate.max, rate.min].map(|bytes_per_s| PAGE_SIZE as f64 * 1e6 / bytes_per_s);
+    row("a page sent by plain TCP beside busy threads, µs", short, sent);
     format!("{}; watched {} times\n\n{table}", watched.guest.describe(), watched.runs.len())
 }
 
@@ -226,32 +253,35 @@ fn words(watched: &Watched) -> String {
 mod tests {
     use super::*;
 
-    fn told(seconds: u64, work: u64) -> Telemetry {
-        Telemetry { tsc: seconds * 2_000_000_000, tsc_khz: 2_000_000, work, ..Telemetry::default() }
+    fn told(ms: u64, work: u64) -> Telemetry {
+        Telemetry { tsc: ms * 2_000_000, tsc_khz: 2_000_000, work, ..Telemetry::default() }
     }
 
     #[test]
-    fn what_is_lost_is_what_would_have_been_done() {
-        let (before, alone, watched) = (told(1, 500), told(2, 1500), told(3, 2250));
-        assert_eq!(pace(&before, &alone), 0.001);
-        assert_eq!(lost_us(&alone, &watched, pace(&before, &alone)), 250_000.0);
-        let caught = Caught { pages_per_s: 1000.0, lost_us: 250_000.0, pages: 500 };
-        assert_eq!(caught.us_a_page(), 500.0);
+    fn pace_is_work_by_the_guest_s_own_clock() {
+        let (from, to) = (told(1000, 500), told(3000, 4500));
+        assert_eq!((us_between(&from, &to), done(&from, &to), pace(&from, &to)), (2e6, 4000.0, 0.002));
     }
 
     #[test]
+    fn a_page_costs_a_vcpu_its_share_of_what_all_have_lost() {
+        let caught =
+            Caught { before_per_s: 1e6, pages: 500, took_us: 3e5, lost_us: 250_000.0, after_per_s: 1e6 };
+        assert_eq!([1, 4].map(|vcpus| caught.us_a_page(vcpus)), [500.0, 2000.0]);
+    }
+
+    #[tokio::test]
     #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
-    fn each_page_that_is_written_is_caught_once() {
-        let plan = GuestPlan {
-            memory: "64M".parse().unwrap(),
-            working_set_mib: 8,
-            fill_mib: 16,
-            ..lab::guest::tests::plan(Load::Max)
-        };
-        let guest = boot(&plan).unwrap();
-        let caught = watch(&*guest).unwrap();
-        // Besides the working set: its figures, its stacks, its console.
-        assert!((2048..2048 + 512).contains(&caught.pages), "{caught:?}");
-        assert!(caught.pages_per_s > 0.0, "{caught:?}");
+    async fn what_it_writes_is_caught_and_little_else() {
+        let memory = "64M".parse().unwrap();
+        let plan = plan(memory, "2".parse().unwrap(), Fill::Mib(16), Content::Random, Load::Max).unwrap();
+        let mut runs = Vec::new();
+        measure(&plan, 2, &mut runs).await.unwrap();
+        assert_eq!(runs.len(), 2);
+        for caught in runs {
+            // Half of RAM; besides its figures, its stacks, its console.
+            assert!((8192..8192 + 512).contains(&caught.pages), "{caught:?}");
+            assert!(caught.before_per_s > 0.0 && caught.after_per_s > 0.0, "{caught:?}");
+        }
     }
 }

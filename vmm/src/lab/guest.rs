@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
@@ -98,6 +99,14 @@ impl GuestPlan {
             Load::Idle => format!("{fill} idle"),
             load => format!("{fill} dirty ws={} rate={load} pattern=random", self.working_set_mib),
         }
+    }
+
+    /// How long it may take to boot and to fill its memory: a fixed part, and what a slow host needs for each MiB.
+    #[must_use]
+    pub fn boot_deadline(&self) -> Duration {
+        const BOOT: Duration = Duration::from_secs(30);
+        const FILL_PER_MIB: Duration = Duration::from_millis(50);
+        BOOT + FILL_PER_MIB * u32::try_from(self.fill_mib).unwrap_or(u32::MAX)
     }
 
     /// Memory that it has written by the time it is at work, with room for its kernel.

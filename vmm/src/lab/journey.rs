@@ -16,9 +16,6 @@ use super::transcript::{Transcript, last_gap_us, reports};
 use super::watch::{Usage, Watch};
 use super::{HOST, Lab, LabError, verdict, within};
 
-/// Boot and fill: a fixed part, and what a slow host needs for each MiB.
-const BOOT_DEADLINE: Duration = Duration::from_secs(30);
-const FILL_DEADLINE_PER_MIB: Duration = Duration::from_millis(50);
 /// The guest reports every second, unless it stands still.
 const REPORT_DEADLINE: Duration = Duration::from_secs(20);
 /// Beyond the migration's own time limit, which ends with the commit: post-copy and comparison come after.
@@ -79,8 +76,7 @@ impl<'a> Journey<'a> {
     /// When it does not get there.
     pub async fn begin(lab: &'a Lab, plan: &GuestPlan) -> Result<Self, LabError> {
         let mut journey = Self { lab, host: lab.boot(plan).await?, transcript: Transcript::default() };
-        let fill = FILL_DEADLINE_PER_MIB * u32::try_from(plan.fill_mib).unwrap_or(u32::MAX);
-        journey.hear(1, "the guest fills its memory and begins to work", BOOT_DEADLINE + fill).await?;
+        journey.hear(1, "the guest fills its memory and begins to work", plan.boot_deadline()).await?;
         Ok(journey)
     }
 

@@ -330,7 +330,7 @@ impl Resident {
     }
 
     /// Starts dirty logging with no page in the log: only what is written from here on will be.
-    pub(super) fn start_clean_dirty_log(&self) -> Result<()> {
+    pub(crate) fn start_clean_dirty_log(&self) -> Result<()> {
         self.start_dirty_log()?;
         // A log begins with every page in it.
         let mut all = PageSet::new(self.gfn_limit());
@@ -339,7 +339,7 @@ impl Resident {
     }
 
     /// Adds the pages written since they were last protected.
-    pub(super) fn harvest(&self, set: &mut PageSet) -> Result<()> {
+    pub(crate) fn harvest(&self, set: &mut PageSet) -> Result<()> {
         self.with_log(|log| log.read(|first, words| set.union_words(first, words)).map_err(refused))
     }
 
@@ -355,7 +355,7 @@ impl Resident {
     }
 
     /// Stops dirty logging. That can only fail for a VM that is gone, and then nothing is logged.
-    pub(super) fn stop_dirty_log(&self) {
+    pub(crate) fn stop_dirty_log(&self) {
         let _ = self.with_log(|log| log.stop().map_err(refused));
     }
 
