@@ -138,7 +138,7 @@ impl Run<'_> {
             let took_s =
                 self.move_pages(lie, manner) + self.constants.round_us / 1e6 + self.case.link.round_trip_s();
             // Until the log is read.
-            let dirtied = guest.dirtied(took_s + harvest_s, &sent);
+            let dirtied = guest.dirtied(took_s + harvest_s, &sent, self.constants.caught_us / 1e6);
             self.spend(took_s + harvest_s);
             let round = self.round(lie.pages, took_s, dirtied.iter().sum());
             history.push(Figures::of(&round, history.last(), self.case.link.round_trip));
@@ -224,7 +224,7 @@ impl Run<'_> {
                 + self.harvest_s();
             self.tell_missing(pages);
             self.spend(took_s);
-            let dirtied = guest.dirtied(took_s, &Sent::Nothing);
+            let dirtied = guest.dirtied(took_s, &Sent::Nothing, self.constants.caught_us / 1e6);
             late = Some(all.with_single(guest.beside_joined(&dirty, &dirtied, dense)));
             dirty = guest.with(&dirty, &dirtied);
             told = std::mem::replace(&mut all, guest.joined(&dirty, dense));

@@ -6,6 +6,9 @@
 use migrate::pages::PAGE_SIZE;
 use migrate::source::{WINDOW, watched_at_once};
 
+/// How closely the pace of a guest that is caught is looked for: to one part of 2^40.
+const HALVINGS: u32 = 40;
+
 /// Pages of a word of the dirty log.
 const WORD: u32 = 64;
 
@@ -93,12 +96,30 @@ impl Guest {
         Lie { pages: self.populated, runs: windows }
     }
 
-    /// Of each of the guest's writes the pages that are dirty after `seconds` in which `sent` was sent.
-    pub(super) fn dirtied(&self, seconds: f64, sent: &Sent) -> Vec<f64> {
+    /// Of each of the guest's writes the pages that are dirty after `seconds` in which `sent` was sent. Each of them was caught in a
+    /// fault, `caught_s` of a vCPU's time: whoever is caught all the time writes little else.
+    pub(super) fn dirtied(&self, seconds: f64, sent: &Sent, caught_s: f64) -> Vec<f64> {
+        let time = (seconds * f64::from(self.vcpus.max(1))).max(1e-12);
+        // The more is written the more is caught, and the less time is left for writing.
+        let left =
+            |pace: f64| 1.0 - self.dirtied_at(pace, seconds, sent).iter().sum::<f64>() * caught_s / time;
+        let (mut slow, mut fast) = (0.0, 1.0);
+        if left(1.0) < 1.0 {
+            for _ in 0..HALVINGS {
+                let pace = f64::midpoint(slow, fast);
+                if left(pace) > pace { slow = pace } else { fast = pace }
+            }
+        }
+        self.dirtied_at(fast, seconds, sent)
+    }
+
+    /// … where it writes at so much of its pace.
+    fn dirtied_at(&self, pace: f64, seconds: f64, sent: &Sent) -> Vec<f64> {
         let one = |(at, writes): (usize, &Writes)| {
             let over = writes.over.max(1.0);
             // Of W pages n writes leave a page out with (1-1/W)^n.
-            let pressure = if over > 1.0 { -(-1.0 / over).ln_1p() } else { 1e6 } * writes.per_s * seconds;
+            let written = writes.per_s * pace * seconds;
+            let pressure = if over > 1.0 { -(-1.0 / over).ln_1p() } else { 1e6 } * written;
             let pressure = if writes.per_s > 0.0 { pressure } else { 0.0 };
             match sent {
                 Sent::All => {
@@ -212,18 +233,18 @@ mod tests {
     #[test]
     fn distinct_pages_are_those_of_the_urn() {
         // 1000 writes over 1000 pages leave (1-1/1000)^1000 of them out.
-        let dirtied = guest(1000.0, 1000.0).dirtied(1.0, &Sent::Nothing)[0];
+        let dirtied = guest(1000.0, 1000.0).dirtied(1.0, &Sent::Nothing, 0.0)[0];
         assert!((dirtied - 1000.0 * (1.0 - 0.999_f64.powi(1000))).abs() < 1e-6, "{dirtied}");
-        assert!((guest(5.0, 1.0).dirtied(1.0, &Sent::Nothing)[0] - 1.0).abs() < 1e-9);
+        assert!((guest(5.0, 1.0).dirtied(1.0, &Sent::Nothing, 0.0)[0] - 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn a_page_sent_late_in_the_round_has_little_time_to_be_dirtied() {
         // Few writes over all that is sent: each page counts for half of the round on average, and for half of its part.
         let few = guest(1000.0, 235_000.0);
-        let (all, none) = (few.dirtied(1.0, &Sent::All)[0], few.dirtied(1.0, &Sent::Nothing)[0]);
+        let (all, none) = (few.dirtied(1.0, &Sent::All, 0.0)[0], few.dirtied(1.0, &Sent::Nothing, 0.0)[0]);
         assert!((all / none - 0.5 - 0.5 / 29.0).abs() < 0.01, "{all} {none}");
-        let again = few.dirtied(1.0, &Sent::Some(vec![235_000.0]))[0];
+        let again = few.dirtied(1.0, &Sent::Some(vec![235_000.0]), 0.0)[0];
         assert!((again / all - 1.0).abs() < 1e-6);
     }
 
@@ -231,18 +252,34 @@ mod tests {
     fn a_round_of_the_demo_guest_dirties_what_was_measured() {
         // 1 GiB, 10,000 writes a second over 512 MiB; round 0 of 235,685 pages took 487.6 ms and left 3660 pages.
         let guest = Guest { populated: 235_685.0, ..guest(10_000.0, 131_072.0) };
-        let dirtied = guest.dirtied(0.4876, &Sent::All)[0];
+        let dirtied = guest.dirtied(0.4876, &Sent::All, 0.0)[0];
         assert!((dirtied / 3660.0 - 1.0).abs() < 0.06, "{dirtied}");
+    }
+
+    #[test]
+    fn a_guest_that_is_caught_all_the_time_writes_no_more_than_it_can() {
+        let fast = guest(9e6, 131_072.0);
+        let caught = |seconds, caught_s| fast.dirtied(seconds, &Sent::Nothing, caught_s)[0];
+        // 2.6 us each: 38,462 in 0.1 s at most, and the writes besides take time, too.
+        assert!((36_000.0..38_462.0).contains(&caught(0.1, 2.6e-6)), "{}", caught(0.1, 2.6e-6));
+        assert!(caught(0.1, 0.0) > 130_000.0 && caught(1.0, 2.6e-6) > 130_000.0);
+        let slow = guest(10_000.0, 131_072.0);
+        let share = slow.dirtied(0.3, &Sent::All, 2.6e-6)[0] / slow.dirtied(0.3, &Sent::All, 0.0)[0];
+        assert!((0.97..1.0).contains(&share), "{share}");
+        let many = Guest { vcpus: 4, ..guest(9e6, 131_072.0) };
+        assert!(many.dirtied(0.1, &Sent::Nothing, 2.6e-6)[0] > 2.0 * caught(0.1, 2.6e-6));
     }
 
     proptest! {
         #[test]
         fn no_more_is_dirtied_than_there_is_and_no_more_than_was_written(
             per_s in 0.0..1e8_f64, over in 1.0..1e9_f64, seconds in 0.0..1e3_f64, share in 0.0..1.0_f64,
+            caught_us in 0.0..30.0_f64,
         ) {
             let guest = Guest { populated: over * 1.2, ..guest(per_s, over) };
             for sent in [Sent::All, Sent::Some(vec![share * over]), Sent::Nothing] {
-                let dirtied = guest.dirtied(seconds, &sent)[0];
+                let dirtied = guest.dirtied(seconds, &sent, caught_us / 1e6)[0];
+                prop_assert!(dirtied * caught_us / 1e6 <= seconds * 1.000_001, "{dirtied} in {seconds}");
                 prop_assert!(dirtied >= 0.0 && dirtied <= over * 1.000_001, "{dirtied} of {over}");
                 prop_assert!(dirtied <= per_s * seconds * 1.01 + 1e-3 || over < 100.0, "{dirtied} of {per_s}×{seconds}");
             }

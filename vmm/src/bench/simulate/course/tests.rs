@@ -113,10 +113,14 @@ fn pages_written_faster_than_they_are_discarded_are_told_with_their_neighbours_b
     // At 2 µs a run half a million a second could be discarded. Slower guests leave rounds so little that it comes in the pause.
     let free = Constants { discard_us: 0.0, discard_us_per_page: 0.0, ..Constants::default() };
     for per_s in [3e6, 4e6, 5e6] {
-        let course = run(&case(Mode::Hybrid, 100.0, per_s));
+        // Fewer vCPUs cannot write so fast: each page that is written after it was sent catches one of them.
+        let few = case(Mode::Hybrid, 100.0, per_s);
+        let many =
+            Case { guest: Guest { vcpus: 64, ..few.guest.clone() }, hosts: Hosts::Two { cores: 256 }, ..few };
+        let course = run(&many);
         assert!(course.pause.as_ref().unwrap().missing > 0.0, "{per_s} writes/s: {course:?}");
         let downtime = downtime_s(&course);
-        let none = downtime_s(&case(Mode::Hybrid, 100.0, per_s).run(&free));
+        let none = downtime_s(&many.run(&free));
         assert!(downtime - none < 5.0 * MS, "{per_s} writes/s: {downtime} and {none} s");
     }
 }
@@ -132,13 +136,13 @@ fn distance_costs_a_pause_two_round_trips() {
 
 #[test]
 fn a_round_of_the_bench_takes_what_was_measured() {
-    // 1 GiB, 920 MiB of it there, one vCPU, both sides on two cores: 366 and 427 ms.
+    // 1 GiB, 920 MiB of it there, one vCPU, both sides on two cores: 246 to 301 ms.
     let guest = Guest { ram: 1 << 30, populated: 235_557.0, vcpus: 1, writes: Vec::new() };
     let link = Link { bandwidth: Bandwidth::UNLIMITED, round_trip: Duration::from_micros(12), windows: true };
     let case =
         Case { guest, streams: 1, link, hosts: Hosts::One { cores: 2 }, ..case(Mode::Precopy, 1.0, 0.0) };
     let ms = run(&case).rounds[0].0.us / 1000;
-    assert!((360..430).contains(&ms), "{ms}");
+    assert!((245..302).contains(&ms), "{ms}");
 }
 
 proptest! {
