@@ -2,7 +2,7 @@
 //!
 //! Pure: no clock, no I/O, nothing that can fail. The sides feed it events and do what it says; nothing
 //! else starts a guest. `docs/handover.md` argues the tables, and a test compares them with it line by line. A model of both
-//! sides, their journals and a network that loses, delays and repeats is checked with these very tables (`tests/tests/model.rs`).
+//! sides, their journals and a network that loses, delays and repeats is checked with these very tables (`tests/tests/model/`).
 
 use std::fmt;
 

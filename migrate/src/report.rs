@@ -51,7 +51,7 @@ pub struct Report {
     pub phases: Vec<PhaseTime>,
     /// Pre-copy rounds (stop-and-copy: the one round).
     pub rounds: Vec<Round>,
-    /// The pause, step by step; absent when the guest was never paused.
+    /// The pause, step by step; absent unless `running` was heard in the first conversation.
     pub switchover: Option<Switchover>,
     /// What the destination measured of it; absent when that was not heard.
     #[serde(default)]

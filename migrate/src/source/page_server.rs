@@ -140,8 +140,9 @@ impl Unsent {
         (placed..courier.frames()).try_for_each(|_| hear_placed(back))
     }
 
-    /// Claims what is pushed next, part by part: so much that a frame of `most` pages has room for half a part at most. Few frames
-    /// are under way, so small ones leave the link idle. Where somebody moves the place just then, it may be half a part more.
+    /// Claims what is pushed next, part by part, until a frame of `most` pages has room for less than half a part, or the next part does
+    /// not fit as a whole. Few frames are under way, so small ones leave the link idle. Where somebody moves the place just then, it may
+    /// be half a part more.
     fn claim_next(&self, most: u64) -> Option<Vec<PageRun>> {
         let (mut claimed, mut pages) = (Vec::new(), 0);
         while pages + PART_PAGES / 2 < most {

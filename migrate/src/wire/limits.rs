@@ -17,7 +17,7 @@ pub const HEAD_BYTES: usize = 16;
 /// Bytes of one run in a run table.
 pub const RUN_BYTES: usize = 12;
 
-/// Runs in one frame of pages: what one `writev` takes with its head (`IOV_MAX` is 1024).
+/// Runs in one frame of pages: what one `sendmsg` takes with its head (`IOV_MAX` is 1024).
 pub const RUNS_PER_FRAME: usize = 512;
 
 /// Pages in one frame: 4 MiB of content.
