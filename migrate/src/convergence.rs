@@ -310,6 +310,16 @@ mod tests {
 
     const GB: f64 = 1e9;
 
+    /// Of a round that took no time and left nothing.
+    const NOTHING: Figures = Figures {
+        took: Duration::ZERO,
+        bytes_per_s: GB,
+        dirty_per_s: 0.0,
+        left: 0,
+        harvest: Duration::ZERO,
+        throttle: 0,
+    };
+
     fn terms(max_downtime_ms: u64) -> Terms {
         Terms {
             max_downtime: Duration::from_millis(max_downtime_ms),
@@ -441,14 +451,7 @@ mod tests {
 
     #[test]
     fn a_handful_is_too_much_for_a_slow_network_and_less_is_tried_for() {
-        let slow = Figures {
-            took: Duration::ZERO,
-            bytes_per_s: 1e6,
-            dirty_per_s: 250.0,
-            left: 60,
-            harvest: Duration::ZERO,
-            throttle: 0,
-        };
+        let slow = Figures { bytes_per_s: 1e6, dirty_per_s: 250.0, left: 60, ..NOTHING };
         let decide = |max_throttle| Terms { max_throttle, ..terms(100) }.decide(&[slow]);
         assert!(matches!(decide(99), Decision::Again { throttle: 30.., .. }), "{:?}", decide(99));
         assert!(matches!(decide(0), Decision::Again { throttle: 0, .. }), "{:?}", decide(0));
@@ -456,14 +459,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_slowed_down_by_no_more_than_it_takes() {
-        let now = |throttle, left, dirty_per_s| Figures {
-            took: Duration::ZERO,
-            bytes_per_s: 1.0 * GB,
-            dirty_per_s,
-            left,
-            harvest: Duration::ZERO,
-            throttle,
-        };
+        let now = |throttle, left, dirty_per_s| Figures { dirty_per_s, left, throttle, ..NOTHING };
         let throttle = |now: Figures| match (Terms { max_throttle: 80, ..terms(20) }).decide(&[now]) {
             Decision::Again { throttle, .. } => throttle,
             end => panic!("{end:?}"),
@@ -530,8 +526,7 @@ mod tests {
             bytes_per_s: 10.0 * GB,
             dirty_per_s,
             left,
-            harvest: Duration::ZERO,
-            throttle: 0,
+            ..NOTHING
         };
         let follows = |first, left, rate| {
             let decision = hybrid.decide(&[after(first, rate), after(left, rate)]);
@@ -547,14 +542,7 @@ mod tests {
         let hybrid = Terms { hybrid: true, ..terms(20) };
         let (_, faster) = play(&hybrid, 1.0 * GB, |_| 400_000.0, 131_072);
         assert!(matches!(faster, Decision::SwitchOver { follows: true, .. }), "{faster:?}");
-        let after = |left| Figures {
-            took: Duration::ZERO,
-            bytes_per_s: GB,
-            dirty_per_s: 0.0,
-            left,
-            harvest: Duration::ZERO,
-            throttle: 0,
-        };
+        let after = |left| Figures { left, ..NOTHING };
         let worse = [after(90_000), after(20_000), after(25_000)];
         let end = hybrid.decide(&worse);
         assert!(matches!(end, Decision::SwitchOver { follows: true, .. }), "a round in vain: {end:?}");
@@ -566,12 +554,9 @@ mod tests {
     #[test]
     fn a_dirty_log_slow_to_read_is_part_of_the_pause() {
         let after = |harvest_ms| Figures {
-            took: Duration::ZERO,
             bytes_per_s: 2.0 * GB,
-            dirty_per_s: 0.0,
-            left: 0,
             harvest: Duration::from_millis(harvest_ms),
-            throttle: 0,
+            ..NOTHING
         };
         let fits = terms(20).decide(&[after(15)]);
         assert!(

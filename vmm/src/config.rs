@@ -98,6 +98,26 @@ pub struct MachineConfig {
     pub on_reset: OnReset,
 }
 
+impl MachineConfig {
+    /// The demo guest without disks, networks and a name that matters: to be measured or tested, in this process.
+    pub(crate) fn demo(memory: MemorySize, cpus: Vcpus, cmdline: Cmdline) -> Self {
+        Self {
+            name: "demo".parse().expect("a name"),
+            uuid: Uuid::nil(),
+            memory,
+            cpus,
+            cpu: CpuChoice::default(),
+            cmdline,
+            kernel: Kernel::Demo,
+            initramfs: None,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            virtio_console: false,
+            on_reset: OnReset::Reboot,
+        }
+    }
+}
+
 /// What guests that arrive find here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ArrivalConfig {

@@ -16,12 +16,11 @@ use migrate::guest::Telemetry;
 use migrate::pages::{PAGE_SIZE, PageRun, PageSet};
 use serde::Serialize;
 use tokio::time::sleep;
-use uuid::Uuid;
 
 use super::Document;
 use super::grid::{Fill, plan};
 use super::raw::RawTcp;
-use crate::config::{Kernel, MachineConfig, MemorySize, OnReset, Vcpus};
+use crate::config::{MachineConfig, MemorySize, Vcpus};
 use crate::devices::Console;
 use crate::lab::guest::{Content, GuestPlan, Load};
 use crate::lab::measuring::Measuring;
@@ -31,7 +30,6 @@ use crate::lab::table::{Table, ms, short};
 use crate::lab::{self, LabError, unless_interrupted};
 use crate::machine::Machine;
 use crate::migration::{Identity, Resident};
-use crate::vcpu::CpuChoice;
 
 /// How long its pace is taken, before and after.
 const PACE: Duration = Duration::from_secs(1);
@@ -129,20 +127,8 @@ async fn measure(plan: &GuestPlan, runs: u32, into: &mut Vec<Caught>) -> Result<
 
 /// The guest, at work, in this process. It ends with what is returned.
 async fn boot(plan: &GuestPlan) -> Result<Arc<Resident>, LabError> {
-    let config = MachineConfig {
-        name: "watched".parse().map_err(refused("name a guest"))?,
-        uuid: Uuid::nil(),
-        memory: plan.memory,
-        cpus: plan.cpus,
-        cpu: CpuChoice::default(),
-        cmdline: plan.command_line().parse().map_err(refused("tell the guest what to do"))?,
-        kernel: Kernel::Demo,
-        initramfs: None,
-        disks: Vec::new(),
-        nics: Vec::new(),
-        virtio_console: false,
-        on_reset: OnReset::Reboot,
-    };
+    let cmdline = plan.command_line().parse().map_err(refused("tell the guest what to do"))?;
+    let config = MachineConfig::demo(plan.memory, plan.cpus, cmdline);
     let machine = Machine::boot(&config, Console::new()).map_err(refused("boot a guest"))?;
     let identity = Identity { name: config.name.to_string(), uuid: config.uuid, epoch: 0 };
     let guest = Resident::new(machine, identity);

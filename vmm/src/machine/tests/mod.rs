@@ -13,11 +13,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use guest::Telemetry;
-use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::config::{Kernel, MemorySize, OnReset, Vcpus};
+use crate::config::{Kernel, MemorySize, Vcpus};
 use crate::devices::{End, GuestEnd};
 use crate::vcpu::CpuChoice;
 
@@ -31,20 +30,8 @@ const _: fn() = || {
 const LONG: Duration = Duration::from_secs(30);
 
 fn config(cpus: u32, cmdline: &str) -> MachineConfig {
-    MachineConfig {
-        name: "test".parse().unwrap(),
-        uuid: Uuid::nil(),
-        memory: MemorySize::from_bytes(64 << 20).unwrap(),
-        cpus: Vcpus::new(cpus).unwrap(),
-        cpu: CpuChoice::default(),
-        cmdline: cmdline.parse().unwrap(),
-        kernel: Kernel::Demo,
-        initramfs: None,
-        disks: Vec::new(),
-        nics: Vec::new(),
-        virtio_console: false,
-        on_reset: OnReset::Reboot,
-    }
+    let memory = MemorySize::from_bytes(64 << 20).unwrap();
+    MachineConfig::demo(memory, Vcpus::new(cpus).unwrap(), cmdline.parse().unwrap())
 }
 
 fn supply() -> HostSupply {
