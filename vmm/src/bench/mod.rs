@@ -159,6 +159,7 @@ async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(
     }
     for guest in &grid.guests {
         eprintln!("guest: {}", guest.describe());
+        guest.must_fit(2)?;
         // Before it boots: it never sleeps.
         let mut raws = Vec::new();
         for streams in &grid.streams {

@@ -60,7 +60,8 @@ pub struct WatchArgs {
 struct Watched {
     setting: Setting,
     guest: GuestPlan,
-    raw_tcp: RawTcp,
+    /// None where it was stopped before.
+    raw_tcp: Option<RawTcp>,
     runs: Vec<Caught>,
     /// Why there are not as many as were asked for.
     stopped: Option<String>,
@@ -95,16 +96,17 @@ impl Caught {
 /// When the guest cannot be started, or ends; or the document cannot be written.
 pub(super) async fn run(args: &WatchArgs) -> Result<ExitCode, LabError> {
     let guest = plan(args.memory, args.cpus, Fill::Percent(90), Content::Random, Load::Max)?;
+    guest.must_fit(1)?;
     let file = args.json.as_deref().map(Document::create).transpose()?;
     let setting = Setting::here();
     setting.warning().iter().for_each(|warning| eprintln!("{warning}"));
-    let (_alone, raw_tcp) = unless_interrupted(async {
-        let alone = Measuring::begin().await;
-        Ok((alone, RawTcp::measure(1, &guest).await?))
+    let mut watched = Watched { setting, guest, raw_tcp: None, runs: Vec::new(), stopped: None };
+    let measured = unless_interrupted(async {
+        let _alone = Measuring::begin().await;
+        watched.raw_tcp = Some(RawTcp::measure(1, &guest).await?);
+        measure(&guest, args.runs, &mut watched.runs).await
     })
-    .await?;
-    let mut watched = Watched { setting, guest, raw_tcp, runs: Vec::new(), stopped: None };
-    let measured = unless_interrupted(measure(&guest, args.runs, &mut watched.runs)).await;
+    .await;
     watched.stopped = measured.as_ref().err().map(ToString::to_string);
     let written = file.map_or(Ok(()), |file| file.write(&watched));
     if !watched.runs.is_empty() {
@@ -178,6 +180,8 @@ async fn watch(guest: &Resident) -> Result<Caught, LabError> {
     sleep(PACE).await;
     let after = tell()?;
     drop(logging);
+    // Its memory is mapped in large pages again.
+    sleep(PACE).await;
     if after.work == caught.work {
         return Err(LabError::Died { said: "the guest has stopped working".to_owned() });
     }
@@ -229,9 +233,10 @@ fn words(watched: &Watched) -> String {
     row("until all were, ms", ms, of(&|run| run.took_us));
     row("work lost by it, ms", ms, of(&|run| run.lost_us));
     row("a page caught, µs of a vCPU's time", short, of(&|run| run.us_a_page(vcpus)));
-    let rate = watched.raw_tcp.beside_bytes_per_s;
-    let sent = [rate.median, rate.max, rate.min].map(|bytes_per_s| PAGE_SIZE as f64 * 1e6 / bytes_per_s);
-    row("a page sent by plain TCP beside busy threads, µs", short, sent);
+    if let Some(RawTcp { beside_bytes_per_s: rate, .. }) = watched.raw_tcp {
+        let sent = [rate.median, rate.max, rate.min].map(|bytes_per_s| PAGE_SIZE as f64 * 1e6 / bytes_per_s);
+        row("a page sent by plain TCP beside busy threads, µs", short, sent);
+    }
     format!("{}; watched {} times\n\n{table}", watched.guest.describe(), watched.runs.len())
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
+use super::LabError;
 use crate::config::{MemorySize, Vcpus};
+use crate::migration::memory_available;
 
 /// What a guest's memory is filled with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
@@ -109,6 +111,22 @@ impl GuestPlan {
         BOOT + FILL_PER_MIB * u32::try_from(self.fill_mib).unwrap_or(u32::MAX)
     }
 
+    /// Whether this host has memory for what it writes, `times` over: Linux would end whoever takes too much.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn must_fit(&self, times: u64) -> Result<(), LabError> {
+        let needed = times * self.written_bytes();
+        let available = memory_available().filter(|available| *available < needed);
+        available.map_or(Ok(()), |available| {
+            let (mib, has) = (self.written_bytes() >> 20, available >> 20);
+            let by = if times == 1 { "" } else { " on both sides" };
+            let error =
+                format!("the guest writes {mib} MiB{by}, this host has {has} MiB to give: take a smaller one, or fill less of it");
+            Err(LabError::Arguments(error))
+        })
+    }
+
     /// Memory that it has written by the time it is at work, with room for its kernel.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
@@ -165,6 +183,17 @@ pub(crate) mod tests {
         assert_eq!(words, "fill=920 content=random dirty ws=512 rate=10000 pattern=random");
         assert_eq!(plan(Load::Max).command_line().split(' ').nth(4), Some("rate=max"));
         assert_eq!(plan(Load::Idle).command_line(), "fill=920 content=random idle");
+    }
+
+    #[test]
+    fn a_guest_that_is_too_large_for_this_host_is_refused_in_a_line() {
+        let huge = GuestPlan { fill_mib: 1 << 40, ..plan(Load::Idle) };
+        let error = huge.must_fit(2).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the guest writes 1099511627840 MiB on both sides, this host has "),
+            "{error}"
+        );
+        assert!(GuestPlan { fill_mib: 0, ..plan(Load::Idle) }.must_fit(1).is_ok());
     }
 
     #[test]
