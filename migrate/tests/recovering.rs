@@ -205,7 +205,9 @@ fn a_loss_in_the_middle_of_a_large_push_is_got_over() {
         let attempt =
             attempt_to_the_end(&options, habit, short(Duration::from_secs(2)), &fused, false, paused);
         attempt.check(&format!("lost after {operations} operations of the destination since the pause"));
-        recovered += usize::from(!attempt.report.outages.is_empty());
+        assert_ne!(attempt.report.outcome, Outcome::Unknown, "{:?}", attempt.report.reason);
+        recovered +=
+            usize::from(!attempt.report.outages.is_empty() && attempt.report.outcome == Outcome::Moved);
         largest = largest.max(fuse.largest());
     }
     assert!(recovered > 10 && largest > 128, "{recovered} losses, {largest} pages in the largest frame");

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use migrate::channel::{Dial, Link, Listen, memory};
@@ -31,7 +31,8 @@ pub(crate) struct Fuse {
     near: bool,
     /// Pages of the largest frame that was sent over its links, and those of fuses made from it.
     largest: Arc<AtomicU64>,
-    links: Mutex<Vec<Arc<dyn Link>>>,
+    /// Those that are still somebody's.
+    links: Mutex<Vec<Weak<dyn Link>>>,
 }
 
 impl Fuse {
@@ -77,7 +78,7 @@ impl Fuse {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);
         if left == 0 && self.blow != Blow::Silence {
             let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-            links.iter().for_each(|link| link.shut(Shutdown::Both));
+            links.iter().filter_map(Weak::upgrade).for_each(|link| link.shut(Shutdown::Both));
         }
         left > 0
     }
@@ -86,7 +87,7 @@ impl Fuse {
         if self.blow == Blow::Blip && self.has_blown() {
             return inner;
         }
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&inner));
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&inner));
         let (void, end) = memory::pair();
         Arc::new(Fused { inner, void, _end: end, fuse: Arc::clone(self) })
     }
@@ -117,9 +118,11 @@ impl Link for Fused {
     }
 
     fn send_pages(&self, head: &[u8], ram: &dyn Ram, runs: &[PageRun]) -> io::Result<()> {
-        let pages = runs.iter().map(|run| run.count).sum();
-        self.fuse.largest.fetch_max(pages, Ordering::SeqCst);
-        self.sending(|| self.inner.send_pages(head, ram, runs))
+        self.sending(|| {
+            let pages = runs.iter().map(|run| run.count).sum();
+            self.fuse.largest.fetch_max(pages, Ordering::SeqCst);
+            self.inner.send_pages(head, ram, runs)
+        })
     }
 
     fn receive(&self, into: &mut [u8]) -> io::Result<()> {

@@ -153,13 +153,13 @@ pub async fn run(args: &BenchArgs) -> Result<ExitCode, LabError> {
 async fn measure(args: &BenchArgs, grid: &Grid, record: &mut Record) -> Result<(), LabError> {
     let lab = Lab::new()?;
     eprintln!("{} cells of {} runs", grid.cells(), grid.runs);
+    grid.guests.iter().try_for_each(|guest| guest.must_fit(2))?;
     let mut networks = Vec::new();
     for network in &grid.networks {
         networks.push(OverNetwork::measure(*network).await?);
     }
     for guest in &grid.guests {
         eprintln!("guest: {}", guest.describe());
-        guest.must_fit(2)?;
         // Before it boots: it never sleeps.
         let mut raws = Vec::new();
         for streams in &grid.streams {

@@ -33,9 +33,11 @@ use crate::migration::{Identity, Resident};
 
 /// How long its pace is taken, before and after.
 const PACE: Duration = Duration::from_secs(1);
-/// Between two looks at what was caught: when it is no more than before, it is all.
+/// Between two looks at what was caught.
 const LOOK: Duration = Duration::from_millis(50);
-/// It is all by then, or never.
+/// When so many in a row find no more than before, it is all: one may meet a host that stands still.
+const LOOKS_IN_VAIN: u32 = 3;
+/// By then it is all of any guest that fits here.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Arguments of `vmm bench watch`.
@@ -163,14 +165,12 @@ async fn watch(guest: &Resident) -> Result<Caught, LabError> {
     sleep(PACE).await;
     let before = tell()?;
     guest.start_clean_dirty_log().map_err(refused("watch the guest"))?;
-    let (begun, mut pages) = (Instant::now(), PageSet::new(limit));
-    loop {
+    let (begun, mut pages, mut in_vain) = (Instant::now(), PageSet::new(limit), 0);
+    while in_vain < LOOKS_IN_VAIN {
         sleep(LOOK).await;
         let known = pages.len();
         guest.harvest(&mut pages).map_err(refused("read what was caught"))?;
-        if pages.len() == known {
-            break;
-        }
+        in_vain = if pages.len() == known && known > 0 { in_vain + 1 } else { 0 };
         if begun.elapsed() >= DEADLINE {
             let what = format!("the guest writes all it writes once ({known} pages by then)");
             return Err(LabError::Late { what, after: DEADLINE });

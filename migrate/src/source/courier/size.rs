@@ -32,12 +32,12 @@ impl Size {
         in_portions(in_time as u64)
     }
 
-    /// Pages of the next push within one host, where so many connections push. Large at first: answers tell soon whether this way is
-    /// a slow tunnel. All connections together have no more blocks under way than the destination
-    /// [gathers](crate::destination).
+    /// Pages of the next push within one host, where so many connections push. As large as may be where nothing was sent yet: answers
+    /// tell after some frames whether this way is a slow tunnel. All connections together send no more at a time than one would, down
+    /// to a portion each: the destination gathers a few blocks only.
     pub(super) fn pages_of_push(&self, streams: u32) -> u64 {
-        let pages = if self.0.tells() { self.pages() } else { MOST };
-        in_portions(pages / u64::from(streams))
+        let most = in_portions(MOST / u64::from(streams));
+        if self.0.tells() { self.pages().min(most) } else { most }
     }
 
     /// A frame with `pages` pages was sent, in so long.
@@ -112,6 +112,9 @@ mod tests {
     fn pushes_are_large_at_first_and_of_all_connections_together_no_larger() {
         let mut size = Size::default();
         assert_eq!([1, 2, 3, 4, 16].map(|streams| size.pages_of_push(streams)), [256, 128, 64, 64, 64]);
+        // What is known is what one connection takes.
+        (0..TELLING).for_each(|_| size.sent(PORTION, Duration::from_micros(400)));
+        assert_eq!([1, 2].map(|streams| size.pages_of_push(streams)), [128, 128]);
         // Sent at once, into a tunnel's buffer, and answered late.
         for _ in 0..TELLING {
             size.sent(MOST, Duration::from_micros(100));
