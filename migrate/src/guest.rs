@@ -151,6 +151,27 @@ pub struct Telemetry {
     pub corruptions: u64,
 }
 
+impl Telemetry {
+    /// Seconds by the guest's own clock since it said `before`.
+    #[must_use]
+    pub fn seconds_since(&self, before: &Self) -> f64 {
+        self.tsc.saturating_sub(before.tsc) as f64 / (before.tsc_khz.max(1) as f64 * 1e3)
+    }
+
+    /// Units of work done since then.
+    #[must_use]
+    pub fn work_since(&self, before: &Self) -> f64 {
+        self.work.saturating_sub(before.work) as f64
+    }
+
+    /// … a second; 0 where no time has passed.
+    #[must_use]
+    pub fn pace_since(&self, before: &Self) -> f64 {
+        let seconds = self.seconds_since(before);
+        if seconds > 0.0 { self.work_since(before) / seconds } else { 0.0 }
+    }
+}
+
 /// What came from the network for a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
@@ -350,4 +371,25 @@ pub struct Rehearsal {
     pub save_us: u64,
     /// Restoring it, µs.
     pub restore_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pace_is_work_by_the_guest_s_own_clock() {
+        let told = |ms: u64, work| Telemetry {
+            tsc: ms * 2_000_000,
+            tsc_khz: 2_000_000,
+            work,
+            ..Telemetry::default()
+        };
+        let (from, to) = (told(1000, 500), told(3000, 4500));
+        assert_eq!(
+            (to.seconds_since(&from), to.work_since(&from), to.pace_since(&from)),
+            (2.0, 4000.0, 2000.0)
+        );
+        assert_eq!(from.pace_since(&from), 0.0);
+    }
 }

@@ -201,8 +201,10 @@ impl<'a> Courier<'a> {
     /// larger ones would come by fits and starts.
     pub(super) fn most_pages(&self) -> u64 {
         let is_plain = self.context.packing.get().is_none_or(Packing::is_idle);
+        if !is_plain || self.limiter().is_some() {
+            return PORTION;
+        }
         match self.manner {
-            _ if !is_plain || self.limiter().is_some() => PORTION,
             Manner::Land => self.size.pages(),
             Manner::Place if self.is_within_host => self.size.pages_of_push(self.context.streams()),
             _ => PORTION,
@@ -223,12 +225,10 @@ impl<'a> Courier<'a> {
         self.count(bytes);
         if self.manner.has_time() {
             self.size.sent(self.pages, began.elapsed());
+            self.turns.offer_core();
         }
         self.data.clear();
         self.pages = 0;
-        if self.manner.has_time() {
-            self.turns.offer_core();
-        }
         Ok(())
     }
 

@@ -70,19 +70,10 @@ fn measured(
     settled: Option<Telemetry>,
 ) -> Option<GuestMeasured> {
     let (before, end, settled) = (before?, end?, settled?);
-    let seconds = |from: &Telemetry, to: &Telemetry| {
-        let khz = from.tsc_khz.max(1) as f64;
-        to.tsc.saturating_sub(from.tsc) as f64 / (khz * 1e3)
-    };
-    let pace = |from: &Telemetry, to: &Telemetry| {
-        let seconds = seconds(from, to);
-        if seconds > 0.0 { to.work.saturating_sub(from.work) as f64 / seconds } else { 0.0 }
-    };
     // A guest that wrote no figures since it arrived is measured until it has settled.
     let until = if end.tsc > before.tsc { &end } else { &settled };
-    let done = until.work.saturating_sub(before.work) as f64;
     let lost_s = match before.work_per_s {
-        rate if rate > 0.0 => seconds(&before, until) - done / rate,
+        rate if rate > 0.0 => until.seconds_since(&before) - until.work_since(&before) / rate,
         _ => 0.0,
     };
     Some(GuestMeasured {
@@ -91,8 +82,8 @@ fn measured(
             / before.tsc_khz.max(1) as f64,
         tick_gap_us: settled.window_tick_gap_us,
         work_before_per_s: before.work_per_s,
-        work_during_per_s: pace(&before, until),
-        work_after_per_s: pace(&end, &settled),
+        work_during_per_s: until.pace_since(&before),
+        work_after_per_s: settled.pace_since(&end),
         work_lost_ms: lost_s.max(0.0) * 1e3,
         corruptions: settled.corruptions,
     })

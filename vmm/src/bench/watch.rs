@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use migrate::guest::Telemetry;
-use migrate::pages::{PAGE_SIZE, PageRun, PageSet};
+use migrate::pages::{PAGE_SIZE, PageSet};
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -161,11 +160,11 @@ async fn watch(guest: &Resident) -> Result<Caught, LabError> {
         let silent = || LabError::Died { said: "the guest tells nothing of its work any more".to_owned() };
         guest.telemetry().ok_or_else(silent)
     };
-    let (first, limit) = (tell()?, guest.description().ram.last().map_or(0, PageRun::end));
+    let first = tell()?;
     sleep(PACE).await;
     let before = tell()?;
     guest.start_clean_dirty_log().map_err(refused("watch the guest"))?;
-    let (begun, mut pages, mut in_vain) = (Instant::now(), PageSet::new(limit), 0);
+    let (begun, mut pages, mut in_vain) = (Instant::now(), PageSet::new(guest.description().gfn_limit()), 0);
     while in_vain < LOOKS_IN_VAIN {
         sleep(LOOK).await;
         let known = pages.len();
@@ -179,19 +178,19 @@ async fn watch(guest: &Resident) -> Result<Caught, LabError> {
     let caught = tell()?;
     sleep(PACE).await;
     let after = tell()?;
-    drop(logging);
-    // Its memory is mapped in large pages again.
-    sleep(PACE).await;
     if after.work == caught.work {
         return Err(LabError::Died { said: "the guest has stopped working".to_owned() });
     }
-    let free = pace(&caught, &after);
+    drop(logging);
+    // Its memory is mapped in large pages again.
+    sleep(PACE).await;
+    let (took_s, after_per_s) = (caught.seconds_since(&before), after.pace_since(&caught));
     Ok(Caught {
-        before_per_s: pace(&first, &before) * 1e6,
+        before_per_s: before.pace_since(&first),
         pages: pages.len(),
-        took_us: us_between(&before, &caught),
-        lost_us: us_between(&before, &caught) - done(&before, &caught) / free,
-        after_per_s: free * 1e6,
+        took_us: took_s * 1e6,
+        lost_us: (took_s - caught.work_since(&before) / after_per_s) * 1e6,
+        after_per_s,
     })
 }
 
@@ -202,19 +201,6 @@ impl Drop for Logging<'_> {
     fn drop(&mut self) {
         self.0.stop_dirty_log();
     }
-}
-
-fn us_between(from: &Telemetry, to: &Telemetry) -> f64 {
-    to.tsc.saturating_sub(from.tsc) as f64 * 1e3 / to.tsc_khz as f64
-}
-
-fn done(from: &Telemetry, to: &Telemetry) -> f64 {
-    to.work.saturating_sub(from.work) as f64
-}
-
-/// Pages a µs.
-fn pace(from: &Telemetry, to: &Telemetry) -> f64 {
-    done(from, to) / us_between(from, to).max(1.0)
 }
 
 fn words(watched: &Watched) -> String {
@@ -243,16 +229,6 @@ fn words(watched: &Watched) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn told(ms: u64, work: u64) -> Telemetry {
-        Telemetry { tsc: ms * 2_000_000, tsc_khz: 2_000_000, work, ..Telemetry::default() }
-    }
-
-    #[test]
-    fn pace_is_work_by_the_guest_s_own_clock() {
-        let (from, to) = (told(1000, 500), told(3000, 4500));
-        assert_eq!((us_between(&from, &to), done(&from, &to), pace(&from, &to)), (2e6, 4000.0, 0.002));
-    }
 
     #[test]
     fn a_page_costs_a_vcpu_its_share_of_what_all_have_lost() {
