@@ -1,6 +1,6 @@
 //! Cloud Hypervisor's side, where it is installed: two processes with the demo guest's image, driven by its `ch-remote`.
 //!
-//! Written from the documents and sources of its version 54 (`docs/live_migration.md`), whose words are those of 53, too.
+//! Its words are those of versions 53 and 54 (its `docs/live_migration.md`).
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -18,10 +18,11 @@ use super::error::{PeersError, within};
 use super::ruler::{Consoles, console};
 use super::tied::tied;
 use super::usage::Meters;
+use super::ways::CloudHypervisorWay;
 use super::{DESTINATION, LIMIT, SOURCE, Told, cells};
 use crate::{Process, World};
 
-pub(super) const PROGRAM: &str = "cloud-hypervisor";
+const PROGRAM: &str = "cloud-hypervisor";
 const REMOTE: &str = "ch-remote";
 /// The first whose `ch-remote` takes the words used here.
 const SINCE: u32 = 53;
@@ -29,6 +30,8 @@ const START: Duration = Duration::from_secs(20);
 const BOOT: Duration = Duration::from_secs(10);
 /// Between two looks for what cannot be waited for.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks at what the processes of a move have used: the source ends with the move, and its vCPUs' time is not known after.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A Cloud Hypervisor that boots the guest here.
 #[derive(Debug, Clone, Serialize)]
@@ -48,7 +51,9 @@ pub(super) struct Pair {
 /// A destination that waits for a guest.
 #[derive(Debug)]
 pub(super) struct Ready {
+    way: CloudHypervisorWay,
     source: PathBuf,
+    source_id: u32,
     receiving: Child,
     port: u16,
 }
@@ -84,6 +89,8 @@ impl CloudHypervisor {
             Some(guest) => self.command(world, guest)?,
             None => Command::new(PROGRAM),
         };
+        // What an error takes to show where it comes from the program forbids itself: it would end without a word.
+        command.env("RUST_BACKTRACE", "0");
         command.arg("--api-socket").arg(control(world, name)).current_dir(world.folder());
         let process = world.start(tied(&command), name);
         // The destination learns from the source where the console is. In a file of that name it would write over
@@ -104,7 +111,7 @@ impl CloudHypervisor {
 
 impl Pair {
     /// Has the destination wait for the guest.
-    pub(super) async fn prepare(&self) -> Result<Ready, PeersError> {
+    pub(super) async fn prepare(&self, way: CloudHypervisorWay) -> Result<Ready, PeersError> {
         for control in &self.controls {
             let answers = async {
                 while UnixStream::connect(control).await.is_err() {
@@ -116,7 +123,7 @@ impl Pair {
         // It cannot be asked which port it was given: one that is free now.
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr());
         let port = free.map_err(PeersError::host("find a free port"))?.port();
-        let receiving = remote(&self.controls[1], "receive-migration", &receive(port))?;
+        let receiving = remote(&self.controls[1], "receive-migration", &receive(way, port))?;
         // To connect would be to begin.
         let listens = async {
             while !listens(&fs::read_to_string("/proc/net/tcp").unwrap_or_default(), port) {
@@ -124,25 +131,47 @@ impl Pair {
             }
         };
         within(START, "the destination listens", listens).await?;
-        Ok(Ready { source: self.controls[0].clone(), receiving, port })
+        let (source, source_id) = (self.controls[0].clone(), self.source.id());
+        Ok(Ready { way, source, source_id, receiving, port })
     }
 }
 
 impl Ready {
     /// Moves the guest. It is over when both commands have ended well: the destination's does when the guest runs there;
-    /// the source's does before, in newer versions.
-    pub(super) async fn migrate(self, connections: u32, meters: &mut Meters) -> Result<Told, PeersError> {
+    /// the source's does before. By post-copy it is over when the source has ended, which it does when all pages are there.
+    pub(super) async fn migrate(self, meters: &mut Meters) -> Result<Told, PeersError> {
+        let Self { way, source, source_id, receiving, port } = self;
         let (carried, start) = (carried(), Instant::now());
-        let sending = remote(&self.source, "send-migration", &send(self.port, connections))?;
-        for child in [&sending, &self.receiving] {
+        let sending = remote(&source, "send-migration", &send(way, port))?;
+        for child in [&sending, &receiving] {
             // It may have ended already: then there is nothing to add.
             let _ = child.id().map(|pid| meters.add(pid));
         }
-        let both = async { tokio::try_join!(ended(sending, SOURCE), ended(self.receiving, DESTINATION)) };
-        within(LIMIT, "the migration ends", both).await??;
+        let over = async {
+            tokio::try_join!(ended(sending, SOURCE), ended(receiving, DESTINATION))?;
+            while way.postcopy && !has_exited(source_id) {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok::<_, PeersError>(())
+        };
+        let watched = async {
+            tokio::pin!(over);
+            loop {
+                tokio::select! {
+                    over = &mut over => break over,
+                    () = tokio::time::sleep(LOOK) => meters.read(),
+                }
+            }
+        };
+        within(LIMIT, "the migration ends", watched).await??;
         let wall = start.elapsed();
         Ok(Told { wall, total_ms: None, downtime_ms: None, wire_bytes: self::carried() - carried })
     }
+}
+
+/// Whether it says so of something that went wrong.
+pub(super) fn complains(line: &str) -> bool {
+    line.starts_with(PROGRAM) && line.contains(" ERROR:")
 }
 
 fn version(program: &str) -> Option<String> {
@@ -165,14 +194,28 @@ fn machine(kernel: &Path, guest: &GuestPlan) -> Vec<String> {
     words.into_iter().chain(["--serial", "tty", "--console", "off"]).map(str::to_owned).collect()
 }
 
-fn receive(port: u16) -> String {
-    format!("receiver_url=tcp:127.0.0.1:{port}")
+fn receive(way: CloudHypervisorWay, port: u16) -> String {
+    format!("receiver_url=tcp:127.0.0.1:{port}{}", memory_mode(way))
 }
 
-/// All that is not said is as it is by default; the limit of downtime is 300 ms then, as everywhere.
-fn send(port: u16, connections: u32) -> String {
+fn send(way: CloudHypervisorWay, port: u16) -> String {
+    let CloudHypervisorWay { connections, downtime_ms, .. } = way;
     let limit = LIMIT.as_secs();
-    format!("destination_url=tcp:127.0.0.1:{port},connections={connections},timeout_s={limit}")
+    format!(
+        "destination_url=tcp:127.0.0.1:{port},connections={connections},downtime_ms={downtime_ms},timeout_s={limit}{}",
+        memory_mode(way)
+    )
+}
+
+/// Both sides are to be told.
+fn memory_mode(way: CloudHypervisorWay) -> &'static str {
+    if way.postcopy { ",memory_mode=postcopy" } else { "" }
+}
+
+/// Whether a process has ended. Until it is dropped it is still to be seen (state Z, proc(5)).
+fn has_exited(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
 }
 
 fn remote(control: &Path, order: &str, words: &str) -> Result<Child, PeersError> {
@@ -221,14 +264,36 @@ mod tests {
             "--kernel /w/kernel --cmdline fill=0 content=random idle --cpus boot=1 --memory size=1024M \
              --serial tty --console off"
         );
-        assert_eq!(receive(7400), "receiver_url=tcp:127.0.0.1:7400");
-        assert_eq!(send(7400, 4), "destination_url=tcp:127.0.0.1:7400,connections=4,timeout_s=30");
+        let mut way = CloudHypervisorWay { connections: 4, downtime_ms: 300, postcopy: false };
+        assert_eq!(receive(way, 7400), "receiver_url=tcp:127.0.0.1:7400");
+        let sent = "destination_url=tcp:127.0.0.1:7400,connections=4,downtime_ms=300,timeout_s=30";
+        assert_eq!(send(way, 7400), sent);
+        way.postcopy = true;
+        assert_eq!(receive(way, 7400), "receiver_url=tcp:127.0.0.1:7400,memory_mode=postcopy");
+        assert_eq!(send(way, 7400), format!("{sent},memory_mode=postcopy"));
     }
 
     #[test]
     fn versions() {
         let versions = ["cloud-hypervisor v53.0.0", "cloud-hypervisor v54.0-12-gae44c29", "cloud-hypervisor"];
         assert_eq!(versions.map(major), [Some(53), Some(54), None]);
+    }
+
+    #[test]
+    fn a_complaint_is_no_warning() {
+        let of_vcpu = "cloud-hypervisor:   0.003702s: <vcpu0> WARN:vmm/src/cpu.rs:278 -- no SMT isolation";
+        let of_move = "cloud-hypervisor:   7.990129s: <vmm> ERROR:vmm/src/lib.rs:2090 -- Migration failed: GetNestedState";
+        assert!(!complains(of_vcpu) && complains(of_move) && !complains("vmm: ERROR: no"));
+    }
+
+    #[test]
+    fn who_has_exited() {
+        assert!(!has_exited(std::process::id()) && has_exited(0));
+        let mut child = Command::new("true").spawn().unwrap();
+        while !has_exited(child.id()) {
+            std::thread::sleep(PAUSE);
+        }
+        child.wait().unwrap();
     }
 
     #[test]

@@ -71,15 +71,15 @@ pub(super) async fn run(
             };
             moved.await.map_err(|error| with_last_words(error, [source, destination]))
         }
-        How::CloudHypervisor { connections } => {
+        How::CloudHypervisor(way) => {
             let absent = || PeersError::Failed("it is not installed here".to_owned());
             let pair = peers.cloud_hypervisor.as_ref().ok_or_else(absent)?.pair(world, &cell.guest)?;
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
-                let ready = pair.prepare().await?;
+                let ready = pair.prepare(*way).await?;
                 let mut watch =
                     Watch::begin(world, cell, rhythm, [source, destination], VCPU_THREADS).await?;
-                let told = ready.migrate(*connections, &mut watch.meters).await?;
+                let told = ready.migrate(&mut watch.meters).await?;
                 watch.end(told).await
             };
             moved.await.map_err(|error| with_last_words(error, [source, destination]))
@@ -154,7 +154,8 @@ fn with_last_words(error: PeersError, processes: [&Process; 2]) -> PeersError {
         return error;
     }
     let complains = |line: &&str| {
-        ["vmm: ", qemu::PROGRAM, cloud_hypervisor::PROGRAM].iter().any(|name| line.starts_with(name))
+        ["vmm: ", qemu::PROGRAM].iter().any(|name| line.starts_with(name))
+            || cloud_hypervisor::complains(line)
     };
     let last = |process: &Process| process.err().lines().rfind(complains).map(str::to_owned);
     let words: Vec<_> = processes.into_iter().filter_map(last).collect();

@@ -33,12 +33,20 @@ pub enum How {
     },
     /// QEMU.
     Qemu(QemuWay),
-    /// Cloud Hypervisor, by so many connections.
+    /// Cloud Hypervisor.
     #[serde(rename = "cloud-hypervisor")]
-    CloudHypervisor {
-        /// `connections`.
-        connections: u32,
-    },
+    CloudHypervisor(CloudHypervisorWay),
+}
+
+/// What Cloud Hypervisor is told, in its own words. All else is as it is by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CloudHypervisorWay {
+    /// `connections`.
+    pub connections: u32,
+    /// `downtime_ms`.
+    pub downtime_ms: u64,
+    /// `memory_mode=postcopy`.
+    pub postcopy: bool,
 }
 
 /// What QEMU is told, in its own words.
@@ -75,7 +83,7 @@ impl Way {
     /// Whether it is Cloud Hypervisor's.
     #[must_use]
     pub fn is_cloud_hypervisors(&self) -> bool {
-        matches!(self.how, How::CloudHypervisor { .. })
+        matches!(self.how, How::CloudHypervisor(_))
     }
 
     fn vmm(name: &'static str, mode: Mode, streams: Option<u32>) -> Self {
@@ -92,8 +100,14 @@ impl Way {
         Self { name, how: How::Qemu(way) }
     }
 
-    fn cloud_hypervisor(name: &'static str, connections: u32) -> Self {
-        Self { name, how: How::CloudHypervisor { connections } }
+    fn cloud_hypervisor(name: &'static str, connections: u32, downtime_ms: u64) -> Self {
+        let way = CloudHypervisorWay { connections, downtime_ms, postcopy: false };
+        Self { name, how: How::CloudHypervisor(way) }
+    }
+
+    fn cloud_hypervisor_postcopy(name: &'static str) -> Self {
+        let way = CloudHypervisorWay { connections: 1, downtime_ms: USUAL_DOWNTIME_MS, postcopy: true };
+        Self { name, how: How::CloudHypervisor(way) }
     }
 
     fn postcopy(name: &'static str, start: Start, more: &'static [&str]) -> Self {
@@ -123,8 +137,10 @@ pub fn all() -> Vec<Way> {
         Way::postcopy("QEMU post-copy at once", Start::AtOnce, &[]),
         Way::postcopy("QEMU post-copy at once + preempt", Start::AtOnce, PREEMPT),
         Way::postcopy("QEMU post-copy after a pass + preempt", Start::AfterOnePass, PREEMPT),
-        Way::cloud_hypervisor("Cloud Hypervisor 1 connection", 1),
-        Way::cloud_hypervisor("Cloud Hypervisor 4 connections", 4),
+        Way::cloud_hypervisor("Cloud Hypervisor 1 connection", 1, USUAL_DOWNTIME_MS),
+        Way::cloud_hypervisor("Cloud Hypervisor 4 connections", 4, USUAL_DOWNTIME_MS),
+        Way::cloud_hypervisor("Cloud Hypervisor 4 connections 10 ms", 4, 10),
+        Way::cloud_hypervisor_postcopy("Cloud Hypervisor post-copy"),
     ];
     in_turn(ours.into(), theirs.into())
 }
@@ -171,6 +187,6 @@ mod tests {
     fn those_of_both_take_turns() {
         let whose: Vec<_> = all().iter().map(Way::is_ours).collect();
         assert!(whose.windows(4).all(|three| three.contains(&true) && three.contains(&false)), "{whose:?}");
-        assert_eq!((whose.len(), few().len(), checked().len()), (14, 7, 5));
+        assert_eq!((whose.len(), few().len(), checked().len()), (16, 7, 5));
     }
 }

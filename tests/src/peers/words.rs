@@ -137,7 +137,7 @@ fn connections(way: &WayRecord) -> u32 {
     match &way.way.how {
         How::Vmm { streams, .. } => streams.unwrap_or_else(default_streams),
         How::Qemu(way) => way.multifd_channels.unwrap_or(1),
-        How::CloudHypervisor { connections } => *connections,
+        How::CloudHypervisor(way) => way.connections,
     }
 }
 
