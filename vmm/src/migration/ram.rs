@@ -46,8 +46,9 @@ impl Ram for EngineRam {
         turns::take(Turn::Bulk);
     }
 
-    fn take_turns_as_a_vcpu(&self) {
+    fn hurry_for_a_vcpu(&self) {
         turns::take(Turn::Waited);
+        turns::go_before_others();
     }
 
     fn populated(&self) -> Result<PageSet> {
