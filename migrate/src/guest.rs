@@ -83,9 +83,9 @@ pub trait Ram: Send + Sync {
     /// core need not wait for the end of a long one.
     fn move_in_short_turns(&self) {}
 
-    /// The calling thread will bring a vCPU what it waits for, which is little work: it asks the host for the turns that a vCPU has,
-    /// shorter ones still, which take the core from those, and to go before others.
-    fn hurry_for_a_vcpu(&self) {}
+    /// The calling thread will bring a vCPU what it waits for: it asks the host for the turns that a vCPU has, shorter ones still,
+    /// which take the core from those.
+    fn take_turns_as_a_vcpu(&self) {}
 
     /// Pages that were ever written, others among them perhaps; all that are not in it read as zero and need not be sent.
     ///

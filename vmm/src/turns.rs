@@ -5,7 +5,6 @@
 
 #![expect(unsafe_code, reason = "sched_getattr and sched_setattr take a pointer")]
 
-use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 /// How long a thread's turns are. Usual ones are 1 to 3 ms.
@@ -55,17 +54,6 @@ pub(crate) fn take(turn: Turn) {
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
-/// How far a thread goes before others: it has nine times the weight of a usual one, and uses next to nothing of it.
-const STEPS_AHEAD: i32 = 10;
-
-/// From here on the calling thread, which somebody waits for and which has little to do, goes before others that are due. Best effort:
-/// it takes `CAP_SYS_NICE`, or a limit that allows it (`RLIMIT_NICE`).
-pub(crate) fn go_before_others() {
-    // Linux keeps this for each thread, and means the calling one if none is named.
-    let now = getpriority_process(None).unwrap_or(0);
-    let _ = setpriority_process(None, now - STEPS_AHEAD);
-}
-
 /// The calling thread goes on at another core than `core`, if it is there and has another. The scheduler may bring it back: it has all
 /// the cores again that it had, though as its own choice from then on, of which one that is added to the host later is no part.
 pub(crate) fn leave(core: usize) {
@@ -102,17 +90,6 @@ mod tests {
                 assert_eq!(cores(), before);
             }
         });
-    }
-
-    #[test]
-    fn who_goes_before_others_does_so_alone_and_as_far_as_it_may() {
-        let before = getpriority_process(None).unwrap();
-        apart(|| {
-            go_before_others();
-            let now = getpriority_process(None).unwrap();
-            assert!([(before - STEPS_AHEAD).max(-20), before].contains(&now), "{before} -> {now}");
-        });
-        assert_eq!(getpriority_process(None).unwrap(), before);
     }
 
     #[test]

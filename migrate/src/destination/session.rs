@@ -119,7 +119,7 @@ impl<'a> Session<'a> {
         }
         if let Some(line) = lines.urgent.clone() {
             start(scope, "urgent", move || {
-                context.ram.hurry_for_a_vcpu();
+                context.ram.take_turns_as_a_vcpu();
                 context
                     .alarm
                     .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));

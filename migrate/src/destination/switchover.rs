@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
     {
         let context = self.context;
         start(scope, "faults", move || {
-            context.ram.hurry_for_a_vcpu();
+            context.ram.take_turns_as_a_vcpu();
             context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
         })
         .map(drop)

@@ -194,7 +194,7 @@ impl Crew {
         let round_trip = lines.round_trip;
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
-                context.ram().hurry_for_a_vcpu();
+                context.ram().take_turns_as_a_vcpu();
                 context
                     .alarm
                     .guard("answers page requests", || page_server::answer(context, &urgent, round_trip));

@@ -46,9 +46,8 @@ impl Ram for EngineRam {
         turns::take(Turn::Bulk);
     }
 
-    fn hurry_for_a_vcpu(&self) {
+    fn take_turns_as_a_vcpu(&self) {
         turns::take(Turn::Waited);
-        turns::go_before_others();
     }
 
     fn populated(&self) -> Result<PageSet> {
