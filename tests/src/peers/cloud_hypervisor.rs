@@ -30,8 +30,8 @@ const START: Duration = Duration::from_secs(20);
 const BOOT: Duration = Duration::from_secs(10);
 /// Between two looks for what cannot be waited for.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Between two looks at what the processes of a move have used: the source ends with the move, and its vCPUs' time is not known after.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at what the source has used, which ends with the move: its vCPUs' time is not known after.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A Cloud Hypervisor that boots the guest here.
 #[derive(Debug, Clone, Serialize)]
@@ -137,8 +137,9 @@ impl Pair {
 }
 
 impl Ready {
-    /// Moves the guest. It is over when both commands have ended well: the destination's does when the guest runs there;
-    /// the source's does before. By post-copy it is over when the source has ended, which it does when all pages are there.
+    /// Moves the guest. It is over when both commands have ended well: the destination's does when the guest runs there; the source's
+    /// when the move has begun, which says nothing yet. By post-copy it is over when the source has ended, which it does when all
+    /// pages are there.
     pub(super) async fn migrate(self, meters: &mut Meters) -> Result<Told, PeersError> {
         let Self { way, source, source_id, receiving, port } = self;
         let (carried, start) = (carried(), Instant::now());
@@ -149,8 +150,8 @@ impl Ready {
         }
         let over = async {
             tokio::try_join!(ended(sending, SOURCE), ended(receiving, DESTINATION))?;
-            while way.postcopy && !has_exited(source_id) {
-                tokio::time::sleep(PAUSE).await;
+            if way.postcopy {
+                ended_well(source_id).await?;
             }
             Ok::<_, PeersError>(())
         };
@@ -159,7 +160,7 @@ impl Ready {
             loop {
                 tokio::select! {
                     over = &mut over => break over,
-                    () = tokio::time::sleep(LOOK) => meters.read(),
+                    () = tokio::time::sleep(LOOK) => meters.read_source(),
                 }
             }
         };
@@ -212,10 +213,26 @@ fn memory_mode(way: CloudHypervisorWay) -> &'static str {
     if way.postcopy { ",memory_mode=postcopy" } else { "" }
 }
 
-/// Whether a process has ended. Until it is dropped it is still to be seen (state Z, proc(5)).
-fn has_exited(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+/// Waits until the source has ended, for as long as whoever waits for this.
+async fn ended_well(source: u32) -> Result<(), PeersError> {
+    loop {
+        match exit_status(source) {
+            None => tokio::time::sleep(PAUSE).await,
+            Some(0) => return Ok(()),
+            Some(status) => {
+                let why = format!("Cloud Hypervisor's {SOURCE} ended with status {status:#x}");
+                return Err(PeersError::Failed(why));
+            }
+        }
+    }
+}
+
+/// How a process has ended, if it has. Until it is dropped that is still to be seen (state Z, and the last word; proc(5)).
+fn exit_status(pid: u32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let words: Vec<_> = stat.rsplit(") ").next()?.split_whitespace().collect();
+    let (state, status) = (words.first()?, words.last()?);
+    (*state == "Z").then(|| status.parse().unwrap_or(-1))
 }
 
 fn remote(control: &Path, order: &str, words: &str) -> Result<Child, PeersError> {
@@ -287,13 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn who_has_exited() {
-        assert!(!has_exited(std::process::id()) && has_exited(0));
-        let mut child = Command::new("true").spawn().unwrap();
-        while !has_exited(child.id()) {
-            std::thread::sleep(PAUSE);
+    fn how_a_process_has_ended() {
+        assert_eq!(exit_status(std::process::id()), None);
+        for (program, status) in [("true", 0), ("false", 1 << 8)] {
+            let mut child = Command::new(program).spawn().unwrap();
+            let ended = crate::until("the program has ended", || exit_status(child.id()));
+            assert_eq!(ended, status, "{program}");
+            child.wait().unwrap();
         }
-        child.wait().unwrap();
     }
 
     #[test]

@@ -14,6 +14,8 @@ use super::ways::{How, Way};
 use super::{Peers, Told, cloud_hypervisor, ours, qemu};
 use crate::{Process, World};
 
+/// After which what a process had to say of a move that failed has been said.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 /// Boot and fill: a fixed part, and what a slow host needs for each MiB.
 const BOOT: Duration = Duration::from_secs(30);
 const FILL_PER_MIB: Duration = Duration::from_millis(50);
@@ -82,7 +84,12 @@ pub(super) async fn run(
                 let told = ready.migrate(&mut watch.meters).await?;
                 watch.end(told).await
             };
-            moved.await.map_err(|error| with_last_words(error, [source, destination]))
+            let moved = moved.await;
+            if moved.is_err() {
+                // The destination's command fails before the source says why.
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+            moved.map_err(|error| with_last_words(error, [source, destination]))
         }
     }
 }

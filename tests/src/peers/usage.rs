@@ -58,6 +58,11 @@ impl Meters {
         self.host[1] = HostTime::now().busy;
     }
 
+    /// Reads the source, while it lives.
+    pub(super) fn read_source(&mut self) {
+        self.all[0].read();
+    }
+
     /// What was used. `destination`: its process, which has the guest now.
     pub(super) fn cost(&self, destination: u32) -> Cost {
         let shares: Vec<_> = self.all.iter().map(Meter::used).collect();
