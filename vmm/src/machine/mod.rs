@@ -19,7 +19,6 @@ mod supply;
 mod tests;
 mod virtio;
 
-use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,17 +166,9 @@ impl<Life> Machine<Life> {
         self.board.console()
     }
 
-    /// Writes are logged from now on: which vCPUs write is seen from here.
-    pub fn watch_writers(&self) {
-        self.vcpus.new_faults();
-    }
-
-    /// Holds the vCPUs back that have `written` so many pages, for so many percent of their time, below 100; 0: none any more.
-    ///
-    /// # Errors
-    /// When the host refuses a thread for it.
-    pub fn throttle(&self, percent: u8, written: u64) -> io::Result<()> {
-        self.vcpus.throttle(percent, written)
+    /// Its vCPUs.
+    pub(crate) fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
     }
 
     /// Presses the guest's power button. If it is paused it hears of it when it runs.

@@ -15,7 +15,7 @@ use crate::devices::virtio::DiskError;
 use crate::machine::{Board, Hooks, Machine, MachineDescription, Paused, PausedClock, Running};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::ram::GuestRam;
-use crate::vcpu::SourceClock;
+use crate::vcpu::{SourceClock, Vcpus};
 
 use super::ram::{EngineRam, runs_of};
 use super::{refused, telemetry};
@@ -48,6 +48,16 @@ enum Life {
     Paused(Machine<Paused>),
     /// Let go of, or lost.
     Gone,
+}
+
+impl Life {
+    fn vcpus(&self) -> Option<&Vcpus> {
+        match self {
+            Self::Running(machine) => Some(machine.vcpus()),
+            Self::Paused(machine) => Some(machine.vcpus()),
+            Self::Gone => None,
+        }
+    }
 }
 
 impl Resident {
@@ -313,20 +323,15 @@ impl Resident {
     /// Starts dirty logging.
     pub(super) fn start_dirty_log(&self) -> Result<()> {
         self.with_log(|log| log.start().map_err(refused))?;
-        if let Life::Running(machine) = &*self.lock() {
-            machine.watch_writers();
-        }
+        // Which of them write is seen from here on.
+        self.lock().vcpus().map(Vcpus::new_faults);
         Ok(())
     }
 
     /// Holds its vCPUs back that have `written` so many pages, for so many percent of their time.
     pub(super) fn throttle(&self, percent: u8, written: u64) -> Result<()> {
-        match &*self.lock() {
-            Life::Running(machine) => machine.throttle(percent, written)?,
-            Life::Paused(machine) => machine.throttle(percent, written)?,
-            Life::Gone => {}
-        }
-        Ok(())
+        let life = self.lock();
+        life.vcpus().map_or(Ok(()), |vcpus| Ok(vcpus.throttle(percent, written)?))
     }
 
     /// Starts dirty logging with no page in the log: only what is written from here on will be.

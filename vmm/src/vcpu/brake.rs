@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::signal::Killable;
 
 use super::kick::{self, Kick};
+use super::{Vcpu, Vcpus};
 
 /// How long a vCPU runs between two waits. To call one out of the guest takes a tenth of this; and the guest's longest standstill
 /// is as many times this as the wait is: 1 ms at 50 %, 19 at 95.
@@ -114,6 +115,50 @@ impl Throttle {
     /// Holds nobody back any more, without waiting for anything: who waits now does so to the end of it.
     pub(super) fn rest(&self) {
         lock(&self.shared.orders).wait = None;
+    }
+}
+
+impl Vcpus {
+    /// Faults that each has taken since this was asked last: while writes are logged, whoever has many writes. None where the host
+    /// does not count them.
+    pub fn new_faults(&self) -> Vec<Option<u64>> {
+        self.all.iter().map(Vcpu::new_faults).collect()
+    }
+
+    /// Holds those that have `written` so many pages since [`new_faults`](Self::new_faults) or this was called last back for so many
+    /// percent of their time, below 100; 0: nobody any more. When all leave the guest that ends, too.
+    ///
+    /// # Errors
+    /// When the host refuses a thread for it.
+    pub fn throttle(&self, percent: u8, written: u64) -> io::Result<()> {
+        if percent == 0 {
+            self.throttle.take();
+            return Ok(());
+        }
+        self.hold_back(percent, writers(&self.new_faults(), written))
+    }
+
+    /// `whom`, by number; none: the same as before, or all.
+    pub(crate) fn hold_back(&self, percent: u8, whom: Option<Vec<bool>>) -> io::Result<()> {
+        let mut throttle = self.throttle.borrow_mut();
+        let throttle = match &mut *throttle {
+            Some(throttle) => throttle,
+            none => none.insert(Throttle::start(self.all.iter().filter_map(Vcpu::braked).collect())?),
+        };
+        throttle.set(percent, whom);
+        Ok(())
+    }
+}
+
+impl Vcpu {
+    fn braked(&self) -> Option<Braked> {
+        Some(Braked { brake: Arc::clone(&self.brake), thread: Arc::clone(self.thread.as_ref()?) })
+    }
+
+    /// Faults since this was asked last. None where the host does not count them.
+    fn new_faults(&self) -> Option<u64> {
+        let now = self.faults.as_ref()?.count()?;
+        Some(now.wrapping_sub(self.seen.replace(now)))
     }
 }
 

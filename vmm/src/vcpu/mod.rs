@@ -41,7 +41,7 @@ use crate::devices::{Bus, GuestEnd};
 use crate::memory::ram::GuestRam;
 use crate::state::StreamWriter;
 use crate::turns::{self, Turn};
-use brake::{Brake, Braked, Throttle};
+use brake::{Brake, Throttle};
 use faults::Faults;
 use kick::Kick;
 use orders::Orders;
@@ -192,36 +192,6 @@ impl Vcpus {
         }
     }
 
-    /// Faults that each has taken since this was asked last: while writes are logged, whoever has many writes. None where the host
-    /// does not count them.
-    pub fn new_faults(&self) -> Vec<Option<u64>> {
-        self.all.iter().map(Vcpu::new_faults).collect()
-    }
-
-    /// Holds those that have `written` so many pages since [`new_faults`](Self::new_faults) or this was called last back for so many
-    /// percent of their time, below 100; 0: nobody any more. When all leave the guest that ends, too.
-    ///
-    /// # Errors
-    /// When the host refuses a thread for it.
-    pub fn throttle(&self, percent: u8, written: u64) -> io::Result<()> {
-        if percent == 0 {
-            self.throttle.take();
-            return Ok(());
-        }
-        self.hold_back(percent, brake::writers(&self.new_faults(), written))
-    }
-
-    /// `whom`, by number; none: the same as before, or all.
-    pub(crate) fn hold_back(&self, percent: u8, whom: Option<Vec<bool>>) -> io::Result<()> {
-        let mut throttle = self.throttle.borrow_mut();
-        let throttle = match &mut *throttle {
-            Some(throttle) => throttle,
-            none => none.insert(Throttle::start(self.all.iter().filter_map(Vcpu::braked).collect())?),
-        };
-        throttle.set(percent, whom);
-        Ok(())
-    }
-
     /// Makes all leave the guest and waits until they have, at most `limit`. On failure all run on.
     ///
     /// # Errors
@@ -341,16 +311,6 @@ impl Vcpu {
         })?;
         let (thread, seen) = (Some(Arc::new(thread)), Cell::default());
         Ok(Self { cpu, kick, brake, faults, seen, replies, thread, buffer: Cell::default() })
-    }
-
-    fn braked(&self) -> Option<Braked> {
-        Some(Braked { brake: Arc::clone(&self.brake), thread: Arc::clone(self.thread.as_ref()?) })
-    }
-
-    /// Faults since this was asked last. None where the host does not count them.
-    fn new_faults(&self) -> Option<u64> {
-        let now = self.faults.as_ref()?.count()?;
-        Some(now.wrapping_sub(self.seen.replace(now)))
     }
 
     fn ask_to_leave(&self) {

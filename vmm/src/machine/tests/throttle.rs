@@ -22,14 +22,14 @@ fn a_guest_that_is_held_back_does_less_and_is_paused_all_the_same() {
     let (mut machine, ends) = busy(1);
     let time = Duration::from_millis(300);
     let free = work_in(&machine, time);
-    machine.throttle(96, 0).unwrap();
+    machine.vcpus.throttle(96, 0).unwrap();
     let held_back = work_in(&machine, time);
     assert!(held_back > 0 && held_back < free / 2, "{held_back} instead of {free}");
-    machine.throttle(0, 0).unwrap();
+    machine.vcpus.throttle(0, 0).unwrap();
     let freed = work_in(&machine, time);
     assert!(freed > 2 * held_back, "{freed} after {held_back}");
     for _ in 0..20 {
-        machine.throttle(99, 0).unwrap();
+        machine.vcpus.throttle(99, 0).unwrap();
         std::thread::sleep(Duration::from_millis(3));
         let paused = pause(machine);
         let stopped = telemetry(&paused, 1).unwrap().work();
@@ -41,7 +41,7 @@ fn a_guest_that_is_held_back_does_less_and_is_paused_all_the_same() {
     let after = work_in(&machine, time);
     assert!(after > 2 * held_back, "{after} after {held_back}");
     assert_eq!(works_on(&machine, 1, 1000).corruptions, 0);
-    machine.throttle(99, 0).unwrap();
+    machine.vcpus.throttle(99, 0).unwrap();
     drop(machine);
     assert!(ends.try_recv().is_err());
 }
