@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -297,6 +298,10 @@ pub trait Arriving: Send + Sync {
 
     /// How long a save and a restore take here, from rehearsing both on the blank machine.
     fn rehearse(&self) -> Rehearsal;
+
+    /// Keeps the vCPUs to these cores of the host, while pages are missing; none: lets them run wherever they could before. Best
+    /// effort: a vCPU that may use none of them stays where it is.
+    fn keep_vcpus_to(&self, _cores: Option<&CpuSet>) {}
 
     /// Post-copy: discards `missing` and from here on catches every touch of a page that does not exist, of these or
     /// of any never populated, by the guest or by the kernel on its behalf. Nothing lands any more.

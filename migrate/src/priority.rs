@@ -3,12 +3,16 @@
 //! Bulk data moves in portions of a fraction of a millisecond. Between two of them its thread offers the core: a vCPU
 //! that waits for it waits for one portion, not for the scheduler's next tick (4 ms where HZ is 250).
 
+mod parting;
+
 use std::num::NonZero;
 use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+pub(crate) use parting::Parting;
 
 /// How long a guest that has just begun to run there is left alone: nobody is told anything, since whoever hears of an
 /// event may take a core for a millisecond; and what nobody asks for is not pushed yet, so that its page requests have the
@@ -24,11 +28,16 @@ pub(crate) const PORTION: u64 = 64;
 /// of its pace instead of 40 %, at the same throughput; ten steps cost a third of that.
 const BULK_STEPS_BACK: i32 = 5;
 
-/// Whether there is a core beyond those that so many busy threads occupy.
-pub(crate) fn core_beyond(busy: u32) -> bool {
+/// Cores that this process may use, by its control group's share of time too.
+fn cores_here() -> u32 {
     // Asked once: it reads files of the control group.
     static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
-    *CORES > busy as usize
+    u32::try_from(*CORES).unwrap_or(u32::MAX)
+}
+
+/// Whether there is a core beyond those that so many busy threads occupy.
+pub(crate) fn core_beyond(busy: u32) -> bool {
+    cores_here() > busy
 }
 
 /// Whether sender and receiver, where they are on one host, have to share a core beside a guest's vCPUs.

@@ -8,6 +8,7 @@ use crate::alarm::Alarm;
 use crate::channel::Deadlines;
 use crate::channel::line::Line;
 use crate::guest::{Arriving, Ram};
+use crate::priority::Parting;
 use crate::progress::{Event, Observer};
 use crate::report::Phase;
 use crate::wire::{Preflight, RamMap};
@@ -25,6 +26,8 @@ pub(super) struct Context<'a> {
     /// Post-copy: set just before the pause; pages are placed from then on.
     pub(super) placing: OnceLock<Arc<Placing>>,
     pub(super) observer: &'a dyn Observer,
+    /// Of the cores here, while pages are missing.
+    pub(super) parting: Option<Parting>,
 }
 
 impl Context<'_> {

@@ -226,7 +226,13 @@ impl Context<'_> {
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
         let (mut scratch, mut turns) = (Scratch::default(), Turns::staying(vcpus, streams));
+        let mut parting = self.parting.filter(|_| role == Role::Data);
         loop {
+            // From when pages are missing vCPUs wait for others, on the cores beside.
+            if let Some(parting) = parting.take_if(|_| self.stage() == Stage::Placing) {
+                turns = Turns::beside(vcpus);
+                parting.move_bulk();
+            }
             match self.receive_frame(line, role, &mut scratch, &mut turns) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
                 Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}

@@ -19,6 +19,7 @@ use crate::channel::{Deadlines, Listen};
 use crate::failure::Failure;
 use crate::guest::{Arriving, Description, Host};
 use crate::journal::{Journals, Promise};
+use crate::priority::Parting;
 use crate::progress::{Event, Observer};
 use crate::report::Phase;
 use crate::threads::start;
@@ -127,6 +128,7 @@ impl Place<'_> {
                     return failed(failure);
                 }
             };
+        let parting = Parting::here(preflight.description.vcpus, preflight.streams);
         let context = Context {
             ram: guest.ram(),
             landing: Arc::new(Landing::new(map.limit(), preflight.streams)),
@@ -138,6 +140,7 @@ impl Place<'_> {
             control,
             deadlines: self.deadlines,
             observer: self.observer,
+            parting,
         };
         let report = context.blank_report();
         let session = Session { context: &context, custody, report, session: hello.session, call: 0 };

@@ -11,7 +11,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
-use crate::priority::LEFT_ALONE;
+use crate::priority::{LEFT_ALONE, Parting};
 use crate::progress::Event;
 use crate::report::{Phase, Switchover};
 use crate::threads::start;
@@ -55,8 +55,12 @@ impl<'a> Session<'a> {
         'a: 'scope,
     {
         let context = self.context;
+        if let Some(parting) = &context.parting {
+            context.guest.keep_vcpus_to(Some(parting.for_vcpus()));
+        }
         start(scope, "faults", move || {
             context.ram.take_turns_as_a_vcpu();
+            context.parting.iter().for_each(Parting::serve_vcpus);
             context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
         })
         .map(drop)

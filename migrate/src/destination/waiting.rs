@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::guest::Arriving;
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::{PageRun, PageSet};
+use crate::priority::Parting;
 use crate::progress::Event;
 use crate::threads::start;
 use crate::wire::limits::LONGEST_RECOVERY;
@@ -230,6 +231,7 @@ impl Place<'_> {
         self.observer.tell(Event::Found { us, calls });
         waiting.custody.promise();
         let Waiting { guest, custody, report, preflight, map, landing, placing, session, .. } = *waiting;
+        let parting = Parting::here(preflight.description.vcpus, preflight.streams);
         let context = Context {
             ram: guest.ram(),
             landing,
@@ -241,6 +243,7 @@ impl Place<'_> {
             control,
             deadlines: self.deadlines,
             observer: self.observer,
+            parting,
         };
         Session { context: &context, custody, report, session, call }.converse(self.desk, &lines)
     }

@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::guest::{Departing, Description, GuestError, Ram};
 use crate::options::{InFlightPolicy, MAX_STREAMS, Options, default_timeout};
 use crate::pages::{PAGE_SIZE, PageSet};
+use crate::priority::Parting;
 use crate::progress::{Event, Observer, Progress};
 use crate::report::{Phase, Traffic};
 use crate::wire::Message;
@@ -63,6 +64,8 @@ pub(super) struct Context<'a> {
     logging: AtomicBool,
     /// Whether vCPUs are, or were until the pause.
     holds_back: AtomicBool,
+    /// Of the cores here, once what is missing there is sent.
+    pub(super) parting: Option<Parting>,
 }
 
 /// Counters, written by the sending threads, read by the pulse and the score.
@@ -96,6 +99,7 @@ impl<'a> Context<'a> {
     ) -> Self {
         let description = guest.description();
         let memory = description.pages() * PAGE_SIZE as u64;
+        let parting = Parting::here(description.vcpus, options.streams.clamp(1, MAX_STREAMS));
         let timeout = options.timeout.unwrap_or_else(|| default_timeout(memory));
         Self {
             guest,
@@ -120,6 +124,7 @@ impl<'a> Context<'a> {
             pause: Mutex::new(None),
             logging: AtomicBool::new(false),
             holds_back: AtomicBool::new(false),
+            parting,
         }
     }
 

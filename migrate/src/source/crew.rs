@@ -17,7 +17,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::options::Mode;
 use crate::pages::{PageRun, PageSet};
-use crate::priority::give_way;
+use crate::priority::{Parting, give_way};
 use crate::threads::start;
 use crate::wire::Message;
 
@@ -195,6 +195,7 @@ impl Crew {
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
                 context.ram().take_turns_as_a_vcpu();
+                context.parting.iter().for_each(Parting::serve_vcpus);
                 context
                     .alarm
                     .guard("answers page requests", || page_server::answer(context, &urgent, round_trip));
@@ -263,11 +264,13 @@ fn work(
             }
             Task::First(unsent, first) => {
                 courier.change(Manner::PlaceAtOnce);
+                courier.leaves_vcpus_alone();
                 unsent.send_wanted(&first.wanted, &mut courier, back)?;
                 courier.change(Manner::Place);
                 unsent.push_around(first.around, &mut courier, back, round_trip)?;
             }
             Task::Push(unsent) => {
+                courier.leaves_vcpus_alone();
                 courier.change(Manner::Place);
                 unsent.push(&mut courier, back, round_trip)?;
             }

@@ -101,6 +101,7 @@ impl Attempt {
         let held_back = self.guest.held_back.load(Ordering::SeqCst);
         assert!(report.outcome == Outcome::Moved || held_back == 0, "held back for {held_back} %: {account}");
         for sim in [Some(self.guest.clone()), self.host.guest()].into_iter().flatten() {
+            assert!(!sim.is_kept.load(Ordering::SeqCst), "its vCPUs have all cores again: {account}");
             if sim.is_running() {
                 sim.wait_steps(20);
                 sim.check_all();

@@ -34,6 +34,12 @@ pub(crate) use ram::SimRam;
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
 
+/// Whether this process may use two cores, wholly.
+pub(crate) fn has_two_cores() -> bool {
+    let cores = rustix::thread::sched_getaffinity(None).map_or(0, |cores| cores.count());
+    cores == 2 && std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 2)
+}
+
 /// What a migration is usually asked for.
 pub(crate) fn options(mode: Mode) -> Options {
     Options {
@@ -167,6 +173,9 @@ pub(crate) struct Sim {
     pub(crate) held_back: AtomicU32,
     /// Pages told to be missing when faults began to be caught.
     pub(crate) told_first: AtomicU64,
+    /// Whether its vCPUs are kept to some cores, and whether they ever were.
+    pub(crate) is_kept: AtomicBool,
+    pub(crate) was_kept: AtomicBool,
     /// From the network: not yet taken where it has left, and all that was delivered where it is.
     packets: Mutex<Vec<Packet>>,
     /// What shall fail, for once.
@@ -199,6 +208,8 @@ impl Sim {
             epoch: AtomicU64::new(0),
             held_back: AtomicU32::new(0),
             told_first: AtomicU64::new(0),
+            is_kept: AtomicBool::new(false),
+            was_kept: AtomicBool::new(false),
             packets: Mutex::default(),
             broken: Broken::default(),
             paused: OnceLock::new(),

@@ -10,6 +10,7 @@ use migrate::guest::{
 };
 use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
+use rustix::thread::CpuSet;
 
 use super::ram::SimFaults;
 use super::{Broken, DiskUse, Sim};
@@ -154,6 +155,11 @@ impl Arriving for Sim {
 
     fn rehearse(&self) -> Rehearsal {
         Rehearsal { save_us: 50, restore_us: 50 }
+    }
+
+    fn keep_vcpus_to(&self, cores: Option<&CpuSet>) {
+        self.is_kept.store(cores.is_some(), Ordering::SeqCst);
+        self.was_kept.fetch_or(cores.is_some(), Ordering::SeqCst);
     }
 
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {

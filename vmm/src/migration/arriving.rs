@@ -7,6 +7,7 @@ use migrate::guest::{
     Arriving, Description, Faults, HeardClock, Host, Packet, Ram, Rehearsal, Result, Telemetry,
 };
 use migrate::pages::PageSet;
+use rustix::thread::CpuSet;
 
 use crate::config::{ArrivalConfig, GuestName};
 use crate::machine::{Hooks, HostSupply, Machine, MachineDescription, PausedClock};
@@ -149,6 +150,10 @@ impl Arriving for Resident {
         // The first one warms up, and any may be disturbed: what the host can do is the shortest.
         let all = (0..REHEARSALS).filter_map(|_| once());
         all.min_by_key(|one| one.save_us + one.restore_us).unwrap_or_default()
+    }
+
+    fn keep_vcpus_to(&self, cores: Option<&CpuSet>) {
+        self.with_vcpus(|vcpus| vcpus.keep_to(cores));
     }
 
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {

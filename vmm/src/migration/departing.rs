@@ -38,7 +38,8 @@ impl Departing for Resident {
     }
 
     fn throttle(&self, percent: u8, written: u64) -> Result<()> {
-        self.throttle(percent, written)
+        let held = self.with_vcpus(|vcpus| vcpus.throttle(percent, written));
+        held.map_or(Ok(()), |held| Ok(held?))
     }
 
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {

@@ -50,16 +50,6 @@ enum Life {
     Gone,
 }
 
-impl Life {
-    fn vcpus(&self) -> Option<&Vcpus> {
-        match self {
-            Self::Running(machine) => Some(machine.vcpus()),
-            Self::Paused(machine) => Some(machine.vcpus()),
-            Self::Gone => None,
-        }
-    }
-}
-
 impl Resident {
     /// Takes in a machine, paused.
     pub fn new(machine: Machine<Paused>, identity: Identity) -> Arc<Self> {
@@ -324,14 +314,17 @@ impl Resident {
     pub(super) fn start_dirty_log(&self) -> Result<()> {
         self.with_log(|log| log.start().map_err(refused))?;
         // Which of them write is seen from here on.
-        self.lock().vcpus().map(Vcpus::new_faults);
+        self.with_vcpus(Vcpus::new_faults);
         Ok(())
     }
 
-    /// Holds its vCPUs back that have `written` so many pages, for so many percent of their time.
-    pub(super) fn throttle(&self, percent: u8, written: u64) -> Result<()> {
-        let life = self.lock();
-        life.vcpus().map_or(Ok(()), |vcpus| Ok(vcpus.throttle(percent, written)?))
+    /// Its vCPUs, while it has a machine.
+    pub(super) fn with_vcpus<T>(&self, work: impl FnOnce(&Vcpus) -> T) -> Option<T> {
+        match &*self.lock() {
+            Life::Running(machine) => Some(work(machine.vcpus())),
+            Life::Paused(machine) => Some(work(machine.vcpus())),
+            Life::Gone => None,
+        }
     }
 
     /// Starts dirty logging with no page in the log: only what is written from here on will be.

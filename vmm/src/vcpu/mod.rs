@@ -7,6 +7,7 @@
 
 mod brake;
 mod choice;
+mod cores;
 mod cpuid;
 mod error;
 mod faults;
@@ -42,6 +43,7 @@ use crate::memory::ram::GuestRam;
 use crate::state::StreamWriter;
 use crate::turns::{self, Turn};
 use brake::{Brake, Throttle};
+use cores::Cores;
 use faults::Faults;
 use kick::Kick;
 use orders::Orders;
@@ -92,6 +94,8 @@ pub struct Surroundings {
 /// What a vCPU's thread can be asked. It ends when its owner is gone.
 enum Order {
     Run,
+    /// To go to its cores. Not answered.
+    Settle,
     /// All that KVM makes at the first run.
     WarmUp,
     /// To run is the next order, and soon. Not answered.
@@ -112,7 +116,7 @@ enum Order {
     },
 }
 
-/// What it answers: one for each order but to stand by.
+/// What it answers: one for each order but to stand by and to settle.
 enum Reply {
     Parked,
     WarmedUp(Result<(), VcpuError>),
@@ -125,6 +129,7 @@ struct Vcpu {
     cpu: Arc<thread::Cpu>,
     kick: Arc<Kick>,
     brake: Arc<Brake>,
+    cores: Arc<Cores>,
     /// Where the host counts them.
     faults: Option<Faults>,
     /// How many there were when they were looked at last.
@@ -303,19 +308,30 @@ impl Vcpu {
         let (kick, faults) = (Arc::new(Kick::new(&fd)?), Faults::of(&fd));
         let (outgoing, replies) = channel();
         let cpu = Arc::new(thread::Cpu::new(number, fd, surroundings));
-        let brake = Arc::new(Brake::default());
-        let worker = thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick), Arc::clone(&brake));
+        let (brake, cores) = (Arc::new(Brake::default()), Arc::new(Cores::default()));
+        let worker = thread::Worker {
+            cpu: Arc::clone(&cpu),
+            kick: Arc::clone(&kick),
+            brake: Arc::clone(&brake),
+            cores: Arc::clone(&cores),
+            ended: false,
+        };
         let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || {
             turns::take(Turn::Waited);
             worker.serve(&orders, &outgoing);
         })?;
         let (thread, seen) = (Some(Arc::new(thread)), Cell::default());
-        Ok(Self { cpu, kick, brake, faults, seen, replies, thread, buffer: Cell::default() })
+        Ok(Self { cpu, kick, brake, cores, faults, seen, replies, thread, buffer: Cell::default() })
     }
 
     fn ask_to_leave(&self) {
         self.kick.ask();
         self.brake.release();
+        self.call_out();
+    }
+
+    /// Its thread looks up from the guest.
+    fn call_out(&self) {
         if let Some(thread) = &self.thread {
             // Fails only for a thread that has ended, which has left the guest too.
             let _ = thread.kill(kick::signal());

@@ -33,12 +33,21 @@ impl<T> Orders<T> {
         }
     }
 
-    /// Gives an order to each thread for which `order` has one.
+    /// Gives an order to each thread for which `order` has one, in place of one that it has not taken yet.
     pub(super) fn give(&self, mut order: impl FnMut(usize) -> Option<T>) {
+        self.give_with(|thread, slot| *slot = order(thread).or(slot.take()));
+    }
+
+    /// Gives each thread an order, unless it has one that it has not taken yet.
+    pub(super) fn give_where_none(&self, mut order: impl FnMut() -> T) {
+        self.give_with(|_, slot| {
+            slot.get_or_insert_with(&mut order);
+        });
+    }
+
+    fn give_with(&self, mut give: impl FnMut(usize, &mut Option<T>)) {
         let mut slots = self.slots();
-        for (thread, slot) in slots.orders.iter_mut().enumerate() {
-            *slot = order(thread).or(slot.take());
-        }
+        slots.orders.iter_mut().enumerate().for_each(|(thread, slot)| give(thread, slot));
         drop(slots);
         self.given.fetch_add(1, Ordering::Release);
         self.changed.notify_all();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::brake::Brake;
+use super::cores::Cores;
 use super::kick::{self, Kick};
 use super::orders::Orders;
 use super::state::VcpuImage;
@@ -84,25 +85,24 @@ impl Cpu {
 
 /// What a vCPU's thread has.
 pub(super) struct Worker {
-    cpu: Arc<Cpu>,
-    kick: Arc<Kick>,
-    brake: Arc<Brake>,
+    pub(super) cpu: Arc<Cpu>,
+    pub(super) kick: Arc<Kick>,
+    pub(super) brake: Arc<Brake>,
+    pub(super) cores: Arc<Cores>,
     /// The guest has ended on this vCPU: it executes nothing more.
-    ended: bool,
+    pub(super) ended: bool,
 }
 
 impl Worker {
-    pub(super) fn new(cpu: Arc<Cpu>, kick: Arc<Kick>, brake: Arc<Brake>) -> Self {
-        Self { cpu, kick, brake, ended: false }
-    }
-
     /// Obeys until the owner is gone.
     pub(super) fn serve(mut self, orders: &Orders<Order>, replies: &Sender<Reply>) {
         sandbox::confine(ThreadKind::Vcpu);
         // Failing would mean only that a stray signal makes the guest leave once too often.
         let _ = kick::take_only_kicks();
         while let Some(order) = orders.take(self.cpu.number as usize) {
+            self.cores.settle();
             let reply = match order {
+                Order::Settle => continue,
                 Order::Run => {
                     self.run();
                     Reply::Parked
@@ -154,6 +154,7 @@ impl Worker {
         let _ = fd.kvmclock_ctrl();
         loop {
             self.brake.wait(&self.kick);
+            self.cores.settle();
             let end = match fd.run() {
                 Ok(exit) => serve_exit(exit, &cpu.surroundings.bus),
                 Err(error) if error.errno() == libc::EINTR && self.kick.agree() => return,

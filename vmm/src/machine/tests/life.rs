@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use rustix::thread::{CpuSet, sched_getaffinity};
+
 use super::*;
 use crate::memory::layout::Layout;
 use crate::vcpu;
@@ -241,4 +243,33 @@ fn a_feature_that_cannot_be_hidden_is_refused_by_name() {
         let MachineError::Cpu(vcpu::CpuError::Shows(shown)) = &error else { panic!("{error}") };
         assert!(shown.contains(&feature) && error.to_string().contains(&feature.to_string()), "{error}");
     }
+}
+
+/// Told so, the machine's vCPU keeps to these cores in the end: each time it is told it has some milliseconds to go there.
+fn keeps_to<Life>(machine: &Machine<Life>, cores: Option<&CpuSet>) {
+    let deadline = Instant::now() + LONG;
+    while machine.vcpus().kept() != [Some(cores.copied())] {
+        assert!(Instant::now() < deadline, "{:?}", machine.vcpus().kept());
+        machine.vcpus().keep_to(cores);
+    }
+}
+
+#[test]
+#[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
+fn vcpus_go_where_they_are_told_whether_they_run_or_not_and_work_on() {
+    let (mut machine, ends) = busy(1);
+    let (all, mut first) = (sched_getaffinity(None).unwrap(), CpuSet::new());
+    first.set((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
+    for _ in 0..20 {
+        keeps_to(&machine, Some(&first));
+        keeps_to(&machine, None);
+        let paused = pause(machine);
+        keeps_to(&paused, Some(&first));
+        machine = paused.resume();
+        // Said before the order to run is taken, it does not take that away.
+        machine.vcpus().keep_to(None);
+        keeps_to(&machine, None);
+    }
+    works_on(&machine, 1, 1000);
+    assert!(ends.try_recv().is_err());
 }

@@ -1,0 +1,196 @@
+//! The cores that a vCPU's thread keeps to for a while, by its owner's word.
+//!
+//! A thread may choose its own cores and nobody else's (the sandbox sees to that), so the vCPU's thread goes there itself, before it
+//! runs the guest next.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::{Order, Vcpu, Vcpus};
+
+/// How often a vCPU is called out of the guest to go to its cores, and how long it has for that. It takes it 0.05 ms.
+const CALLS: u32 = 10;
+const BETWEEN_CALLS: Duration = Duration::from_micros(200);
+
+/// Where a vCPU's thread is to run.
+#[derive(Debug, Default)]
+pub(super) struct Cores {
+    state: Mutex<State>,
+    /// Whether it is to go there yet, for who only asks that.
+    waits: AtomicBool,
+    settled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// None: wherever it could run before.
+    wanted: Option<CpuSet>,
+    /// What it had before, and what it was left with.
+    home: Option<(CpuSet, CpuSet)>,
+}
+
+impl Cores {
+    /// Owner: it is to keep to those; none: to what it had before.
+    fn want(&self, cores: Option<CpuSet>) {
+        let mut state = self.state();
+        if state.wanted != cores {
+            state.wanted = cores;
+            self.waits.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the thread has not seen to it yet.
+    fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    /// The vCPU's thread, before it runs the guest.
+    pub(super) fn settle(&self) {
+        if !self.waits() {
+            return;
+        }
+        let mut state = self.state();
+        if self.waits.swap(false, Ordering::AcqRel) {
+            state.settle();
+            self.settled.notify_all();
+        }
+    }
+
+    /// Whether the thread has seen to it, within so much time.
+    fn has_settled(&self, limit: Duration) -> bool {
+        let state = self.state();
+        let waited = self.settled.wait_timeout_while(state, limit, |_| self.waits());
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Best effort: a thread that may not choose, or may use none of them, runs where it did. It has its own back as its own choice, of
+    /// which a core that is added to the host later is no part.
+    fn settle(&mut self) {
+        let Ok(now) = sched_getaffinity(None) else { return };
+        // Who has been given other cores meanwhile keeps those.
+        let before = self.home.take().filter(|(_, left)| *left == now).map_or(now, |(before, _)| before);
+        let kept = self.wanted.map_or(before, |wanted| both(&before, &wanted));
+        let moved = kept != now && kept.count() > 0 && sched_setaffinity(None, &kept).is_ok();
+        self.home = self.wanted.map(|_| (before, if moved { kept } else { now }));
+    }
+}
+
+impl Vcpus {
+    /// Has each keep to these cores, as far as it may use them; none: wherever it could run before. One that hangs in the kernel goes
+    /// there when it leaves it; the others are there when this returns.
+    pub(crate) fn keep_to(&self, cores: Option<&CpuSet>) {
+        self.all.iter().for_each(|vcpu| vcpu.cores.want(cores.copied()));
+        let late = || self.all.iter().filter(|vcpu| vcpu.cores.waits());
+        if late().count() == 0 {
+            return;
+        }
+        // For those that are parked.
+        self.orders.give_where_none(|| Order::Settle);
+        for _ in 0..CALLS {
+            // Not heard by a thread that is about to enter the guest: hence called several times.
+            late().for_each(Vcpu::call_out);
+            if self.all.iter().all(|vcpu| vcpu.cores.has_settled(BETWEEN_CALLS)) {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Vcpus {
+    /// What each keeps to now, once it has seen to what it was told last.
+    pub(crate) fn kept(&self) -> Vec<Option<Option<CpuSet>>> {
+        let kept = |cores: &Cores| {
+            let state = cores.state();
+            (!cores.waits()).then(|| state.home.map(|(_, left)| left))
+        };
+        self.all.iter().map(|vcpu| kept(&vcpu.cores)).collect()
+    }
+}
+
+fn both(some: &CpuSet, others: &CpuSet) -> CpuSet {
+    let mut both = *some;
+    (0..CpuSet::MAX_CPU).filter(|core| !others.is_set(*core)).for_each(|core| both.unset(core));
+    both
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn now() -> CpuSet {
+        sched_getaffinity(None).expect("of this thread")
+    }
+
+    fn one(core: usize) -> CpuSet {
+        let mut set = CpuSet::new();
+        set.set(core);
+        set
+    }
+
+    /// On a thread of its own, which nobody else has.
+    fn apart(work: impl FnOnce(&Cores, CpuSet, Vec<usize>) + Send) {
+        thread::scope(|scope| {
+            let all = now();
+            let cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).collect();
+            scope.spawn(move || work(&Cores::default(), all, cores)).join().unwrap();
+        });
+    }
+
+    #[test]
+    fn it_keeps_to_them_until_it_has_all_again() {
+        apart(|cores, all, each| {
+            for core in each {
+                cores.want(Some(one(core)));
+                assert_eq!(now(), all, "by its own doing only");
+                cores.settle();
+                assert_eq!((now(), cores.waits()), (one(core), false));
+                // Its own were not seen to before it was told the same again.
+                cores.want(None);
+                cores.want(Some(one(core)));
+                cores.settle();
+                assert_eq!(now(), one(core));
+                cores.want(None);
+                cores.settle();
+                assert_eq!(now(), all);
+            }
+        });
+    }
+
+    #[test]
+    fn who_may_use_none_of_them_stays_where_it_is() {
+        apart(|cores, all, _| {
+            let other =
+                (0..CpuSet::MAX_CPU).find(|core| !all.is_set(*core)).expect("a host with fewer cores");
+            for wanted in [Some(one(other)), None] {
+                cores.want(wanted);
+                cores.settle();
+                assert_eq!(now(), all);
+            }
+        });
+    }
+
+    #[test]
+    fn who_was_given_others_meanwhile_keeps_those() {
+        apart(|cores, _, each| {
+            cores.want(Some(one(each[0])));
+            cores.settle();
+            let other = one(each[each.len() - 1]);
+            sched_setaffinity(None, &other).unwrap();
+            cores.want(None);
+            cores.settle();
+            assert_eq!(now(), other);
+        });
+    }
+}
