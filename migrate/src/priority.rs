@@ -80,6 +80,8 @@ pub(crate) struct Turns {
     cores: Cores,
     /// Where it is let be it is to stay.
     is_to_stay: bool,
+    /// It keeps to bulk data's cores.
+    is_parted: bool,
 }
 
 impl Turns {
@@ -91,6 +93,7 @@ impl Turns {
             back: Instant::now(),
             cores: Cores::default(),
             is_to_stay: false,
+            is_parted: false,
         }
     }
 
@@ -101,6 +104,15 @@ impl Turns {
         let mut turns = Self::beside(vcpus);
         turns.is_to_stay = turns.to_spare && share_a_core(vcpus, streams);
         turns
+    }
+
+    /// What the thread moves from here on is missing where the guest runs: where cores are parted it keeps to bulk data's. May be said
+    /// more than once.
+    pub(crate) fn part(&mut self, parting: Option<&Parting>) {
+        let Some(parting) = parting.filter(|_| !self.is_parted) else { return };
+        // It has all cores again by that, and none to stay on.
+        (self.cores, self.is_to_stay, self.is_parted) = (Cores::default(), false, true);
+        parting.move_bulk();
     }
 
     /// A portion has been moved: whoever waits for this core has it now.

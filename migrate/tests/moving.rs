@@ -17,7 +17,7 @@ use migrate::progress::{Event, Silent};
 use migrate::report::{Outcome, Phase, Report};
 use migrate::source::Route;
 use migrate::{Arrival, Cancel, Receiver};
-use sim::{At, Habit, MODES, Runners, Sim, SimHost, has_two_cores, options, reported};
+use sim::{At, Habit, MODES, Runners, Sim, SimHost, has_few_cores, options, reported};
 
 fn deadlines() -> Deadlines {
     Deadlines { settle: Duration::from_millis(20), ..Deadlines::default() }
@@ -360,7 +360,7 @@ fn what_will_be_missing_is_told_before_the_pause() {
         assert_moved(&report, &arrival);
         let there = built.expect("a host").lock().expect("no panic").clone().expect("a machine");
         let (told, missing) = (there.told_first.load(Ordering::SeqCst), report.postcopy.expect("figures"));
-        assert!(there.was_kept.load(Ordering::SeqCst) || !has_two_cores(), "vCPUs wait beside bulk data");
+        assert_eq!(there.was_kept.load(Ordering::SeqCst), has_few_cores());
         assert!(told > 1024 && told > missing.missing_pages / 2, "{told} of {missing:?}");
     }
 }

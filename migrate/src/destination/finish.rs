@@ -32,6 +32,7 @@ impl Session<'_> {
             Message::Finish => {}
             other => return Err(context.control.unexpected(other.kind(), Kind::Finish.word())),
         }
+        context.guest.keep_vcpus_to(None);
         match context.placing.get() {
             Some(placing) if placing.remaining() > 0 => {
                 Err(context.control.unexpected(Kind::Finish, "missing pages"))

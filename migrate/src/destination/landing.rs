@@ -226,13 +226,7 @@ impl Context<'_> {
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
         let (mut scratch, mut turns) = (Scratch::default(), Turns::staying(vcpus, streams));
-        let mut parting = self.parting.filter(|_| role == Role::Data);
         loop {
-            // From when pages are missing vCPUs wait for others, on the cores beside.
-            if let Some(parting) = parting.take_if(|_| self.stage() == Stage::Placing) {
-                turns = Turns::beside(vcpus);
-                parting.move_bulk();
-            }
             match self.receive_frame(line, role, &mut scratch, &mut turns) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
                 Ok(()) | Err(Failure::Silent { .. }) if !self.alarm.is_stopped() => {}
@@ -256,11 +250,15 @@ impl Context<'_> {
         turns: &mut Turns,
     ) -> Result<(), Failure> {
         let head = line.hear_head()?;
+        let stage = self.stage();
         if role == Role::Data {
+            if stage == Stage::Placing {
+                turns.part(self.parting.as_ref());
+            }
             // It may have been woken on a vCPU's core.
             turns.offer_core();
         }
-        self.stage().admit(head.kind, role).map_err(|expected| line.unexpected(head.kind, expected))?;
+        stage.admit(head.kind, role).map_err(|expected| line.unexpected(head.kind, expected))?;
         match head.kind {
             Kind::RoundEnd => self.take_round_end(&head, line, 1),
             Kind::Push | Kind::PackedPush | Kind::PushZeros if role == Role::Data => {

@@ -100,6 +100,7 @@ impl<'a> Session<'a> {
                 context.control.abort(failure);
             }
         }
+        // Should it have ended before nothing was missing.
         context.guest.keep_vcpus_to(None);
         context.alarm.end();
         result

@@ -55,15 +55,15 @@ impl<'a> Session<'a> {
         'a: 'scope,
     {
         let context = self.context;
-        if let Some(parting) = &context.parting {
-            context.guest.keep_vcpus_to(Some(parting.for_vcpus()));
-        }
         start(scope, "faults", move || {
             context.ram.take_turns_as_a_vcpu();
             context.parting.iter().for_each(Parting::serve_vcpus);
             context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
-        })
-        .map(drop)
+        })?;
+        if let Some(parting) = &context.parting {
+            context.guest.keep_vcpus_to(Some(parting.for_vcpus()));
+        }
+        Ok(())
     }
 
     /// Puts the state in place when the last pages are, and says ready. What is compared is compared before:

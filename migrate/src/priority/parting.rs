@@ -7,7 +7,7 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::{cores_here, share_a_core};
+use super::{core_beyond, cores_here};
 
 /// Cores of a host that is parted, at most: a larger one has other guests, and room for the scheduler to choose.
 const FEW: u32 = 4;
@@ -24,10 +24,11 @@ pub(crate) struct Parting {
 
 impl Parting {
     /// Of the cores that the calling thread may use, for a guest with so many vCPUs and a migration with so many data connections.
-    /// None where there is a core for each busy thread or the vCPUs need all, nor where the process has less time than its cores.
+    /// None where there is a core besides one for each vCPU and each connection, or the vCPUs need all; nor where the process has less
+    /// time than its cores.
     pub(crate) fn here(vcpus: u32, streams: u32) -> Option<Self> {
         let all = sched_getaffinity(None).ok()?;
-        let few = share_a_core(vcpus, streams) && all.count() == cores_here();
+        let few = !core_beyond(vcpus.saturating_add(streams)) && all.count() == cores_here();
         few.then(|| Self::of(&all, vcpus)).flatten()
     }
 

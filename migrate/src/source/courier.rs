@@ -104,12 +104,9 @@ impl<'a> Courier<'a> {
         self.turns = Turns::staying(self.context.description.vcpus, self.context.streams());
     }
 
-    /// What the calling thread sends from here on nobody waits for, and its guest waits for others on the cores beside.
-    pub(super) fn leaves_vcpus_alone(&mut self) {
-        if let Some(parting) = &self.context.parting {
-            self.turns = Turns::beside(self.context.description.vcpus);
-            parting.move_bulk();
-        }
+    /// What the calling thread sends from here on is missing where the guest runs.
+    pub(super) fn sends_what_is_missing(&mut self) {
+        self.turns.part(self.context.parting.as_ref());
     }
 
     /// The calling thread was woken, on a vCPU's core perhaps.

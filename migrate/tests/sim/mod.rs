@@ -34,10 +34,11 @@ pub(crate) use ram::SimRam;
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
 
-/// Whether this process may use two cores, wholly.
-pub(crate) fn has_two_cores() -> bool {
+/// Whether this process may use two cores or three, wholly: more than a guest needs for its vCPU, and none besides two connections.
+pub(crate) fn has_few_cores() -> bool {
     let cores = rustix::thread::sched_getaffinity(None).map_or(0, |cores| cores.count());
-    cores == 2 && std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 2)
+    let whole = std::thread::available_parallelism().is_ok_and(|given| given.get() == cores as usize);
+    whole && (2..=3).contains(&cores)
 }
 
 /// What a migration is usually asked for.

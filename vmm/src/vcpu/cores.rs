@@ -85,8 +85,8 @@ impl State {
 }
 
 impl Vcpus {
-    /// Has each keep to these cores, as far as it may use them; none: wherever it could run before. One that hangs in the kernel goes
-    /// there when it leaves it; the others are there when this returns.
+    /// Has each keep to these cores, as far as it may use them; none: wherever it could run before. They are there when this
+    /// returns, as a rule; one that is late, in the kernel perhaps, goes there before it runs the guest next.
     pub(crate) fn keep_to(&self, cores: Option<&CpuSet>) {
         self.all.iter().for_each(|vcpu| vcpu.cores.want(cores.copied()));
         let late = || self.all.iter().filter(|vcpu| vcpu.cores.waits());

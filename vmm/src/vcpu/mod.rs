@@ -309,13 +309,8 @@ impl Vcpu {
         let (outgoing, replies) = channel();
         let cpu = Arc::new(thread::Cpu::new(number, fd, surroundings));
         let (brake, cores) = (Arc::new(Brake::default()), Arc::new(Cores::default()));
-        let worker = thread::Worker {
-            cpu: Arc::clone(&cpu),
-            kick: Arc::clone(&kick),
-            brake: Arc::clone(&brake),
-            cores: Arc::clone(&cores),
-            ended: false,
-        };
+        let worker =
+            thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick), Arc::clone(&brake), Arc::clone(&cores));
         let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || {
             turns::take(Turn::Waited);
             worker.serve(&orders, &outgoing);

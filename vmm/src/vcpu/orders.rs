@@ -98,6 +98,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_order_that_was_not_taken_gives_way_to_one_that_matters_only() {
+        let orders = Orders::new(2);
+        orders.give(|thread| (thread == 0).then_some("run"));
+        orders.give_where_none(|| "settle");
+        assert_eq!((orders.take(0), orders.take(1)), (Some("run"), Some("settle")));
+        orders.give_where_none(|| "settle");
+        orders.give(|_| Some("run"));
+        assert_eq!((orders.take(0), orders.take(1)), (Some("run"), Some("run")));
+    }
+
+    #[test]
     fn who_stands_by_is_there_for_the_next_order_and_not_forever() {
         let orders = Orders::new(1);
         orders.give(|_| Some(1));

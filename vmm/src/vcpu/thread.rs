@@ -85,15 +85,19 @@ impl Cpu {
 
 /// What a vCPU's thread has.
 pub(super) struct Worker {
-    pub(super) cpu: Arc<Cpu>,
-    pub(super) kick: Arc<Kick>,
-    pub(super) brake: Arc<Brake>,
-    pub(super) cores: Arc<Cores>,
+    cpu: Arc<Cpu>,
+    kick: Arc<Kick>,
+    brake: Arc<Brake>,
+    cores: Arc<Cores>,
     /// The guest has ended on this vCPU: it executes nothing more.
-    pub(super) ended: bool,
+    ended: bool,
 }
 
 impl Worker {
+    pub(super) fn new(cpu: Arc<Cpu>, kick: Arc<Kick>, brake: Arc<Brake>, cores: Arc<Cores>) -> Self {
+        Self { cpu, kick, brake, cores, ended: false }
+    }
+
     /// Obeys until the owner is gone.
     pub(super) fn serve(mut self, orders: &Orders<Order>, replies: &Sender<Reply>) {
         sandbox::confine(ThreadKind::Vcpu);
