@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
+use crate::guest::Ram;
+
 pub(crate) use parting::Parting;
 
 /// How long a guest that has just begun to run there is left alone: nobody is told anything, since whoever hears of an
@@ -52,6 +54,12 @@ pub fn give_way() {
     // were it not, bulk data would only be as urgent as the guest.
     let now = rustix::process::getpriority_process(None).unwrap_or(0);
     let _ = rustix::process::setpriority_process(None, now + BULK_STEPS_BACK);
+}
+
+/// The calling thread brings vCPUs what they wait for, and does nothing else: it has their turns, and where cores are parted theirs.
+pub(crate) fn serve_vcpus(ram: &dyn Ram, parting: Option<&Parting>) {
+    ram.take_turns_as_a_vcpu();
+    parting.into_iter().for_each(Parting::serve_vcpus);
 }
 
 /// How many times as long as it works a thread may be away for somebody else.

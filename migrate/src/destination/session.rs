@@ -20,7 +20,7 @@ use crate::guest::HeardClock;
 use crate::handover::{Destination, DestinationEvent};
 use crate::options::Mode;
 use crate::pages::PageSet;
-use crate::priority::{Parting, core_beyond, give_way};
+use crate::priority::{core_beyond, give_way, serve_vcpus};
 use crate::pulse;
 use crate::report::{Phase, Takeover, Traffic};
 use crate::threads::start;
@@ -121,8 +121,7 @@ impl<'a> Session<'a> {
         }
         if let Some(line) = lines.urgent.clone() {
             start(scope, "urgent", move || {
-                context.ram.take_turns_as_a_vcpu();
-                context.parting.iter().for_each(Parting::serve_vcpus);
+                serve_vcpus(&*context.ram, context.parting.as_ref());
                 context
                     .alarm
                     .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));

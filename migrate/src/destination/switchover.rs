@@ -11,7 +11,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::handover::{Destination, DestinationEvent};
 use crate::pages::PageSet;
-use crate::priority::{LEFT_ALONE, Parting};
+use crate::priority::{LEFT_ALONE, serve_vcpus};
 use crate::progress::Event;
 use crate::report::{Phase, Switchover};
 use crate::threads::start;
@@ -56,8 +56,7 @@ impl<'a> Session<'a> {
     {
         let context = self.context;
         start(scope, "faults", move || {
-            context.ram.take_turns_as_a_vcpu();
-            context.parting.iter().for_each(Parting::serve_vcpus);
+            serve_vcpus(&*context.ram, context.parting.as_ref());
             context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
         })?;
         if let Some(parting) = &context.parting {

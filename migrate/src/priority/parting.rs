@@ -47,13 +47,13 @@ impl Parting {
         &self.guest
     }
 
-    /// The calling thread brings vCPUs what they wait for, and does nothing else.
-    pub(crate) fn serve_vcpus(&self) {
+    /// The calling thread keeps to the cores of vCPUs.
+    pub(super) fn serve_vcpus(&self) {
         keep_to(&self.guest);
     }
 
-    /// The calling thread moves bulk data, and does nothing else.
-    pub(crate) fn move_bulk(&self) {
+    /// The calling thread keeps to those of bulk data.
+    pub(super) fn move_bulk(&self) {
         keep_to(&self.bulk);
     }
 }

@@ -17,7 +17,7 @@ use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::options::Mode;
 use crate::pages::{PageRun, PageSet};
-use crate::priority::{Parting, give_way};
+use crate::priority::{give_way, serve_vcpus};
 use crate::threads::start;
 use crate::wire::Message;
 
@@ -194,8 +194,7 @@ impl Crew {
         let round_trip = lines.round_trip;
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
-                context.ram().take_turns_as_a_vcpu();
-                context.parting.iter().for_each(Parting::serve_vcpus);
+                serve_vcpus(context.ram(), context.parting.as_ref());
                 context
                     .alarm
                     .guard("answers page requests", || page_server::answer(context, &urgent, round_trip));
