@@ -104,10 +104,11 @@ impl Place<'_> {
             Arrival::Failed { reason: failure.to_string() }
         };
         let journals = self.memory.journals();
-        let (preflight, map, guest) = match preflight(&control, self.deadlines, journals, host) {
-            Ok(admitted) => admitted,
-            Err(failure) => return failed(failure),
-        };
+        let Admitted { preflight, map, guest, heard } =
+            match preflight(&control, self.deadlines, journals, host) {
+                Ok(admitted) => admitted,
+                Err(failure) => return failed(failure),
+            };
         let Description { uuid, epoch, .. } = preflight.description;
         let mut custody = match journals.open(uuid, hello.session, epoch, Promise::Arriving, control.peer()) {
             Ok(journal) => Custody::new(Arc::clone(&guest), journal),
@@ -116,8 +117,10 @@ impl Place<'_> {
                 return failed(Failure::journal(journals, &error));
             }
         };
+        let rehearsal = guest.rehearse();
         let accepted = control.tell(&Message::Accept(Accept {
-            rehearsal: guest.rehearse(),
+            rehearsal,
+            took_us: Some(heard.elapsed().as_micros() as u64),
             codec: Codec::of_offer(&preflight.codecs),
         }));
         let lines =
@@ -198,18 +201,28 @@ impl Place<'_> {
     }
 }
 
+/// A guest that may come.
+struct Admitted {
+    preflight: Preflight,
+    map: RamMap,
+    guest: Arc<dyn Arriving>,
+    /// When that was asked.
+    heard: Instant,
+}
+
 /// Hears what wants to come, and builds a machine for it or says every reason why not.
 fn preflight(
     control: &Line,
     deadlines: Deadlines,
     journals: &Journals,
     host: &dyn Host,
-) -> Result<(Preflight, RamMap, Arc<dyn Arriving>), Failure> {
+) -> Result<Admitted, Failure> {
     control.set_limit(deadlines.idle)?;
     let mut preflight = match control.hear()? {
         Message::Preflight(preflight) => *preflight,
         other => return Err(control.unexpected(other.kind(), Kind::Preflight.word())),
     };
+    let heard = Instant::now();
     let mut reasons = Vec::new();
     let Description { uuid, epoch, .. } = preflight.description;
     if let Some(later) = journals.superseding(uuid, epoch) {
@@ -231,7 +244,7 @@ fn preflight(
     }
     if let (Some(map), true) = (map, reasons.is_empty()) {
         match host.build(&preflight.description) {
-            Ok(guest) => return Ok((preflight, map, guest)),
+            Ok(guest) => return Ok(Admitted { preflight, map, guest, heard }),
             Err(error) => reasons.push(format!("cannot build the machine: {error}")),
         }
     }

@@ -46,9 +46,9 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     let control = open(context, Role::Control, 0, 0)?;
     begun(&control);
     context.set_control(&control);
-    let round_trip = greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
+    let greeted = greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
     control.set_limit(context.route.deadlines.idle)?;
-    let rehearsal = preflight(context, &control, round_trip)?;
+    let (rehearsal, round_trip) = preflight(context, &control, greeted)?;
     let data = (0..context.streams()).map(|index| open(context, Role::Data, index, 0));
     let data = data.collect::<Result<Vec<_>, _>>()?;
     let urgent = (may_postcopy(context) || matches!(context.options.mode, Mode::Postcopy | Mode::Hybrid))
@@ -133,9 +133,14 @@ fn not_ours(control: &Line, failure: Failure) -> Failure {
     Failure::Connect { to: control.peer().to_owned(), why }
 }
 
-/// Describes the guest; all reasons against it come at once.
-fn preflight(context: &Context<'_>, control: &Line, round_trip: Duration) -> Result<Rehearsal, Failure> {
+/// Describes the guest; all reasons against it come at once. What the pause was rehearsed to take, and what a round trip does.
+fn preflight(
+    context: &Context<'_>,
+    control: &Line,
+    greeted: Duration,
+) -> Result<(Rehearsal, Duration), Failure> {
     let packs = context.options.compression != Compression::None;
+    let asked = Instant::now();
     control.tell(&Message::Preflight(Box::new(Preflight {
         description: context.description.clone(),
         mode: context.options.mode,
@@ -148,17 +153,25 @@ fn preflight(context: &Context<'_>, control: &Line, round_trip: Duration) -> Res
     })))?;
     match control.hear()? {
         Message::Accept(accept) => {
+            let round_trip = round_trip(greeted, asked.elapsed(), accept.took_us);
             if packs && accept.codec.is_some() {
                 let is_within_host = control.link().is_within_host();
                 let about = About { round_trip, streams: context.streams(), is_within_host };
                 let packing = Packing::new(context.options, context.description.pages(), about);
                 context.packing.get_or_init(|| packing);
             }
-            Ok(accept.rehearsal)
+            Ok((accept.rehearsal, round_trip))
         }
         Message::Refuse(refuse) => Err(refused(control, &refuse.reasons)),
         other => Err(control.unexpected(other.kind(), Kind::Accept.word())),
     }
+}
+
+/// What a round trip takes: as long as being `greeted`, or what an answer took beyond what the destination says it took *it*, whichever
+/// is shorter. On a busy host a thread waits for a core for some milliseconds now and then, so one of them may say little of the way.
+fn round_trip(greeted: Duration, answered: Duration, took_us: Option<u64>) -> Duration {
+    let beyond = took_us.and_then(|us| answered.checked_sub(Duration::from_micros(us)));
+    beyond.map_or(greeted, |beyond| beyond.min(greeted))
 }
 
 /// Whether what is left may follow by post-copy, should time be up.
@@ -169,4 +182,19 @@ fn may_postcopy(context: &Context<'_>) -> bool {
 fn refused(control: &Line, reasons: &[String]) -> Failure {
     let reasons = reasons.iter().map(|reason| tame(reason)).collect();
     Failure::Refused { peer: control.peer().to_owned(), reasons }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_trip_is_the_shorter_of_two_and_a_peer_that_tells_nonsense_has_told_nothing() {
+        let ms = Duration::from_millis;
+        assert_eq!(round_trip(ms(4), ms(11), Some(10_900)), Duration::from_micros(100), "greeted late");
+        assert_eq!(round_trip(ms(4), ms(30), Some(11_000)), ms(4), "answered late");
+        assert_eq!(round_trip(ms(4), ms(11), None), ms(4), "it does not tell");
+        assert_eq!(round_trip(ms(4), ms(11), Some(11_001)), ms(4), "longer than it can have been");
+        assert_eq!(round_trip(ms(4), ms(11), Some(u64::MAX)), ms(4));
+    }
 }

@@ -137,6 +137,9 @@ impl Preflight {
 pub struct Accept {
     /// Measured on the machine just built.
     pub rehearsal: Rehearsal,
+    /// From when the pre-flight was heard until this is said, µs: what an answer took beyond that is a round trip. Absent: not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_us: Option<u64>,
     /// How pages may come packed, of what was offered; absent: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codec: Option<Codec>,

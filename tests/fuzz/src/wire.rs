@@ -115,6 +115,7 @@ fn messages() -> Vec<Message> {
         seeds::preflight(Mode::Hybrid, ram(), false, 1),
         Message::Accept(Accept {
             rehearsal: Rehearsal { save_us: 50, restore_us: 60 },
+            took_us: Some(900),
             codec: Some(Codec::Zstd),
         }),
         Message::Refuse(Refuse { reasons: vec!["no room".to_owned(), "no disk".to_owned()] }),

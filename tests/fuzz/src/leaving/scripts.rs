@@ -92,7 +92,8 @@ fn welcomed() -> Steps {
 /// Accepted, and so many rounds done before the pause: words that come before their time wait in the link.
 fn accepted(rounds: u32) -> Steps {
     let rehearsal = Rehearsal { save_us: 50, restore_us: 50 };
-    let steps = welcomed().say(0, &Message::Accept(Accept { rehearsal, codec: Some(Codec::Zstd) }));
+    let steps = welcomed()
+        .say(0, &Message::Accept(Accept { rehearsal, took_us: Some(20), codec: Some(Codec::Zstd) }));
     (0..rounds).fold(steps, |steps, round| steps.say(0, &Message::RoundDone { round }))
 }
 
