@@ -221,6 +221,9 @@ pub trait Departing: Send + Sync {
     /// When the host refuses what it takes.
     fn throttle(&self, percent: u8, written: u64) -> Result<()>;
 
+    /// Has the vCPUs go to these cores of the host, from where they may go on to any other. Best effort.
+    fn send_vcpus_to(&self, _cores: &CpuSet) {}
+
     /// Puts on stable storage what the guest has written outside of its memory, as far as it can be now: while it runs,
     /// so that little is left for the pause, and in the pause, while the destination is at work. What fails is told by
     /// [`hand_over`](Self::hand_over). Storage may hang: it is waited for only as long as `go_on` says so.

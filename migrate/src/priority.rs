@@ -88,8 +88,6 @@ pub(crate) struct Turns {
     cores: Cores,
     /// Where it is let be it is to stay.
     is_to_stay: bool,
-    /// It keeps to bulk data's cores.
-    is_parted: bool,
 }
 
 impl Turns {
@@ -101,26 +99,19 @@ impl Turns {
             back: Instant::now(),
             cores: Cores::default(),
             is_to_stay: false,
-            is_parted: false,
         }
     }
 
-    /// For a thread that bulk data, or the guest, depends on. On a host without a core for each busy thread of a migration with so
-    /// many data connections it stays on the core where it is let be: moved about by the scheduler, it would be on a vCPU's by
-    /// turns.
-    pub(crate) fn staying(vcpus: u32, streams: u32) -> Self {
+    /// For the calling thread, which moves bulk data or occupies a core as much. Where cores are parted it keeps to bulk data's until this is
+    /// dropped. On another host without a core for each busy thread of a migration with so many data connections it stays on the core
+    /// where it is let be: moved about by the scheduler, it would be on a vCPU's by turns.
+    pub(crate) fn of_bulk(vcpus: u32, streams: u32, parting: Option<&Parting>) -> Self {
         let mut turns = Self::beside(vcpus);
-        turns.is_to_stay = turns.to_spare && share_a_core(vcpus, streams);
+        match parting {
+            Some(parting) => turns.cores.keep_to(parting.for_bulk()),
+            None => turns.is_to_stay = turns.to_spare && share_a_core(vcpus, streams),
+        }
         turns
-    }
-
-    /// What the thread moves from here on is missing where the guest runs: where cores are parted it keeps to bulk data's. May be said
-    /// more than once.
-    pub(crate) fn part(&mut self, parting: Option<&Parting>) {
-        let Some(parting) = parting.filter(|_| !self.is_parted) else { return };
-        // It has all cores again by that, and none to stay on.
-        (self.cores, self.is_to_stay, self.is_parted) = (Cores::default(), false, true);
-        parting.move_bulk();
     }
 
     /// A portion has been moved: whoever waits for this core has it now.
@@ -168,8 +159,10 @@ impl Turns {
 /// The cores of a thread that steps aside. It has all of them back when this is dropped.
 #[derive(Debug, Default)]
 struct Cores {
-    /// Where it may run, once it was asked.
+    /// Where it may run, once it was asked or told.
     all: Option<CpuSet>,
+    /// Where it ran before it was told.
+    home: Option<CpuSet>,
     /// Where it has met somebody busy.
     left: CpuSet,
 }
@@ -181,6 +174,14 @@ impl Cores {
             let mut only = CpuSet::new();
             only.set(core);
             let _ = sched_setaffinity(None, &only);
+        }
+    }
+
+    /// The calling thread keeps to those of its cores. Best effort: one that may not choose runs anywhere.
+    fn keep_to(&mut self, some: &CpuSet) {
+        let home = self.all();
+        if sched_setaffinity(None, some).is_ok() {
+            (self.all, self.home) = (Some(*some), Some(home));
         }
     }
 
@@ -212,7 +213,7 @@ impl Cores {
 
 impl Drop for Cores {
     fn drop(&mut self) {
-        if let Some(all) = &self.all {
+        if let Some(all) = self.home.as_ref().or(self.all.as_ref()) {
             // Who may not has not changed them either.
             let _ = sched_setaffinity(None, all);
         }
@@ -238,6 +239,28 @@ fn ns(time: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_told_its_cores_keeps_to_them_until_it_is_over() {
+        // On a thread of its own, which nobody else has.
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let now = || sched_getaffinity(None).expect("of this thread");
+                let all = now();
+                let each: Vec<_> = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).collect();
+                for core in &each {
+                    let (mut cores, mut one) = (Cores::default(), CpuSet::new());
+                    one.set(*core);
+                    cores.keep_to(&one);
+                    // Somebody busy is there; but there is no other.
+                    cores.leave(*core);
+                    assert_eq!(now(), one);
+                    drop(cores);
+                    assert_eq!(now(), all);
+                }
+            });
+        });
+    }
 
     #[test]
     fn who_has_been_away_too_long_works_until_that_is_made_up_for() {

@@ -225,7 +225,12 @@ impl Context<'_> {
     /// A stream's life: frame after frame, until the connection ends.
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
-        let (mut scratch, mut turns) = (Scratch::default(), Turns::staying(vcpus, streams));
+        let mut scratch = Scratch::default();
+        // What is asked for is not bulk data.
+        let mut turns = match role {
+            Role::Data => Turns::of_bulk(vcpus, streams, self.parting.as_ref()),
+            _ => Turns::beside(vcpus),
+        };
         loop {
             match self.receive_frame(line, role, &mut scratch, &mut turns) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
@@ -252,9 +257,6 @@ impl Context<'_> {
         let head = line.hear_head()?;
         let stage = self.stage();
         if role == Role::Data {
-            if stage == Stage::Placing {
-                turns.part(self.parting.as_ref());
-            }
             // It may have been woken on a vCPU's core.
             turns.offer_core();
         }

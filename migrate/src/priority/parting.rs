@@ -1,5 +1,5 @@
-//! How a small host's cores are parted while pages are missing: some for the guest's vCPUs and whoever they wait for, the others for
-//! bulk data.
+//! How a small host's cores are parted during a move: some for the guest's vCPUs and whoever they wait for, the others for bulk data.
+//! Bulk data keeps to its own throughout, vCPUs while pages are missing; before, they are sent there once.
 //!
 //! Where there is not a core for each busy thread, the scheduler has a thread that moves bulk data on a vCPU's core now and then, for
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). Which cores are whose follows from their numbers,
@@ -47,26 +47,22 @@ impl Parting {
         &self.guest
     }
 
-    /// The calling thread keeps to the cores of vCPUs.
+    /// Where bulk data is to be moved.
+    pub(super) fn for_bulk(&self) -> &CpuSet {
+        &self.bulk
+    }
+
+    /// The calling thread keeps to the cores of vCPUs. Best effort: one that may not choose runs anywhere.
     pub(super) fn serve_vcpus(&self) {
-        keep_to(&self.guest);
+        let _ = sched_setaffinity(None, &self.guest);
     }
-
-    /// The calling thread keeps to those of bulk data.
-    pub(super) fn move_bulk(&self) {
-        keep_to(&self.bulk);
-    }
-}
-
-/// Best effort: a thread that may not choose its core runs anywhere.
-fn keep_to(cores: &CpuSet) {
-    let _ = sched_setaffinity(None, cores);
 }
 
 #[cfg(test)]
 mod tests {
     use std::thread;
 
+    use super::super::Turns;
     use super::*;
 
     fn set(cores: impl IntoIterator<Item = usize>) -> CpuSet {
@@ -101,9 +97,11 @@ mod tests {
                 let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
                 let (first, last) = (cores.next().expect("it runs"), cores.next_back());
                 // Of a host with one core both parts are that one.
-                let parting = Parting { guest: set([first]), bulk: set([last.unwrap_or(first)]) };
-                parting.move_bulk();
+                let parting = Parting { guest: set([last.unwrap_or(first)]), bulk: set([first]) };
+                let turns = Turns::of_bulk(1, 1, Some(&parting));
                 assert_eq!(now(), parting.bulk);
+                drop(turns);
+                assert_eq!(now(), all);
                 parting.serve_vcpus();
                 assert_eq!(now(), parting.guest);
             });

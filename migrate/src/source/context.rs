@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::guest::{Departing, Description, GuestError, Ram};
 use crate::options::{InFlightPolicy, MAX_STREAMS, Options, default_timeout};
 use crate::pages::{PAGE_SIZE, PageSet};
-use crate::priority::Parting;
+use crate::priority::{Parting, Turns};
 use crate::progress::{Event, Observer, Progress};
 use crate::report::{Phase, Traffic};
 use crate::wire::Message;
@@ -64,7 +64,7 @@ pub(super) struct Context<'a> {
     logging: AtomicBool,
     /// Whether vCPUs are, or were until the pause.
     holds_back: AtomicBool,
-    /// Of the cores here, once what is missing there is sent.
+    /// Of the cores here.
     pub(super) parting: Option<Parting>,
 }
 
@@ -219,6 +219,11 @@ impl<'a> Context<'a> {
     /// Where the operator has sent the calls, if that is not where the migration began.
     pub(super) fn elsewhere(&self) -> Option<Arc<dyn Dial>> {
         self.elsewhere.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Of the calling thread, which moves bulk data or occupies a core as much.
+    pub(super) fn turns_of_bulk(&self) -> Turns {
+        Turns::of_bulk(self.description.vcpus, self.streams(), self.parting.as_ref())
     }
 
     /// From here on the pulse says `alive` there.

@@ -101,12 +101,7 @@ impl<'a> Courier<'a> {
 
     /// The calling thread sends on a data connection, and nothing else.
     pub(super) fn is_of_crew(&mut self) {
-        self.turns = Turns::staying(self.context.description.vcpus, self.context.streams());
-    }
-
-    /// What the calling thread sends from here on is missing where the guest runs.
-    pub(super) fn sends_what_is_missing(&mut self) {
-        self.turns.part(self.context.parting.as_ref());
+        self.turns = self.context.turns_of_bulk();
     }
 
     /// The calling thread was woken, on a vCPU's core perhaps.

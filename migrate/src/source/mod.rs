@@ -143,7 +143,7 @@ pub fn migrate_over(
         may_switch: !options.pause_before_switchover,
         rest_follows: true,
         calls: 0,
-        turns: Turns::staying(context.description.vcpus, context.streams()),
+        turns: Turns::beside(context.description.vcpus),
     };
     let mut result = thread::scope(|scope| journey.run(scope));
     if let (Err(lost), true) = (&result, journey.custody.state().asks()) {

@@ -150,7 +150,7 @@ impl Parted {
             calls: self.calls,
             may_switch: true,
             rest_follows: self.rest_follows,
-            turns: Turns::staying(context.description.vcpus, context.streams()),
+            turns: Turns::beside(context.description.vcpus),
         };
         let result = work(&mut journey);
         journey.close(result)

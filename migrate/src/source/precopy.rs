@@ -133,6 +133,10 @@ impl Journey<'_> {
     fn survey(&mut self) -> Result<PageSet, Failure> {
         let context = self.context;
         // Each of these may take milliseconds in the kernel, which lets nobody else on the core meanwhile.
+        self.turns = context.turns_of_bulk();
+        if let Some(parting) = &context.parting {
+            context.guest.send_vcpus_to(parting.for_vcpus());
+        }
         self.turns.step_aside();
         context.start_log()?;
         let mut untouched = PageSet::of_runs(context.description.gfn_limit(), &context.description.ram);

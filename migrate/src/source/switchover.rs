@@ -53,7 +53,7 @@ impl Journey<'_> {
             self.context.settle()?;
         }
         let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
-        // Threads that are started from here on may run anywhere.
+        // In the pause it is better off where the vCPUs were; and threads that are started from here on may run anywhere.
         self.turns = Turns::beside(self.context.description.vcpus);
         self.logbook.enter(Phase::Switchover);
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };

@@ -7,6 +7,8 @@ use migrate::guest::{Departing, Description, Packet, Ram, Result, Telemetry};
 use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
 
+use rustix::thread::CpuSet;
+
 use crate::machine::PausedClock;
 use crate::vcpu::realtime_ns;
 
@@ -40,6 +42,10 @@ impl Departing for Resident {
     fn throttle(&self, percent: u8, written: u64) -> Result<()> {
         let held = self.with_vcpus(|vcpus| vcpus.throttle(percent, written));
         held.map_or(Ok(()), |held| Ok(held?))
+    }
+
+    fn send_vcpus_to(&self, cores: &CpuSet) {
+        self.with_vcpus(|vcpus| vcpus.send_to(cores));
     }
 
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {

@@ -85,6 +85,12 @@ impl State {
 }
 
 impl Vcpus {
+    /// Has each go to these cores, as far as it may use them; from there it may go on wherever it could run before.
+    pub(crate) fn send_to(&self, cores: &CpuSet) {
+        self.keep_to(Some(cores));
+        self.keep_to(None);
+    }
+
     /// Has each keep to these cores, as far as it may use them; none: wherever it could run before. They are there when this
     /// returns, as a rule; one that is late, in the kernel perhaps, goes there before it runs the guest next.
     pub(crate) fn keep_to(&self, cores: Option<&CpuSet>) {
