@@ -102,16 +102,22 @@ impl Turns {
         }
     }
 
-    /// For the calling thread, which moves bulk data or occupies a core as much. Where cores are parted it keeps to bulk data's until this is
-    /// dropped. On another host without a core for each busy thread of a migration with so many data connections it stays on the core
-    /// where it is let be: moved about by the scheduler, it would be on a vCPU's by turns.
-    pub(crate) fn of_bulk(vcpus: u32, streams: u32, parting: Option<&Parting>) -> Self {
+    /// For a thread that bulk data, or the guest, depends on. On a host without a core for each busy thread of a migration with so
+    /// many data connections it stays on the core where it is let be: moved about by the scheduler, it would be on a vCPU's by
+    /// turns.
+    pub(crate) fn staying(vcpus: u32, streams: u32) -> Self {
         let mut turns = Self::beside(vcpus);
-        match parting {
-            Some(parting) => turns.cores.keep_to(parting.for_bulk()),
-            None => turns.is_to_stay = turns.to_spare && share_a_core(vcpus, streams),
-        }
+        turns.is_to_stay = turns.to_spare && share_a_core(vcpus, streams);
         turns
+    }
+
+    /// From here on cores are parted, if they are: the calling thread keeps to bulk data's until this is dropped. May be said more than once.
+    pub(crate) fn part(&mut self, parting: Option<&Parting>) {
+        let Some(parting) = parting.filter(|_| self.cores.home.is_none()) else { return };
+        if self.cores.keep_to(parting.for_bulk()) {
+            // It has its place.
+            self.is_to_stay = false;
+        }
     }
 
     /// A portion has been moved: whoever waits for this core has it now.
@@ -177,12 +183,14 @@ impl Cores {
         }
     }
 
-    /// The calling thread keeps to those of its cores. Best effort: one that may not choose runs anywhere.
-    fn keep_to(&mut self, some: &CpuSet) {
+    /// The calling thread keeps to `some`, and chooses among them. Whether it may.
+    fn keep_to(&mut self, some: &CpuSet) -> bool {
         let home = self.all();
-        if sched_setaffinity(None, some).is_ok() {
-            (self.all, self.home) = (Some(*some), Some(home));
+        let may = sched_setaffinity(None, some).is_ok();
+        if may {
+            (self.all, self.home, self.left) = (Some(*some), Some(home), CpuSet::new());
         }
+        may
     }
 
     fn all(&mut self) -> CpuSet {
@@ -251,7 +259,7 @@ mod tests {
                 for core in &each {
                     let (mut cores, mut one) = (Cores::default(), CpuSet::new());
                     one.set(*core);
-                    cores.keep_to(&one);
+                    assert!(cores.keep_to(&one));
                     // Somebody busy is there; but there is no other.
                     cores.leave(*core);
                     assert_eq!(now(), one);

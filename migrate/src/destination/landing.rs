@@ -14,6 +14,7 @@ use super::unpacking::Unpacked;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{PART_PAGES, Ram};
+use crate::options::Mode;
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
 use crate::priority::Turns;
 use crate::report::Traffic;
@@ -225,12 +226,11 @@ impl Context<'_> {
     /// A stream's life: frame after frame, until the connection ends.
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
-        let mut scratch = Scratch::default();
-        // What is asked for is not bulk data.
-        let mut turns = match role {
-            Role::Data => Turns::of_bulk(vcpus, streams, self.parting.as_ref()),
-            _ => Turns::beside(vcpus),
-        };
+        let (mut scratch, mut turns) = (Scratch::default(), Turns::staying(vcpus, streams));
+        // From another host nothing runs here before pages are missing; and in stop-and-copy the guest runs nowhere.
+        if role == Role::Data && line.link().is_within_host() && self.preflight.mode != Mode::Stopcopy {
+            turns.part(self.parting.as_ref());
+        }
         loop {
             match self.receive_frame(line, role, &mut scratch, &mut turns) {
                 // Between rounds nothing comes; the control connection tells whether the source lives.
@@ -257,6 +257,9 @@ impl Context<'_> {
         let head = line.hear_head()?;
         let stage = self.stage();
         if role == Role::Data {
+            if stage == Stage::Placing {
+                turns.part(self.parting.as_ref());
+            }
             // It may have been woken on a vCPU's core.
             turns.offer_core();
         }

@@ -1,5 +1,6 @@
 //! How a small host's cores are parted during a move: some for the guest's vCPUs and whoever they wait for, the others for bulk data.
-//! Bulk data keeps to its own throughout, vCPUs while pages are missing; before, they are sent there once.
+//! All of them keep to theirs while pages are missing. Within one host bulk data does so throughout, and vCPUs are sent to theirs when
+//! it begins.
 //!
 //! Where there is not a core for each busy thread, the scheduler has a thread that moves bulk data on a vCPU's core now and then, for
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). Which cores are whose follows from their numbers,
@@ -98,8 +99,12 @@ mod tests {
                 let (first, last) = (cores.next().expect("it runs"), cores.next_back());
                 // Of a host with one core both parts are that one.
                 let parting = Parting { guest: set([last.unwrap_or(first)]), bulk: set([first]) };
-                let turns = Turns::of_bulk(1, 1, Some(&parting));
-                assert_eq!(now(), parting.bulk);
+                let mut turns = Turns::beside(1);
+                turns.part(None);
+                assert_eq!(now(), all);
+                turns.part(Some(&parting));
+                turns.part(Some(&Parting { bulk: parting.guest, ..parting }));
+                assert_eq!(now(), parting.bulk, "as it was told first");
                 drop(turns);
                 assert_eq!(now(), all);
                 parting.serve_vcpus();

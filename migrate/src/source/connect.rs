@@ -43,10 +43,10 @@ impl Lines {
 pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Result<Lines, Failure> {
     RamMap::of(&context.description).map_err(|why| Failure::Guest { doing: "describe the guest", why })?;
     look_up(context)?;
-    let control = open(context, Role::Control, 0, 0)?;
+    let (control, asked) = open_control(context, 0)?;
     begun(&control);
     context.set_control(&control);
-    let greeted = greet(&control).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
+    let greeted = greet(&control, asked).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;
     control.set_limit(context.route.deadlines.idle)?;
     let (rehearsal, round_trip) = preflight(context, &control, greeted)?;
     let data = (0..context.streams()).map(|index| open(context, Role::Data, index, 0));
@@ -85,9 +85,25 @@ fn look_up(context: &Context<'_>) -> Result<(), Failure> {
     }
 }
 
-/// A new connection that has said hello; `call`: how often the source has called again.
+/// The control connection of a call, and when it said hello.
+pub(super) fn open_control(context: &Context<'_>, call: u32) -> Result<(Line, Instant), Failure> {
+    let line = dial(context, Role::Control)?;
+    let asked = Instant::now();
+    // A destination that is gone already may have said why: the welcome is listened for all the same.
+    let _ = line.tell(&hello(context, Role::Control, 0, call));
+    Ok((line, asked))
+}
+
+/// A new connection beside it that has said hello; `call`: how often the source has called again.
 pub(super) fn open(context: &Context<'_>, role: Role, index: u32, call: u32) -> Result<Line, Failure> {
-    let Context { route, alarm, session, .. } = context;
+    let line = dial(context, role)?;
+    line.tell(&hello(context, role, index, call))?;
+    line.set_limit(context.route.deadlines.idle)?;
+    Ok(line)
+}
+
+fn dial(context: &Context<'_>, role: Role) -> Result<Line, Failure> {
+    let Context { route, alarm, .. } = context;
     // The control connection stays writable when the alarm trips: the reason is still to be told on it.
     let how = if role == Role::Control { Shutdown::Read } else { Shutdown::Both };
     let elsewhere = context.elsewhere();
@@ -97,20 +113,16 @@ pub(super) fn open(context: &Context<'_>, role: Role, index: u32, call: u32) -> 
     if role == Role::Data && share_a_core(context.description.vcpus, context.streams()) {
         link.keep_in_cache();
     }
-    let line = Line::new(link, route.deadlines.connect)?;
+    Line::new(link, route.deadlines.connect)
+}
+
+fn hello(context: &Context<'_>, role: Role, index: u32, call: u32) -> Message {
     let versions = Versions { min: VERSIONS.0, max: VERSIONS.1 };
-    let told = line.tell(&Message::Hello(Hello { versions, role, session: *session, index, call }));
-    // A destination that is gone already may have said why: the welcome is listened for all the same.
-    if role != Role::Control {
-        told?;
-        line.set_limit(route.deadlines.idle)?;
-    }
-    Ok(line)
+    Message::Hello(Hello { versions, role, session: context.session, index, call })
 }
 
 /// Waits for the version that the destination has chosen. How long that took, about a round trip.
-pub(super) fn greet(control: &Line) -> Result<Duration, Failure> {
-    let asked = Instant::now();
+pub(super) fn greet(control: &Line, asked: Instant) -> Result<Duration, Failure> {
     match control.hear().map_err(|failure| not_ours(control, failure))? {
         Message::Welcome(welcome) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => {
             Ok(asked.elapsed())
@@ -169,6 +181,7 @@ fn preflight(
 
 /// What a round trip takes: as long as being `greeted`, or what an answer took beyond what the destination says it took *it*, whichever
 /// is shorter. On a busy host a thread waits for a core for some milliseconds now and then, so one of them may say little of the way.
+/// A destination that makes it out to be shorter than it is gets fewer pages ahead, and a longer pause: it is the one that waits.
 fn round_trip(greeted: Duration, answered: Duration, took_us: Option<u64>) -> Duration {
     let beyond = took_us.and_then(|us| answered.checked_sub(Duration::from_micros(us)));
     beyond.map_or(greeted, |beyond| beyond.min(greeted))
@@ -193,6 +206,7 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!(round_trip(ms(4), ms(11), Some(10_900)), Duration::from_micros(100), "greeted late");
         assert_eq!(round_trip(ms(4), ms(30), Some(11_000)), ms(4), "answered late");
+        assert_eq!(round_trip(ms(4), ms(11), Some(11_000)), ms(0), "as it says");
         assert_eq!(round_trip(ms(4), ms(11), None), ms(4), "it does not tell");
         assert_eq!(round_trip(ms(4), ms(11), Some(11_001)), ms(4), "longer than it can have been");
         assert_eq!(round_trip(ms(4), ms(11), Some(u64::MAX)), ms(4));

@@ -99,9 +99,14 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// The calling thread sends on a data connection, and nothing else.
+    /// The calling thread sends on a data connection, and nothing else. It may keep to other cores until this is dropped.
     pub(super) fn is_of_crew(&mut self) {
-        self.turns = self.context.turns_of_bulk();
+        self.turns = self.context.turns_beside_the_guest(&self.link);
+    }
+
+    /// What the calling thread sends from here on is missing where the guest runs.
+    pub(super) fn sends_what_is_missing(&mut self) {
+        self.turns.part(self.context.parting.as_ref());
     }
 
     /// The calling thread was woken, on a vCPU's core perhaps.

@@ -263,11 +263,13 @@ fn work(
             }
             Task::First(unsent, first) => {
                 courier.change(Manner::PlaceAtOnce);
+                courier.sends_what_is_missing();
                 unsent.send_wanted(&first.wanted, &mut courier, back)?;
                 courier.change(Manner::Place);
                 unsent.push_around(first.around, &mut courier, back, round_trip)?;
             }
             Task::Push(unsent) => {
+                courier.sends_what_is_missing();
                 courier.change(Manner::Place);
                 unsent.push(&mut courier, back, round_trip)?;
             }

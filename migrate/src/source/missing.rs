@@ -104,6 +104,7 @@ impl Journey<'_> {
         let hybrid = self.mode() == Mode::Hybrid;
         let whole = hybrid.then(|| PageSet::of_runs(left.pages.limit(), &self.context.description.ram));
         let (mut dense, mut before) = (DENSE, u64::MAX);
+        let mut turns = self.context.turns_beside_the_guest(lines.control.link());
         for time in 0..TIMES {
             let mut untold = join_dense(&mut left, dense, whole.as_ref());
             if time > 0 && untold.len() <= MANY {
@@ -122,7 +123,7 @@ impl Journey<'_> {
             }
             lines.control.tell(&Message::RoundEnd { round: left.round, last: false })?;
             await_round(lines, left.round)?;
-            self.turns.step_aside();
+            turns.step_aside();
             left.round += 1;
             if self.mode() == Mode::Postcopy {
                 // Not for their content, which is sent later: so that the last harvest shows what is written just now.

@@ -55,7 +55,6 @@ use crate::handover::SourceEvent;
 use crate::journal::Journals;
 use crate::options::{Mode, Options};
 pub use crate::priority::LEFT_ALONE;
-use crate::priority::Turns;
 use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
@@ -143,7 +142,6 @@ pub fn migrate_over(
         may_switch: !options.pause_before_switchover,
         rest_follows: true,
         calls: 0,
-        turns: Turns::beside(context.description.vcpus),
     };
     let mut result = thread::scope(|scope| journey.run(scope));
     if let (Err(lost), true) = (&result, journey.custody.state().asks()) {
@@ -165,8 +163,6 @@ struct Journey<'a> {
     rest_follows: bool,
     /// How often the destination was called again.
     calls: u32,
-    /// Of the calling thread.
-    turns: Turns,
 }
 
 impl<'a> Journey<'a> {

@@ -12,7 +12,6 @@ use crate::guest::Departing;
 use crate::handover::{Source, SourceEvent};
 use crate::journal::Journals;
 use crate::options::Options;
-use crate::priority::Turns;
 use crate::progress::{Observer, Silent};
 use crate::report::Report;
 use crate::wire::rejoin::{Fate, Told};
@@ -150,7 +149,6 @@ impl Parted {
             calls: self.calls,
             may_switch: true,
             rest_follows: self.rest_follows,
-            turns: Turns::beside(context.description.vcpus),
         };
         let result = work(&mut journey);
         journey.close(result)

@@ -43,6 +43,7 @@ impl Journey<'_> {
         self.add_written(pages)?;
         history.drain(..history.len().saturating_sub(1));
         self.end_waiting();
+        self.context.send_vcpus(lines.control.link());
         self.logbook.enter(Phase::Precopy);
         Ok(number)
     }

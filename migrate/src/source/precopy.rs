@@ -47,7 +47,7 @@ impl Journey<'_> {
     /// Pre-copy: round after round, until the policy says that the rest is for the pause.
     pub(super) fn copy_while_it_runs(&mut self, lines: &Lines, crew: &Crew) -> Result<Left, Failure> {
         self.logbook.enter(Phase::Precopy);
-        let mut pages = self.survey()?;
+        let mut pages = self.survey(lines)?;
         let watch = self.watch_samples(&mut pages)?;
         self.announce(lines, &pages)?;
         let mut hot =
@@ -111,7 +111,7 @@ impl Journey<'_> {
     /// Post-copy at once: all of RAM follows later.
     pub(super) fn survey_all(&mut self, lines: &Lines) -> Result<Left, Failure> {
         let round = self.wait_until_told(lines)?;
-        let pages = self.survey()?;
+        let pages = self.survey(lines)?;
         Ok(Left { round, ..self.left(pages) })
     }
 
@@ -130,14 +130,13 @@ impl Journey<'_> {
     ///
     /// Populated pages stay in the log as it begins, with every page in it, until they are read (but for a few that are looked at:
     /// `hot`); watching them now would only cost the guest a fault each. A page first touched in between is in the second answer.
-    fn survey(&mut self) -> Result<PageSet, Failure> {
+    fn survey(&self, lines: &Lines) -> Result<PageSet, Failure> {
         let context = self.context;
+        let link = lines.control.link();
+        context.send_vcpus(link);
         // Each of these may take milliseconds in the kernel, which lets nobody else on the core meanwhile.
-        self.turns = context.turns_of_bulk();
-        if let Some(parting) = &context.parting {
-            context.guest.send_vcpus_to(parting.for_vcpus());
-        }
-        self.turns.step_aside();
+        let mut turns = context.turns_beside_the_guest(link);
+        turns.step_aside();
         context.start_log()?;
         let mut untouched = PageSet::of_runs(context.description.gfn_limit(), &context.description.ram);
         untouched.subtract(&self.everything());

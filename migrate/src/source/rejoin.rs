@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use super::connect::{Lines, greet, open};
+use super::connect::{Lines, greet, open, open_control};
 use super::crew::Crew;
 use super::page_server::Unsent;
 use super::{Journey, SCORE};
@@ -142,8 +142,8 @@ impl<'a> Journey<'a> {
     /// A conversation that has begun again.
     fn ask(&self, knows: Knows) -> Result<Lines, Failure> {
         let context = self.context;
-        let control = open(context, Role::Control, 0, self.calls)?;
-        let round_trip = greet(&control)?;
+        let (control, asked) = open_control(context, self.calls)?;
+        let round_trip = greet(&control, asked)?;
         control.set_limit(context.route.deadlines.idle)?;
         let (guest, epoch) = (context.description.uuid, context.guest.description().epoch);
         let epoch = if knows == Knows::Kept { epoch } else { epoch.saturating_add(1) };

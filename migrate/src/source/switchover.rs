@@ -20,7 +20,6 @@ use crate::failure::Failure;
 use crate::handover::SourceEvent;
 use crate::options::{Mode, OnTimeout, Options};
 use crate::pages::PageSet;
-use crate::priority::Turns;
 use crate::report::{Phase, Switchover};
 use crate::verify::send_hashes;
 use crate::wire::{Kind, Message, RamMap};
@@ -53,8 +52,6 @@ impl Journey<'_> {
             self.context.settle()?;
         }
         let left = if self.postcopy() { self.miss_ahead(lines, left)? } else { left };
-        // In the pause it is better off where the vCPUs were; and threads that are started from here on may run anywhere.
-        self.turns = Turns::beside(self.context.description.vcpus);
         self.logbook.enter(Phase::Switchover);
         let mut times = Switchover { estimated_us: left.estimate.as_micros() as u64, ..Default::default() };
         let round = left.round;

@@ -73,7 +73,11 @@ pub(crate) fn reported(
     cancel: &Cancel,
     observer: &dyn Observer,
 ) -> Report {
-    migrate_over(guest, options, route, cancel, observer).report
+    let cores = || rustix::thread::sched_getaffinity(None).expect("of this thread");
+    let before = cores();
+    let report = migrate_over(guest, options, route, cancel, observer).report;
+    assert_eq!(cores(), before, "whoever calls has its cores again");
+    report
 }
 
 /// Does something at every event.

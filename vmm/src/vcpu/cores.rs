@@ -28,6 +28,8 @@ pub(super) struct Cores {
 struct State {
     /// None: wherever it could run before.
     wanted: Option<CpuSet>,
+    /// It is to go there once.
+    visit: Option<CpuSet>,
     /// What it had before, and what it was left with.
     home: Option<(CpuSet, CpuSet)>,
 }
@@ -40,6 +42,12 @@ impl Cores {
             state.wanted = cores;
             self.waits.store(true, Ordering::Release);
         }
+    }
+
+    /// Owner: it is to go to one of those, unless it keeps to some.
+    fn want_visit(&self, cores: CpuSet) {
+        self.state().visit = Some(cores);
+        self.waits.store(true, Ordering::Release);
     }
 
     /// Whether the thread has not seen to it yet.
@@ -76,6 +84,11 @@ impl State {
     /// which a core that is added to the host later is no part.
     fn settle(&mut self) {
         let Ok(now) = sched_getaffinity(None) else { return };
+        let visit = self.visit.take().filter(|_| self.wanted.is_none() && self.home.is_none());
+        if let Some(visit) = visit.map(|visit| both(&now, &visit)).filter(|visit| visit.count() > 0) {
+            // It stays there until the scheduler has a reason to move it.
+            let _ = sched_setaffinity(None, &visit).and_then(|()| sched_setaffinity(None, &now));
+        }
         // Who has been given other cores meanwhile keeps those.
         let before = self.home.take().filter(|(_, left)| *left == now).map_or(now, |(before, _)| before);
         let kept = self.wanted.map_or(before, |wanted| both(&before, &wanted));
@@ -87,14 +100,19 @@ impl State {
 impl Vcpus {
     /// Has each go to these cores, as far as it may use them; from there it may go on wherever it could run before.
     pub(crate) fn send_to(&self, cores: &CpuSet) {
-        self.keep_to(Some(cores));
-        self.keep_to(None);
+        self.all.iter().for_each(|vcpu| vcpu.cores.want_visit(*cores));
+        self.see_to_cores();
     }
 
-    /// Has each keep to these cores, as far as it may use them; none: wherever it could run before. They are there when this
-    /// returns, as a rule; one that is late, in the kernel perhaps, goes there before it runs the guest next.
+    /// Has each keep to these cores, as far as it may use them; none: wherever it could run before.
     pub(crate) fn keep_to(&self, cores: Option<&CpuSet>) {
         self.all.iter().for_each(|vcpu| vcpu.cores.want(cores.copied()));
+        self.see_to_cores();
+    }
+
+    /// They are where they were told to go when this returns, as a rule; one that is late, in the kernel perhaps, goes there before it
+    /// runs the guest next.
+    fn see_to_cores(&self) {
         let late = || self.all.iter().filter(|vcpu| vcpu.cores.waits());
         if late().count() == 0 {
             return;
@@ -132,6 +150,8 @@ fn both(some: &CpuSet, others: &CpuSet) -> CpuSet {
 #[cfg(test)]
 mod tests {
     use std::thread;
+
+    use rustix::thread::sched_getcpu;
 
     use super::*;
 
@@ -171,6 +191,27 @@ mod tests {
                 cores.settle();
                 assert_eq!(now(), all);
             }
+        });
+    }
+
+    #[test]
+    fn who_is_sent_goes_there_and_may_go_on() {
+        apart(|cores, all, each| {
+            for core in each {
+                // The scheduler may have moved it on before it is looked at.
+                let is_there = || {
+                    cores.want_visit(one(core));
+                    cores.settle();
+                    assert_eq!((now(), cores.waits()), (all, false));
+                    sched_getcpu() == core
+                };
+                assert!((0..1000).any(|_| is_there()), "core {core}");
+            }
+            let first = one((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).expect("it runs"));
+            cores.want(Some(first));
+            cores.want_visit(all);
+            cores.settle();
+            assert_eq!(now(), first, "it keeps to it");
         });
     }
 

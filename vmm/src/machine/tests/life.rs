@@ -264,8 +264,6 @@ fn vcpus_go_where_they_are_told_whether_they_run_or_not_and_work_on() {
         keeps_to(&machine, Some(&first));
         keeps_to(&machine, None);
         machine.vcpus().send_to(&first);
-        // It has all of them again, at once as a rule.
-        keeps_to(&machine, None);
         let paused = pause(machine);
         keeps_to(&paused, Some(&first));
         machine = paused.resume();
