@@ -54,18 +54,30 @@ pub(crate) fn take(turn: Turn) {
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
-/// The calling thread goes on at another core than `core`, if it is there and has another. The scheduler may bring it back: it has all
-/// the cores again that it had, though as its own choice from then on, of which one that is added to the host later is no part.
-pub(crate) fn leave(core: usize) {
+/// The calling thread goes on at one of `cores`, if it may use any. The scheduler may move it on: it has all the cores again that it had,
+/// though as its own choice from then on, of which one that is added to the host later is no part.
+pub(crate) fn go_to(cores: &CpuSet) {
     let Ok(all) = sched_getaffinity(None) else { return };
-    if sched_getcpu() != core || core >= CpuSet::MAX_CPU {
-        return;
-    }
-    let mut others = all;
-    others.unset(core);
-    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+    let some = both(&all, cores);
+    if some.count() > 0 && sched_setaffinity(None, &some).is_ok() {
         let _ = sched_setaffinity(None, &all);
     }
+}
+
+/// The calling thread [goes on](go_to) at another core than `core`, if it is there and has another.
+pub(crate) fn leave(core: usize) {
+    let Ok(mut others) = sched_getaffinity(None) else { return };
+    if sched_getcpu() == core && core < CpuSet::MAX_CPU {
+        others.unset(core);
+        go_to(&others);
+    }
+}
+
+/// Cores that are in `some` and in `others`.
+pub(crate) fn both(some: &CpuSet, others: &CpuSet) -> CpuSet {
+    let mut both = *some;
+    (0..CpuSet::MAX_CPU).filter(|core| !others.is_set(*core)).for_each(|core| both.unset(core));
+    both
 }
 
 #[cfg(test)]

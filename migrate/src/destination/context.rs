@@ -26,7 +26,7 @@ pub(super) struct Context<'a> {
     /// Post-copy: set just before the pause; pages are placed from then on.
     pub(super) placing: OnceLock<Arc<Placing>>,
     pub(super) observer: &'a dyn Observer,
-    /// Of the cores here, while pages are missing.
+    /// How the cores here are parted, if they are.
     pub(super) parting: Option<Parting>,
 }
 

@@ -14,7 +14,6 @@ use super::unpacking::Unpacked;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{PART_PAGES, Ram};
-use crate::options::Mode;
 use crate::pages::{AtomicPageSet, PAGE_SIZE, PageRun};
 use crate::priority::Turns;
 use crate::report::Traffic;
@@ -227,9 +226,11 @@ impl Context<'_> {
     pub(super) fn receive_stream(&self, line: &Line, role: Role) {
         let (vcpus, streams) = (self.preflight.description.vcpus, self.preflight.streams);
         let (mut scratch, mut turns) = (Scratch::default(), Turns::staying(vcpus, streams));
-        // From another host nothing runs here before pages are missing; and in stop-and-copy the guest runs nowhere.
-        if role == Role::Data && line.link().is_within_host() && self.preflight.mode != Mode::Stopcopy {
-            turns.part(self.parting.as_ref());
+        if role == Role::Data {
+            let within = line.link().is_within_host();
+            turns.part(
+                self.parting.as_ref().and_then(|parting| parting.at_the_start(self.preflight.mode, within)),
+            );
         }
         loop {
             match self.receive_frame(line, role, &mut scratch, &mut turns) {

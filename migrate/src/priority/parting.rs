@@ -1,6 +1,6 @@
 //! How a small host's cores are parted during a move: some for the guest's vCPUs and whoever they wait for, the others for bulk data.
-//! All of them keep to theirs while pages are missing. Within one host bulk data does so throughout, and vCPUs are sent to theirs when
-//! it begins.
+//! All of them keep to theirs while pages are missing. Within one host bulk data does so from the start, unless the guest stands still
+//! meanwhile, and vCPUs are sent to theirs when it begins.
 //!
 //! Where there is not a core for each busy thread, the scheduler has a thread that moves bulk data on a vCPU's core now and then, for
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). Which cores are whose follows from their numbers,
@@ -9,6 +9,7 @@
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{core_beyond, cores_here};
+use crate::options::Mode;
 
 /// Cores of a host that is parted, at most: a larger one has other guests, and room for the scheduler to choose.
 const FEW: u32 = 4;
@@ -41,6 +42,12 @@ impl Parting {
             if nth < vcpus as usize { &mut guest } else { &mut bulk }.set(core);
         }
         fits.then_some(Self { guest, bulk })
+    }
+
+    /// How they are parted before pages are missing. Only within one host does whoever receives have to make room for a guest, and whoever
+    /// sends have another core than it; and in stop-and-copy nobody runs.
+    pub(crate) fn at_the_start(&self, mode: Mode, is_within_host: bool) -> Option<&Self> {
+        (is_within_host && mode != Mode::Stopcopy).then_some(self)
     }
 
     /// Where vCPUs are to run.

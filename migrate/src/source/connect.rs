@@ -181,7 +181,7 @@ fn preflight(
 
 /// What a round trip takes: as long as being `greeted`, or what an answer took beyond what the destination says it took *it*, whichever
 /// is shorter. On a busy host a thread waits for a core for some milliseconds now and then, so one of them may say little of the way.
-/// A destination that makes it out to be shorter than it is gets fewer pages ahead, and a longer pause: it is the one that waits.
+/// A destination can make it out to be shorter than it is, as it can its rehearsal: the pause is longer then than it was expected to be.
 fn round_trip(greeted: Duration, answered: Duration, took_us: Option<u64>) -> Duration {
     let beyond = took_us.and_then(|us| answered.checked_sub(Duration::from_micros(us)));
     beyond.map_or(greeted, |beyond| beyond.min(greeted))

@@ -17,7 +17,7 @@ use crate::channel::line::Line;
 use crate::channel::{Dial, Link};
 use crate::failure::Failure;
 use crate::guest::{Departing, Description, GuestError, Ram};
-use crate::options::{InFlightPolicy, MAX_STREAMS, Mode, Options, default_timeout};
+use crate::options::{InFlightPolicy, MAX_STREAMS, Options, default_timeout};
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::priority::{Parting, Turns};
 use crate::progress::{Event, Observer, Progress};
@@ -64,7 +64,7 @@ pub(super) struct Context<'a> {
     logging: AtomicBool,
     /// Whether vCPUs are, or were until the pause.
     holds_back: AtomicBool,
-    /// Of the cores here.
+    /// How the cores here are parted, if they are.
     pub(super) parting: Option<Parting>,
 }
 
@@ -221,23 +221,21 @@ impl<'a> Context<'a> {
         self.elsewhere.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How cores are parted while the guest runs here: only if its pages go over `link` to this very host, where whoever receives them
-    /// has the other core. In stop-and-copy it does not run meanwhile.
-    pub(super) fn parted_beside_the_guest(&self, link: &Arc<dyn Link>) -> Option<&Parting> {
-        let parts = || link.is_within_host() && self.options.mode != Mode::Stopcopy;
-        self.parting.as_ref().filter(|_| parts())
+    /// How cores are parted from the start of a move over `link`.
+    fn parted_at_the_start(&self, link: &Arc<dyn Link>) -> Option<&Parting> {
+        self.parting.as_ref()?.at_the_start(self.options.mode, link.is_within_host())
     }
 
-    /// Of the calling thread, which moves bulk data over `link`, or occupies a core as much, while the guest runs here.
-    pub(super) fn turns_beside_the_guest(&self, link: &Arc<dyn Link>) -> Turns {
+    /// Of the calling thread, which moves bulk data over `link`, or occupies a core as much.
+    pub(super) fn turns_of_bulk(&self, link: &Arc<dyn Link>) -> Turns {
         let mut turns = Turns::staying(self.description.vcpus, self.streams());
-        turns.part(self.parted_beside_the_guest(link));
+        turns.part(self.parted_at_the_start(link));
         turns
     }
 
     /// vCPUs go to their cores, where these are parted.
     pub(super) fn send_vcpus(&self, link: &Arc<dyn Link>) {
-        if let Some(parting) = self.parted_beside_the_guest(link) {
+        if let Some(parting) = self.parted_at_the_start(link) {
             self.guest.send_vcpus_to(parting.for_vcpus());
         }
     }

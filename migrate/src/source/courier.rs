@@ -101,7 +101,7 @@ impl<'a> Courier<'a> {
 
     /// The calling thread sends on a data connection, and nothing else. It may keep to other cores until this is dropped.
     pub(super) fn is_of_crew(&mut self) {
-        self.turns = self.context.turns_beside_the_guest(&self.link);
+        self.turns = self.context.turns_of_bulk(&self.link);
     }
 
     /// What the calling thread sends from here on is missing where the guest runs.

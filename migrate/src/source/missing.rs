@@ -104,7 +104,7 @@ impl Journey<'_> {
         let hybrid = self.mode() == Mode::Hybrid;
         let whole = hybrid.then(|| PageSet::of_runs(left.pages.limit(), &self.context.description.ram));
         let (mut dense, mut before) = (DENSE, u64::MAX);
-        let mut turns = self.context.turns_beside_the_guest(lines.control.link());
+        let mut turns = self.context.turns_of_bulk(lines.control.link());
         for time in 0..TIMES {
             let mut untold = join_dense(&mut left, dense, whole.as_ref());
             if time > 0 && untold.len() <= MANY {

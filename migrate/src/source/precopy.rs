@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::guest::Rehearsal;
 use crate::options::{Mode, OnTimeout};
 use crate::pages::PageSet;
+use crate::priority::Turns;
 use crate::report::{self, Phase};
 use crate::wire::limits::BITMAP_WORDS;
 use crate::wire::runs::bitmap_frames;
@@ -47,11 +48,13 @@ impl Journey<'_> {
     /// Pre-copy: round after round, until the policy says that the rest is for the pause.
     pub(super) fn copy_while_it_runs(&mut self, lines: &Lines, crew: &Crew) -> Result<Left, Failure> {
         self.logbook.enter(Phase::Precopy);
-        let mut pages = self.survey(lines)?;
+        let turns = self.make_room(lines);
+        let mut pages = self.survey()?;
         let watch = self.watch_samples(&mut pages)?;
         self.announce(lines, &pages)?;
         let mut hot =
             watch.map_or_else(|| Ok(PageSet::default()), |it| self.set_hot_aside(&it, &mut pages))?;
+        drop(turns);
         let terms = self.terms(lines);
         if self.context.options.on_timeout != OnTimeout::Cancel {
             self.context.time().set_passing(Passing::EndsRounds);
@@ -111,7 +114,8 @@ impl Journey<'_> {
     /// Post-copy at once: all of RAM follows later.
     pub(super) fn survey_all(&mut self, lines: &Lines) -> Result<Left, Failure> {
         let round = self.wait_until_told(lines)?;
-        let pages = self.survey(lines)?;
+        let _turns = self.make_room(lines);
+        let pages = self.survey()?;
         Ok(Left { round, ..self.left(pages) })
     }
 
@@ -126,17 +130,22 @@ impl Journey<'_> {
         Left { pages, told, estimate: Duration::ZERO, round: 0 }
     }
 
+    /// What comes now may take milliseconds in the kernel, again and again, which lets nobody else on the core meanwhile: the guest has
+    /// another. The turns of the calling thread until then.
+    fn make_room(&self, lines: &Lines) -> Turns {
+        let link = lines.control.link();
+        self.context.send_vcpus(link);
+        let mut turns = self.context.turns_of_bulk(link);
+        turns.step_aside();
+        turns
+    }
+
     /// What is populated, with everything else watched: what is first touched from here on shows in the harvest.
     ///
     /// Populated pages stay in the log as it begins, with every page in it, until they are read (but for a few that are looked at:
     /// `hot`); watching them now would only cost the guest a fault each. A page first touched in between is in the second answer.
-    fn survey(&self, lines: &Lines) -> Result<PageSet, Failure> {
+    fn survey(&self) -> Result<PageSet, Failure> {
         let context = self.context;
-        let link = lines.control.link();
-        context.send_vcpus(link);
-        // Each of these may take milliseconds in the kernel, which lets nobody else on the core meanwhile.
-        let mut turns = context.turns_beside_the_guest(link);
-        turns.step_aside();
         context.start_log()?;
         let mut untouched = PageSet::of_runs(context.description.gfn_limit(), &context.description.ram);
         untouched.subtract(&self.everything());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Order, Vcpu, Vcpus};
+use crate::turns::{self, both};
 
 /// How often a vCPU is called out of the guest to go to its cores, and how long it has for that. It takes it 0.05 ms.
 const CALLS: u32 = 10;
@@ -46,7 +47,8 @@ impl Cores {
 
     /// Owner: it is to go to one of those, unless it keeps to some.
     fn want_visit(&self, cores: CpuSet) {
-        self.state().visit = Some(cores);
+        let mut state = self.state();
+        state.visit = Some(cores);
         self.waits.store(true, Ordering::Release);
     }
 
@@ -83,17 +85,16 @@ impl State {
     /// Best effort: a thread that may not choose, or may use none of them, runs where it did. It has its own back as its own choice, of
     /// which a core that is added to the host later is no part.
     fn settle(&mut self) {
+        let visit = self.visit.take();
         let Ok(now) = sched_getaffinity(None) else { return };
-        let visit = self.visit.take().filter(|_| self.wanted.is_none() && self.home.is_none());
-        if let Some(visit) = visit.map(|visit| both(&now, &visit)).filter(|visit| visit.count() > 0) {
-            // It stays there until the scheduler has a reason to move it.
-            let _ = sched_setaffinity(None, &visit).and_then(|()| sched_setaffinity(None, &now));
-        }
         // Who has been given other cores meanwhile keeps those.
         let before = self.home.take().filter(|(_, left)| *left == now).map_or(now, |(before, _)| before);
         let kept = self.wanted.map_or(before, |wanted| both(&before, &wanted));
         let moved = kept != now && kept.count() > 0 && sched_setaffinity(None, &kept).is_ok();
         self.home = self.wanted.map(|_| (before, if moved { kept } else { now }));
+        if let (Some(cores), None) = (visit, self.wanted) {
+            turns::go_to(&cores);
+        }
     }
 }
 
@@ -131,6 +132,11 @@ impl Vcpus {
 
 #[cfg(test)]
 impl Vcpus {
+    /// Whether any has yet to go where it was told.
+    pub(crate) fn are_due_elsewhere(&self) -> bool {
+        self.all.iter().any(|vcpu| vcpu.cores.waits())
+    }
+
     /// What each keeps to now, once it has seen to what it was told last.
     pub(crate) fn kept(&self) -> Vec<Option<Option<CpuSet>>> {
         let kept = |cores: &Cores| {
@@ -139,12 +145,6 @@ impl Vcpus {
         };
         self.all.iter().map(|vcpu| kept(&vcpu.cores)).collect()
     }
-}
-
-fn both(some: &CpuSet, others: &CpuSet) -> CpuSet {
-    let mut both = *some;
-    (0..CpuSet::MAX_CPU).filter(|core| !others.is_set(*core)).for_each(|core| both.unset(core));
-    both
 }
 
 #[cfg(test)]
