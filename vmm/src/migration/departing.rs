@@ -6,7 +6,6 @@ use std::time::Duration;
 use migrate::guest::{Departing, Description, Packet, Ram, Result, Telemetry};
 use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
-
 use rustix::thread::CpuSet;
 
 use crate::machine::PausedClock;

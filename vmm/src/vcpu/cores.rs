@@ -132,11 +132,6 @@ impl Vcpus {
 
 #[cfg(test)]
 impl Vcpus {
-    /// Whether any has yet to go where it was told.
-    pub(crate) fn are_due_elsewhere(&self) -> bool {
-        self.all.iter().any(|vcpu| vcpu.cores.waits())
-    }
-
     /// What each keeps to now, once it has seen to what it was told last.
     pub(crate) fn kept(&self) -> Vec<Option<Option<CpuSet>>> {
         let kept = |cores: &Cores| {
