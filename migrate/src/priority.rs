@@ -10,7 +10,8 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use affinity::{CpuSet, difference, is_in, only};
+use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::guest::Ram;
 
@@ -177,9 +178,7 @@ impl Cores {
     /// The calling thread stays on `core`.
     fn stay(&mut self, core: usize) {
         if is_in(&self.all(), core) {
-            let mut only = CpuSet::new();
-            only.set(core);
-            let _ = sched_setaffinity(None, &only);
+            let _ = sched_setaffinity(None, &only(core));
         }
     }
 
@@ -226,18 +225,6 @@ impl Drop for Cores {
             let _ = sched_setaffinity(None, all);
         }
     }
-}
-
-/// Whether `core` is in `all`. A set names so many cores and no more; of a host with more it is empty.
-fn is_in(all: &CpuSet, core: usize) -> bool {
-    core < CpuSet::MAX_CPU && all.is_set(core)
-}
-
-/// Cores of `all` that are not in `some`.
-fn difference(all: &CpuSet, some: &CpuSet) -> CpuSet {
-    let mut rest = *all;
-    (0..CpuSet::MAX_CPU).filter(|core| some.is_set(*core)).for_each(|core| rest.unset(core));
-    rest
 }
 
 fn ns(time: Duration) -> i64 {

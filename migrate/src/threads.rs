@@ -2,10 +2,12 @@
 
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
+use affinity::near;
+
 use crate::failure::Failure;
 use crate::guest::GuestError;
 
-/// Starts a thread of `scope`. `name`: what the host's tools call it, 15 characters at most.
+/// Starts a thread of `scope` [near](near) this one. `name`: what the host's tools call it, 15 characters at most.
 ///
 /// # Errors
 /// When the host refuses it: it has no memory for one, or no more are allowed.
@@ -15,5 +17,6 @@ pub(crate) fn start<'scope, T: Send + 'scope>(
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>, Failure> {
     let refused = |error: std::io::Error| Failure::guest("start a thread")(GuestError(error.to_string()));
+    let (work, _here) = near(work);
     Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(refused)
 }

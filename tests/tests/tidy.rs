@@ -33,7 +33,7 @@ fn files(folder: &str, ending: &str) -> Vec<(PathBuf, String)> {
 }
 
 fn rust() -> Vec<(PathBuf, String)> {
-    ["guest", "migrate", "vmm", "tests"].iter().flat_map(|folder| files(folder, ".rs")).collect()
+    ["affinity", "guest", "migrate", "vmm", "tests"].iter().flat_map(|folder| files(folder, ".rs")).collect()
 }
 
 /// The part of a file before its tests.

@@ -218,7 +218,9 @@ impl Dial for TcpDial {
 
     fn look_up(&self) -> Option<Box<dyn FnOnce() -> io::Result<()> + Send>> {
         let (to, addresses) = (self.to.clone(), Arc::clone(&self.addresses));
-        Some(Box::new(move || resolve(&to, &addresses)))
+        // An address is no name.
+        let is_name = to.parse::<SocketAddr>().is_err();
+        is_name.then(|| Box::new(move || resolve(&to, &addresses)) as _)
     }
 
     fn to(&self) -> &str {
@@ -373,6 +375,13 @@ mod tests {
         let dial = TcpDial::new(&listen.address.to_string());
         let near = dial.dial(Role::Control, Duration::from_secs(5), &|_| {}).expect("someone listens");
         (near, listen.accept().expect("a listener").expect("a connection"))
+    }
+
+    #[test]
+    fn a_name_is_looked_up_and_an_address_is_not() {
+        let has_to_be = |to| TcpDial::new(to).look_up().is_some();
+        assert!(has_to_be("localhost:7000") && has_to_be("10.0.0.1.example:7000"));
+        assert!(!has_to_be("127.0.0.1:7000") && !has_to_be("[::1]:7000"));
     }
 
     #[test]

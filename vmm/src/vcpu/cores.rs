@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use affinity::{CpuSet, both, go_to};
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use super::{Order, Vcpu, Vcpus};
-use crate::turns::{self, both};
 
 /// How often a vCPU is called out of the guest to go to its cores, and how long it has for that. It takes it 0.05 ms.
 const CALLS: u32 = 10;
@@ -93,7 +93,7 @@ impl State {
         let moved = kept != now && kept.count() > 0 && sched_setaffinity(None, &kept).is_ok();
         self.home = self.wanted.map(|_| (before, if moved { kept } else { now }));
         if let (Some(cores), None) = (visit, self.wanted) {
-            turns::go_to(&cores);
+            go_to(&cores);
         }
     }
 }

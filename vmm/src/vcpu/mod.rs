@@ -35,6 +35,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use affinity::near;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::Killable;
 
@@ -311,10 +312,11 @@ impl Vcpu {
         let (brake, cores) = (Arc::new(Brake::default()), Arc::new(Cores::default()));
         let worker =
             thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick), Arc::clone(&brake), Arc::clone(&cores));
-        let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || {
+        let (work, _here) = near(move || {
             turns::take(Turn::Waited);
             worker.serve(&orders, &outgoing);
-        })?;
+        });
+        let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(work)?;
         let (thread, seen) = (Some(Arc::new(thread)), Cell::default());
         Ok(Self { cpu, kick, brake, cores, faults, seen, replies, thread, buffer: Cell::default() })
     }

@@ -19,7 +19,6 @@ use crate::devices::End;
 use crate::kvm::ioctl;
 use crate::memory::layout::HOLE_START;
 use crate::sandbox::{self, ThreadKind};
-use crate::turns;
 
 /// Called once on the thread of the vCPU that ended the guest (shutdown, reset, or a failure).
 /// It must not wait for the machine.
@@ -118,7 +117,7 @@ impl Worker {
                 Order::WarmUp => Reply::WarmedUp(self.warm_up()),
                 Order::StandBy { given, owner } => {
                     if let Some(core) = owner {
-                        turns::leave(core);
+                        affinity::leave(core);
                     }
                     // Best effort.
                     let _ = ioctl::load_mmu(ioctl::borrow(&*self.cpu.fd()), HOLE_START);

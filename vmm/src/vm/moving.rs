@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use affinity::near;
 use migrate::client::types::MigrationStatus;
 use migrate::guest::GuestError;
 use migrate::options::Options;
@@ -72,7 +73,9 @@ pub(super) fn leave_in_background(
             .unwrap_or_else(|_| astray(&leaving, &guest, &options));
         settle(&leaving, &guest, &options, departure);
     };
+    let (work, here) = near(work);
     let started = thread::Builder::new().name("migration".into()).spawn(work).map(drop);
+    drop(here);
     started.map_err(|error| {
         let mut life = inner.lock();
         life.cancel = None;
