@@ -1,13 +1,13 @@
 //! Which cores of a host the calling thread runs on: sets of cores, going to some, and starting a thread where one is.
 //!
-//! No thread chooses another's cores, and all of it is best effort: one that may not choose runs anywhere.
+//! No thread chooses another's cores, and all of it is best effort: one that the host does not let choose runs anywhere. (One whose sandbox
+//! kills it for the call must not ask.)
 
-use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+#![forbid(unsafe_code)]
 
-pub use rustix::thread::CpuSet;
+use std::marker::PhantomData;
 
-/// Cores of a host that counts as small, at most. A larger one has other guests, and room for the scheduler to choose.
-pub const FEW: u32 = 4;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 /// Whether `core` is in `all`. A set names so many cores and no more; of a host with more it is empty.
 #[must_use]
@@ -17,7 +17,7 @@ pub fn is_in(all: &CpuSet, core: usize) -> bool {
 
 /// Cores that are in `some` and in `others`.
 #[must_use]
-pub fn both(some: &CpuSet, others: &CpuSet) -> CpuSet {
+pub fn common(some: &CpuSet, others: &CpuSet) -> CpuSet {
     of(some, |core| others.is_set(core))
 }
 
@@ -47,7 +47,7 @@ pub fn only(core: usize) -> CpuSet {
 /// though as its own choice from then on, of which one that is added to the host later is no part.
 pub fn go_to(cores: &CpuSet) {
     let Ok(all) = sched_getaffinity(None) else { return };
-    let some = both(&all, cores);
+    let some = common(&all, cores);
     if some.count() > 0 && sched_setaffinity(None, &some).is_ok() {
         let _ = sched_setaffinity(None, &all);
     }
@@ -62,44 +62,59 @@ pub fn leave(core: usize) {
     }
 }
 
-/// What a thread is to do that begins on the core of this one, which starts it while it holds what comes with that.
+/// Wraps the `work` of a new thread, which then begins on the calling thread's core. What comes with it is to be held until the thread
+/// has been started.
 ///
-/// Linux begins a new thread on the core with the least to do. Where there are few of them, and this one has woken somebody
-/// besides, that is a vCPU's, which never rests: there the thread waits for the scheduler's next tick (4 ms where HZ is
-/// 250), even if this core idles by then, because whoever starts a thread mostly waits for it. From its first moment on it may go
-/// on anywhere. On a host with more than a few cores Linux finds an idle one.
+/// Linux begins a new thread on the core with the least to do. Where there are two, and whoever starts it has woken somebody
+/// besides, that is the one of a vCPU, which never rests: there the thread waits for the scheduler's next tick (4 ms where HZ is
+/// 250), even if this core idles by then, because whoever starts a thread mostly waits for it. So where the calling thread may use two
+/// cores the new one begins here, and may go on at the other from then on, as may the calling thread; both have those two as their own
+/// choice afterwards, of which one that is added later is no part. With one core, or more than two, nothing is changed: among more,
+/// Linux finds an idle one.
 pub fn near<T>(work: impl FnOnce() -> T) -> (impl FnOnce() -> T, Here) {
-    let all = stay_here();
+    let stay = Stay::here();
     let near = move || {
-        go_on(all.as_ref());
+        stay.end();
         work()
     };
-    (near, Here(all))
+    (near, Here(stay, PhantomData))
 }
 
-/// Keeps the calling thread on its core until it is dropped.
+/// Keeps the calling thread on its core until it is dropped there.
 #[derive(Debug)]
 #[must_use = "it is to last until the thread is started"]
-pub struct Here(Option<CpuSet>);
+pub struct Here(Stay, PhantomData<*const ()>);
 
 impl Drop for Here {
     fn drop(&mut self) {
-        go_on(self.0.as_ref());
+        self.0.end();
     }
 }
 
-/// The calling thread stays where it is. The cores that it had, unless there is but one, or more than a few, or it may not choose.
-fn stay_here() -> Option<CpuSet> {
-    let (all, core) = (sched_getaffinity(None).ok()?, sched_getcpu());
-    let is_of_few = (2..=FEW).contains(&all.count()) && is_in(&all, core);
-    let stays = is_of_few && sched_setaffinity(None, &only(core)).is_ok();
-    stays.then_some(all)
+/// Of a thread on its core.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stay {
+    /// The core, and those that the thread had. None where it was not told to stay.
+    told: Option<(CpuSet, CpuSet)>,
 }
 
-fn go_on(all: Option<&CpuSet>) {
-    if let Some(all) = all {
-        // Who could narrow them can have them back.
-        let _ = sched_setaffinity(None, all);
+impl Stay {
+    /// The calling thread stays where it is, if it may use one other core.
+    fn here() -> Self {
+        let (all, core) = (sched_getaffinity(None).unwrap_or_default(), sched_getcpu());
+        let one = only(core);
+        let stays = all.count() == 2 && is_in(&all, core) && sched_setaffinity(None, &one).is_ok();
+        Self { told: stays.then_some((one, all)) }
+    }
+
+    /// The calling thread has its cores back, unless somebody has given it others meanwhile.
+    fn end(self) {
+        if let Some((one, all)) = self.told
+            && sched_getaffinity(None).is_ok_and(|now| now == one)
+        {
+            // Who could narrow them can have them back.
+            let _ = sched_setaffinity(None, &all);
+        }
     }
 }
 
@@ -137,17 +152,60 @@ mod tests {
         });
     }
 
+    /// Those of them that the calling thread may use, at most so many.
+    fn first(many: usize) -> CpuSet {
+        let (all, mut first) = (cores(), CpuSet::new());
+        (0..CpuSet::MAX_CPU).filter(|core| is_in(&all, *core)).take(many).for_each(|core| first.set(core));
+        first
+    }
+
     #[test]
-    fn a_thread_begins_where_its_starter_is_and_both_may_go_on_anywhere() {
+    fn a_thread_begins_where_its_starter_is_and_both_may_go_on_at_the_other_core() {
         apart(|| {
-            let (all, few) = (cores(), (2..=FEW).contains(&cores().count()));
-            let (work, here) = near(|| (sched_getcpu(), cores()));
-            let narrowed = cores();
-            let (_, begun) = std::thread::scope(|scope| scope.spawn(work).join().unwrap());
-            assert_eq!(narrowed.count(), if few { 1 } else { all.count() });
-            assert_eq!(begun, all);
+            let two = first(2);
+            sched_setaffinity(None, &two).unwrap();
+            let (work, here) = near(cores);
+            // Kept there, it stays there.
+            let begins = if two.count() == 2 { only(sched_getcpu()) } else { two };
+            assert_eq!(cores(), begins);
+            std::thread::scope(|scope| {
+                assert_eq!(scope.spawn(cores).join().unwrap(), begins, "who does nothing about it");
+                assert_eq!(scope.spawn(work).join().unwrap(), two);
+            });
             drop(here);
-            assert_eq!(cores(), all);
+            assert_eq!(cores(), two);
+        });
+    }
+
+    #[test]
+    fn where_there_is_no_choice_or_much_of_it_nobody_is_kept() {
+        for many in [1, 3] {
+            apart(|| {
+                let some = first(many);
+                if some.count() == 2 {
+                    return; // Of three there are two here.
+                }
+                sched_setaffinity(None, &some).unwrap();
+                let (work, here) = near(cores);
+                assert_eq!((cores(), work()), (some, some));
+                drop(here);
+                assert_eq!(cores(), some);
+            });
+        }
+    }
+
+    #[test]
+    fn who_was_given_other_cores_meanwhile_keeps_those() {
+        apart(|| {
+            let two = first(2);
+            sched_setaffinity(None, &two).unwrap();
+            let (_, here) = near(cores);
+            let given = difference(&two, &cores());
+            if given.count() == 1 {
+                sched_setaffinity(None, &given).unwrap();
+                drop(here);
+                assert_eq!(cores(), given);
+            }
         });
     }
 
@@ -159,7 +217,7 @@ mod tests {
             set
         };
         let (some, others) = (set(&[0, 2, 5]), set(&[2, 3]));
-        assert_eq!((both(&some, &others), difference(&some, &others)), (only(2), set(&[0, 5])));
+        assert_eq!((common(&some, &others), difference(&some, &others)), (only(2), set(&[0, 5])));
         assert!(is_in(&some, 5) && !is_in(&some, 3) && !is_in(&some, CpuSet::MAX_CPU));
         assert_eq!(only(CpuSet::MAX_CPU).count(), 0);
     }

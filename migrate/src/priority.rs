@@ -10,8 +10,8 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use affinity::{CpuSet, difference, is_in, only};
-use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use affinity::{difference, is_in, only};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::guest::Ram;
 
@@ -212,8 +212,7 @@ impl Cores {
         if rest.count() > 0 {
             return rest;
         }
-        self.left = CpuSet::new();
-        self.left.set(core);
+        self.left = only(core);
         difference(all, &self.left)
     }
 }
@@ -244,8 +243,7 @@ mod tests {
                 let all = now();
                 let each: Vec<_> = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).collect();
                 for core in &each {
-                    let (mut cores, mut one) = (Cores::default(), CpuSet::new());
-                    one.set(*core);
+                    let (mut cores, one) = (Cores::default(), only(*core));
                     assert!(cores.keep_to(&one));
                     // Somebody busy is there; but there is no other.
                     cores.leave(*core);
@@ -282,8 +280,6 @@ mod tests {
         assert_eq!(leave(3), [2, 4]);
         assert_eq!(leave(2), [4]);
         assert_eq!(leave(4), [2, 3], "all were busy: the others may not be any more");
-        let mut one = CpuSet::new();
-        one.set(7);
-        assert_eq!(Cores::default().without(&one, 7).count(), 0, "there is no other");
+        assert_eq!(Cores::default().without(&only(7), 7).count(), 0, "there is no other");
     }
 }

@@ -217,10 +217,11 @@ impl Dial for TcpDial {
     }
 
     fn look_up(&self) -> Option<Box<dyn FnOnce() -> io::Result<()> + Send>> {
-        let (to, addresses) = (self.to.clone(), Arc::clone(&self.addresses));
         // An address is no name.
-        let is_name = to.parse::<SocketAddr>().is_err();
-        is_name.then(|| Box::new(move || resolve(&to, &addresses)) as _)
+        self.to.parse::<SocketAddr>().is_err().then(|| {
+            let (to, addresses) = (self.to.clone(), Arc::clone(&self.addresses));
+            Box::new(move || resolve(&to, &addresses)) as _
+        })
     }
 
     fn to(&self) -> &str {

@@ -6,11 +6,13 @@
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). Which cores are whose follows from their numbers,
 //! so that source and destination that may use the same ones agree without a word.
 
-use affinity::{CpuSet, FEW};
-use rustix::thread::{sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{core_beyond, cores_here};
 use crate::options::Mode;
+
+/// Cores of a host that is parted, at most: a larger one has other guests, and room for the scheduler to choose.
+const FEW: u32 = 4;
 
 /// The cores of a small host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use affinity::near;
+
 use super::context::Context;
 use super::packing::Packing;
 use crate::alarm::Woken;
@@ -63,11 +65,13 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
 fn look_up(context: &Context<'_>) -> Result<(), Failure> {
     let Some(look_up) = context.route.dial.look_up() else { return Ok(()) };
     let ((sender, answer), alarm) = (channel(), Arc::clone(&context.alarm));
-    let asking = thread::Builder::new().name("look-up".to_owned()).spawn(move || {
+    let (asking, here) = near(move || {
         // Nobody may be waiting any more.
         let _ = sender.send(look_up());
         alarm.nudge();
     });
+    let asking = thread::Builder::new().name("look-up".to_owned()).spawn(asking);
+    drop(here);
     let refused = |why: &str| Failure::Connect { to: context.route.dial.to().to_owned(), why: tame(why) };
     asking.map_err(|error| refused(&format!("no thread to look the name up: {error}")))?;
     let limit = context.route.deadlines.connect;

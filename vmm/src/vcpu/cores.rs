@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use affinity::{CpuSet, both, go_to};
-use rustix::thread::{sched_getaffinity, sched_setaffinity};
+use affinity::{common, go_to};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Order, Vcpu, Vcpus};
 
@@ -89,7 +89,7 @@ impl State {
         let Ok(now) = sched_getaffinity(None) else { return };
         // Who has been given other cores meanwhile keeps those.
         let before = self.home.take().filter(|(_, left)| *left == now).map_or(now, |(before, _)| before);
-        let kept = self.wanted.map_or(before, |wanted| both(&before, &wanted));
+        let kept = self.wanted.map_or(before, |wanted| common(&before, &wanted));
         let moved = kept != now && kept.count() > 0 && sched_setaffinity(None, &kept).is_ok();
         self.home = self.wanted.map(|_| (before, if moved { kept } else { now }));
         if let (Some(cores), None) = (visit, self.wanted) {
@@ -148,16 +148,12 @@ mod tests {
 
     use rustix::thread::sched_getcpu;
 
+    use affinity::only as one;
+
     use super::*;
 
     fn now() -> CpuSet {
         sched_getaffinity(None).expect("of this thread")
-    }
-
-    fn one(core: usize) -> CpuSet {
-        let mut set = CpuSet::new();
-        set.set(core);
-        set
     }
 
     /// On a thread of its own, which nobody else has.

@@ -258,8 +258,8 @@ fn keeps_to<Life>(machine: &Machine<Life>, cores: Option<&CpuSet>) {
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn vcpus_go_where_they_are_told_whether_they_run_or_not_and_work_on() {
     let (mut machine, ends) = busy(1);
-    let (all, mut first) = (sched_getaffinity(None).unwrap(), CpuSet::new());
-    first.set((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
+    let all = sched_getaffinity(None).unwrap();
+    let first = affinity::only((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
     for _ in 0..20 {
         keeps_to(&machine, Some(&first));
         keeps_to(&machine, None);
