@@ -181,6 +181,8 @@ pub(crate) struct Sim {
     /// Whether its vCPUs are kept to some cores, and whether they ever were.
     pub(crate) is_kept: AtomicBool,
     pub(crate) was_kept: AtomicBool,
+    /// Whether they were sent to some.
+    pub(crate) was_sent: AtomicBool,
     /// From the network: not yet taken where it has left, and all that was delivered where it is.
     packets: Mutex<Vec<Packet>>,
     /// What shall fail, for once.
@@ -215,6 +217,7 @@ impl Sim {
             told_first: AtomicU64::new(0),
             is_kept: AtomicBool::new(false),
             was_kept: AtomicBool::new(false),
+            was_sent: AtomicBool::new(false),
             packets: Mutex::default(),
             broken: Broken::default(),
             paused: OnceLock::new(),

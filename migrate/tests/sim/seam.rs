@@ -65,6 +65,11 @@ impl Departing for Sim {
         Ok(())
     }
 
+    fn send_vcpus_to(&self, cores: &CpuSet) {
+        assert!(self.is_running() && cores.count() == 1, "one vCPU, which makes room while it runs");
+        self.was_sent.store(true, Ordering::SeqCst);
+    }
+
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
         self.broken.hang(DiskUse::Settle { running: self.is_running() }, go_on)?;
         self.settled.fetch_add(1, Ordering::SeqCst);
