@@ -221,6 +221,11 @@ pub trait Departing: Send + Sync {
     /// When the host refuses what it takes.
     fn throttle(&self, percent: u8, written: u64) -> Result<()>;
 
+    /// The cores of the host that the vCPUs are on, as far as that is known.
+    fn vcpu_cores(&self) -> CpuSet {
+        CpuSet::new()
+    }
+
     /// Has the vCPUs go to these cores of the host, from where they may go on to any other. Best effort.
     fn send_vcpus_to(&self, _cores: &CpuSet) {}
 

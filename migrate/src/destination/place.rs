@@ -104,7 +104,7 @@ impl Place<'_> {
             Arrival::Failed { reason: failure.to_string() }
         };
         let journals = self.memory.journals();
-        let Admitted { preflight, map, guest, heard } =
+        let Admitted { preflight, map, guest, heard, parting } =
             match preflight(&control, self.deadlines, journals, host) {
                 Ok(admitted) => admitted,
                 Err(failure) => return failed(failure),
@@ -131,7 +131,6 @@ impl Place<'_> {
                     return failed(failure);
                 }
             };
-        let parting = Parting::here(preflight.description.vcpus, preflight.streams);
         let context = Context {
             ram: guest.ram(),
             landing: Arc::new(Landing::new(map.limit(), preflight.streams)),
@@ -208,6 +207,7 @@ struct Admitted {
     guest: Arc<dyn Arriving>,
     /// When that was asked.
     heard: Instant,
+    parting: Option<Parting>,
 }
 
 /// Hears what wants to come, and builds a machine for it or says every reason why not.
@@ -223,6 +223,8 @@ fn preflight(
         other => return Err(control.unexpected(other.kind(), Kind::Preflight.word())),
     };
     let heard = Instant::now();
+    let parting = Parting::as_told(&preflight);
+    parting.iter().for_each(Parting::make_room);
     let mut reasons = Vec::new();
     let Description { uuid, epoch, .. } = preflight.description;
     if let Some(later) = journals.superseding(uuid, epoch) {
@@ -244,7 +246,7 @@ fn preflight(
     }
     if let (Some(map), true) = (map, reasons.is_empty()) {
         match host.build(&preflight.description) {
-            Ok(guest) => return Ok(Admitted { preflight, map, guest, heard }),
+            Ok(guest) => return Ok(Admitted { preflight, map, guest, heard, parting }),
             Err(error) => reasons.push(format!("cannot build the machine: {error}")),
         }
     }

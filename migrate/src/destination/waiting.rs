@@ -231,7 +231,7 @@ impl Place<'_> {
         self.observer.tell(Event::Found { us, calls });
         waiting.custody.promise();
         let Waiting { guest, custody, report, preflight, map, landing, placing, session, .. } = *waiting;
-        let parting = Parting::here(preflight.description.vcpus, preflight.streams);
+        let parting = Parting::as_told(&preflight);
         let context = Context {
             ram: guest.ram(),
             landing,

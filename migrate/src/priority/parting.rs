@@ -3,13 +3,15 @@
 //! meanwhile, and vCPUs are sent to theirs when it begins.
 //!
 //! Where there is not a core for each busy thread, the scheduler has a thread that moves bulk data on a vCPU's core now and then, for
-//! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). Which cores are whose follows from their numbers,
-//! so that source and destination that may use the same ones agree without a word.
+//! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). vCPUs stay where they are: the host's housekeeping
+//! has come to the other cores meanwhile, and bulk data gives way to it. Within one host the source tells the destination which these are.
 
+use affinity::{go_to, is_in};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{core_beyond, cores_here};
 use crate::options::Mode;
+use crate::wire::message::Preflight;
 
 /// Cores of a host that is parted, at most: a larger one has other guests, and room for the scheduler to choose.
 const FEW: u32 = 4;
@@ -17,8 +19,8 @@ const FEW: u32 = 4;
 /// The cores of a small host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Parting {
-    /// For vCPUs, and whoever brings them what they wait for: the last ones, as many as there are vCPUs. A host's interrupts and
-    /// housekeeping are on the first, as a rule.
+    /// For vCPUs, and whoever brings them what they wait for: as many as there are vCPUs. Those that they are on; and the last ones, where
+    /// that is not known, or they share one. A host's interrupts are on the first, as a rule.
     guest: CpuSet,
     /// The others.
     bulk: CpuSet,
@@ -27,27 +29,43 @@ pub(crate) struct Parting {
 impl Parting {
     /// Of the cores that the calling thread may use, for a guest with so many vCPUs and a migration with so many data connections.
     /// None where there is a core besides one for each vCPU and each connection, or the vCPUs need all; nor where the process has less
-    /// time than its cores.
-    pub(crate) fn here(vcpus: u32, streams: u32) -> Option<Self> {
+    /// time than its cores. Only otherwise it is asked which cores vCPUs are `on`.
+    pub(crate) fn here(vcpus: u32, streams: u32, on: impl FnOnce() -> CpuSet) -> Option<Self> {
         let all = sched_getaffinity(None).ok()?;
         let few = !core_beyond(vcpus.saturating_add(streams)) && all.count() == cores_here();
-        few.then(|| Self::of(&all, vcpus)).flatten()
+        (few && fits(&all, vcpus)).then(|| Self::of(&all, vcpus, &on()))
     }
 
-    fn of(all: &CpuSet, vcpus: u32) -> Option<Self> {
-        let fits = (1..all.count()).contains(&vcpus) && all.count() <= FEW;
+    /// As the source has parted them, if it is on this host and may use the same.
+    pub(crate) fn as_told(preflight: &Preflight) -> Option<Self> {
+        Self::here(preflight.description.vcpus, preflight.streams, || {
+            let mut on = CpuSet::new();
+            let cores = preflight.vcpu_cores.iter().map(|core| usize::from(*core));
+            cores.filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| on.set(core));
+            on
+        })
+    }
+
+    fn of(all: &CpuSet, vcpus: u32, on: &CpuSet) -> Self {
         let (mut guest, mut bulk) = (CpuSet::new(), CpuSet::new());
-        let cores = (0..CpuSet::MAX_CPU).rev().filter(|core| all.is_set(*core));
+        let last_first = || (0..CpuSet::MAX_CPU).rev().filter(|core| all.is_set(*core));
+        let (theirs, others) = (|core: &usize| is_in(on, *core), |core: &usize| !is_in(on, *core));
+        let cores = last_first().filter(theirs).chain(last_first().filter(others));
         for (nth, core) in cores.enumerate() {
             if nth < vcpus as usize { &mut guest } else { &mut bulk }.set(core);
         }
-        fits.then_some(Self { guest, bulk })
+        Self { guest, bulk }
     }
 
     /// How they are parted before pages are missing. Only within one host does whoever receives have to make room for a guest, and whoever
     /// sends have another core than it; and in stop-and-copy nobody runs.
     pub(crate) fn at_the_start(&self, mode: Mode, is_within_host: bool) -> Option<&Self> {
         (is_within_host && mode != Mode::Stopcopy).then_some(self)
+    }
+
+    /// What the destination is [told](Self::as_told).
+    pub(crate) fn vcpu_cores(&self) -> Vec<u16> {
+        (0..=u16::MAX).filter(|core| is_in(&self.guest, usize::from(*core))).collect()
     }
 
     /// Where vCPUs are to run.
@@ -60,10 +78,21 @@ impl Parting {
         &self.bulk
     }
 
+    /// The calling thread goes on where bulk data is moved, and may go anywhere from there: a thread that is woken begins where it was last,
+    /// on a vCPU's core perhaps.
+    pub(crate) fn make_room(&self) {
+        go_to(&self.bulk);
+    }
+
     /// The calling thread keeps to the cores of vCPUs. Best effort: one that may not choose runs anywhere.
     pub(super) fn serve_vcpus(&self) {
         let _ = sched_setaffinity(None, &self.guest);
     }
+}
+
+/// Whether so many cores can be parted for so many vCPUs.
+fn fits(all: &CpuSet, vcpus: u32) -> bool {
+    (1..all.count()).contains(&vcpus) && all.count() <= FEW
 }
 
 #[cfg(test)]
@@ -80,19 +109,33 @@ mod tests {
     }
 
     #[test]
-    fn the_last_cores_are_for_vcpus_and_the_others_for_bulk_data() {
-        let parted = |all: &[usize], vcpus| {
-            let parting = Parting::of(&set(all.iter().copied()), vcpus)?;
+    fn the_cores_that_vcpus_are_on_are_theirs_then_the_last_and_the_others_are_for_bulk_data() {
+        let parted = |all: &[usize], vcpus, on: &[usize]| {
+            let parting = Parting::of(&set(all.iter().copied()), vcpus, &set(on.iter().copied()));
             let cores = |of: CpuSet| (0..CpuSet::MAX_CPU).filter(|core| of.is_set(*core)).collect::<Vec<_>>();
-            Some((cores(parting.guest), cores(parting.bulk)))
+            assert_eq!(
+                parting.vcpu_cores(),
+                cores(parting.guest).into_iter().map(|core| core as u16).collect::<Vec<_>>()
+            );
+            (cores(parting.guest), cores(parting.bulk))
         };
-        assert_eq!(parted(&[0, 1], 1), Some((vec![1], vec![0])));
-        assert_eq!(parted(&[2, 5, 7], 1), Some((vec![7], vec![2, 5])));
-        assert_eq!(parted(&[0, 1, 2, 3], 3), Some((vec![1, 2, 3], vec![0])));
-        assert_eq!(parted(&[0, 1], 2), None, "the vCPUs need all");
-        assert_eq!(parted(&[3], 1), None, "there is one core");
-        assert_eq!(parted(&[0, 1], 0), None, "nobody to make room for");
-        assert_eq!(parted(&[0, 1, 2, 3, 4], 1), None, "there is room to choose");
+        assert_eq!(parted(&[0, 1], 1, &[0]), (vec![0], vec![1]));
+        assert_eq!(parted(&[0, 1], 1, &[1]), (vec![1], vec![0]));
+        assert_eq!(parted(&[0, 1], 1, &[]), (vec![1], vec![0]), "it is not known");
+        assert_eq!(parted(&[2, 5, 7], 1, &[4]), (vec![7], vec![2, 5]), "it is another's");
+        assert_eq!(parted(&[0, 1, 2, 3], 3, &[1]), (vec![1, 2, 3], vec![0]), "they share one");
+        assert_eq!(parted(&[0, 1, 2, 3], 3, &[0, 2, 3]), (vec![0, 2, 3], vec![1]));
+        assert_eq!(parted(&[0, 1, 2], 1, &[0, 1]), (vec![1], vec![0, 2]), "it was told of too many");
+    }
+
+    #[test]
+    fn a_host_is_parted_if_it_has_few_cores_and_one_to_spare() {
+        let fits = |all: &[usize], vcpus| super::fits(&set(all.iter().copied()), vcpus);
+        assert!(fits(&[0, 1], 1) && fits(&[2, 5, 7], 1) && fits(&[0, 1, 2, 3], 3));
+        assert!(!fits(&[0, 1], 2), "the vCPUs need all");
+        assert!(!fits(&[3], 1), "there is one core");
+        assert!(!fits(&[0, 1], 0), "nobody to make room for");
+        assert!(!fits(&[0, 1, 2, 3, 4], 1), "there is room to choose");
     }
 
     #[test]

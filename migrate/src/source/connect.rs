@@ -166,6 +166,7 @@ fn preflight(
         may_postcopy: may_postcopy(context),
         recovery_ms: context.options.recovery.as_millis() as u64,
         codecs: if packs { vec![Codec::Zstd.word().to_owned()] } else { Vec::new() },
+        vcpu_cores: context.vcpu_cores(control.link()),
     })))?;
     match control.hear()? {
         Message::Accept(accept) => {

@@ -99,7 +99,8 @@ impl<'a> Context<'a> {
     ) -> Self {
         let description = guest.description();
         let memory = description.pages() * PAGE_SIZE as u64;
-        let parting = Parting::here(description.vcpus, options.streams.clamp(1, MAX_STREAMS));
+        let parting =
+            Parting::here(description.vcpus, options.streams.clamp(1, MAX_STREAMS), || guest.vcpu_cores());
         let timeout = options.timeout.unwrap_or_else(|| default_timeout(memory));
         Self {
             guest,
@@ -231,6 +232,12 @@ impl<'a> Context<'a> {
         let mut turns = Turns::staying(self.description.vcpus, self.streams());
         turns.part(self.parted_at_the_start(link));
         turns
+    }
+
+    /// Where vCPUs are to be, where that matters to a destination: within one host.
+    pub(super) fn vcpu_cores(&self, link: &Arc<dyn Link>) -> Vec<u16> {
+        let parting = self.parting.filter(|_| link.is_within_host());
+        parting.map_or_else(Vec::new, |parting| parting.vcpu_cores())
     }
 
     /// vCPUs go to their cores, where these are parted.

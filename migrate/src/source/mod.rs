@@ -55,6 +55,7 @@ use crate::handover::SourceEvent;
 use crate::journal::Journals;
 use crate::options::{Mode, Options};
 pub use crate::priority::LEFT_ALONE;
+use crate::priority::Parting;
 use crate::progress::{Event, Observer};
 use crate::pulse;
 use crate::report::{Outcome, Phase, Report};
@@ -134,6 +135,7 @@ pub fn migrate_over(
     observer: &dyn Observer,
 ) -> Departure {
     let context = Context::new(guest, options, route, cancel.alarm(), observer, Uuid::new_v4());
+    context.parting.iter().for_each(Parting::make_room);
     let mut journey = Journey {
         context: &context,
         custody: Custody::new(guest),

@@ -122,6 +122,9 @@ pub struct Preflight {
     /// [How](Codec::word) pages may come packed.
     #[serde(default)]
     pub codecs: Vec<String>,
+    /// Within one host, if it is a small one: the cores that are the vCPUs', while others are for bulk data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vcpu_cores: Vec<u16>,
 }
 
 impl Preflight {

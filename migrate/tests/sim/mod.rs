@@ -10,7 +10,7 @@ mod broken;
 mod host;
 pub(crate) mod link;
 mod ram;
-mod seam;
+pub(crate) mod seam;
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -31,6 +31,7 @@ use migrate::protection::Protection;
 use migrate::report::Report;
 use migrate::source::{Route, migrate_over};
 pub(crate) use ram::SimRam;
+use rustix::thread::CpuSet;
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Precopy, Mode::Stopcopy, Mode::Postcopy, Mode::Hybrid];
 
@@ -178,11 +179,11 @@ pub(crate) struct Sim {
     pub(crate) held_back: AtomicU32,
     /// Pages told to be missing when faults began to be caught.
     pub(crate) told_first: AtomicU64,
-    /// Whether its vCPUs are kept to some cores, and whether they ever were.
+    /// Whether its vCPUs are kept to some cores, and to which they were first.
     pub(crate) is_kept: AtomicBool,
-    pub(crate) was_kept: AtomicBool,
-    /// Whether they were sent to some.
-    pub(crate) was_sent: AtomicBool,
+    pub(crate) was_kept: OnceLock<CpuSet>,
+    /// To which they were sent first.
+    pub(crate) was_sent: OnceLock<CpuSet>,
     /// From the network: not yet taken where it has left, and all that was delivered where it is.
     packets: Mutex<Vec<Packet>>,
     /// What shall fail, for once.
@@ -216,8 +217,8 @@ impl Sim {
             held_back: AtomicU32::new(0),
             told_first: AtomicU64::new(0),
             is_kept: AtomicBool::new(false),
-            was_kept: AtomicBool::new(false),
-            was_sent: AtomicBool::new(false),
+            was_kept: OnceLock::new(),
+            was_sent: OnceLock::new(),
             packets: Mutex::default(),
             broken: Broken::default(),
             paused: OnceLock::new(),

@@ -10,13 +10,19 @@ use migrate::guest::{
 };
 use migrate::options::ClockPolicy;
 use migrate::pages::{PageRun, PageSet};
-use rustix::thread::CpuSet;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::ram::SimFaults;
 use super::{Broken, DiskUse, Sim};
 
 /// What the source's clock shows: nothing that any other clock would.
 const CLOCK_NS: u64 = 0x1234_5678_9abc_def0;
+
+/// Where a guest's vCPU is.
+pub(crate) fn first_core() -> CpuSet {
+    let all = sched_getaffinity(None).expect("of this thread");
+    affinity::only((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).expect("it runs"))
+}
 
 impl Departing for Sim {
     fn description(&self) -> Description {
@@ -65,9 +71,13 @@ impl Departing for Sim {
         Ok(())
     }
 
+    fn vcpu_cores(&self) -> CpuSet {
+        first_core()
+    }
+
     fn send_vcpus_to(&self, cores: &CpuSet) {
         assert!(self.is_running() && cores.count() == 1, "one vCPU, which makes room while it runs");
-        self.was_sent.store(true, Ordering::SeqCst);
+        self.was_sent.get_or_init(|| *cores);
     }
 
     fn settle(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
@@ -164,7 +174,9 @@ impl Arriving for Sim {
 
     fn keep_vcpus_to(&self, cores: Option<&CpuSet>) {
         self.is_kept.store(cores.is_some(), Ordering::SeqCst);
-        self.was_kept.fetch_or(cores.is_some(), Ordering::SeqCst);
+        if let Some(cores) = cores {
+            self.was_kept.get_or_init(|| *cores);
+        }
     }
 
     fn catch_faults(&self, missing: &PageSet) -> Result<Arc<dyn Faults>> {

@@ -56,6 +56,7 @@ pub(crate) fn preflight(mode: Mode, ram: Vec<PageRun>, verify: bool, nics: u32) 
         recovery_ms: if mode == Mode::Stopcopy { 0 } else { 60_000 },
         may_postcopy: mode == Mode::Hybrid,
         codecs: vec![Codec::Zstd.word().to_owned()],
+        vcpu_cores: vec![1],
     }))
 }
 

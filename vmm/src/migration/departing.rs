@@ -9,7 +9,7 @@ use migrate::pages::{PageRun, PageSet};
 use rustix::thread::CpuSet;
 
 use crate::machine::PausedClock;
-use crate::vcpu::realtime_ns;
+use crate::vcpu::{Vcpus, realtime_ns};
 
 use super::resident::Resident;
 
@@ -41,6 +41,10 @@ impl Departing for Resident {
     fn throttle(&self, percent: u8, written: u64) -> Result<()> {
         let held = self.with_vcpus(|vcpus| vcpus.throttle(percent, written));
         held.map_or(Ok(()), |held| Ok(held?))
+    }
+
+    fn vcpu_cores(&self) -> CpuSet {
+        self.with_vcpus(Vcpus::cores).unwrap_or_default()
     }
 
     fn send_vcpus_to(&self, cores: &CpuSet) {

@@ -1,4 +1,4 @@
-//! The cores that a vCPU's thread keeps to for a while, by its owner's word.
+//! The cores that a vCPU's thread keeps to for a while, by its owner's word, and the one it is on.
 //!
 //! A thread may choose its own cores and nobody else's (the sandbox sees to that), so the vCPU's thread goes there itself, before it
 //! runs the guest next.
@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use affinity::{common, go_to};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use super::{Order, Vcpu, Vcpus};
 
@@ -33,6 +33,8 @@ struct State {
     visit: Option<CpuSet>,
     /// What it had before, and what it was left with.
     home: Option<(CpuSet, CpuSet)>,
+    /// Where it was when it saw to this last; none: it was asked since.
+    at: Option<usize>,
 }
 
 impl Cores {
@@ -52,6 +54,13 @@ impl Cores {
         self.waits.store(true, Ordering::Release);
     }
 
+    /// Owner: it is to tell where it is.
+    fn ask(&self) {
+        let mut state = self.state();
+        state.at = None;
+        self.waits.store(true, Ordering::Release);
+    }
+
     /// Whether the thread has not seen to it yet.
     fn waits(&self) -> bool {
         self.waits.load(Ordering::Acquire)
@@ -65,6 +74,7 @@ impl Cores {
         let mut state = self.state();
         if self.waits.swap(false, Ordering::AcqRel) {
             state.settle();
+            state.at = Some(sched_getcpu());
             self.settled.notify_all();
         }
     }
@@ -99,6 +109,16 @@ impl State {
 }
 
 impl Vcpus {
+    /// Where they are; one that is late is left out.
+    pub(crate) fn cores(&self) -> CpuSet {
+        self.all.iter().for_each(|vcpu| vcpu.cores.ask());
+        self.see_to_cores();
+        let mut cores = CpuSet::new();
+        let told = self.all.iter().filter_map(|vcpu| vcpu.cores.state().at);
+        told.filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| cores.set(core));
+        cores
+    }
+
     /// Has each go to these cores, as far as it may use them; from there it may go on wherever it could run before.
     pub(crate) fn send_to(&self, cores: &CpuSet) {
         self.all.iter().for_each(|vcpu| vcpu.cores.want_visit(*cores));

@@ -254,6 +254,19 @@ fn keeps_to<Life>(machine: &Machine<Life>, cores: Option<&CpuSet>) {
     }
 }
 
+/// Asked so, the machine's vCPU tells a core of these in the end.
+fn is_at<Life>(machine: &Machine<Life>, cores: &CpuSet) {
+    let deadline = Instant::now() + LONG;
+    let told = || {
+        let told = machine.vcpus().cores();
+        assert_eq!(affinity::common(&told, cores), told, "it may use no other");
+        told.count()
+    };
+    while told() != 1 {
+        assert!(Instant::now() < deadline);
+    }
+}
+
 #[test]
 #[cfg_attr(no_kvm, ignore = "needs /dev/kvm")]
 fn vcpus_go_where_they_are_told_whether_they_run_or_not_and_work_on() {
@@ -270,8 +283,10 @@ fn vcpus_go_where_they_are_told_whether_they_run_or_not_and_work_on() {
             assert!(Instant::now() < deadline, "{:?}", machine.vcpus().kept());
             machine.vcpus().send_to(&first);
         }
+        is_at(&machine, &all);
         let paused = pause(machine);
         keeps_to(&paused, Some(&first));
+        is_at(&paused, &first);
         machine = paused.resume();
         // Said before the order to run is taken, it does not take that away.
         machine.vcpus().keep_to(None);
