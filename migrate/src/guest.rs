@@ -222,7 +222,7 @@ pub trait Departing: Send + Sync {
     fn throttle(&self, percent: u8, written: u64) -> Result<()>;
 
     /// The cores of the host that the vCPUs are on, as far as that is known.
-    fn vcpu_cores(&self) -> CpuSet {
+    fn vcpus_are_on(&self) -> CpuSet {
         CpuSet::new()
     }
 

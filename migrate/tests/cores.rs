@@ -36,11 +36,11 @@ fn to_another_host(options: &Options) -> [Option<CpuSet>; 2] {
 }
 
 #[test]
-fn vcpus_make_room_within_one_host_unless_the_guest_stands_still() {
+fn vcpus_are_sent_where_they_are_within_one_host_unless_the_guest_stands_still() {
     for mode in MODES {
         let options = options(mode);
         let expected = (mode != Mode::Stopcopy && has_few_cores()).then(first_core);
-        assert_eq!(within_host(&options)[0], expected, "{mode:?}: where it is");
+        assert_eq!(within_host(&options)[0], expected, "{mode:?}");
         assert_eq!(to_another_host(&options)[0], None, "{mode:?}");
     }
 }

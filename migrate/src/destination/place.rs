@@ -207,6 +207,7 @@ struct Admitted {
     guest: Arc<dyn Arriving>,
     /// When that was asked.
     heard: Instant,
+    /// How cores are parted for it.
     parting: Option<Parting>,
 }
 
@@ -224,7 +225,9 @@ fn preflight(
     };
     let heard = Instant::now();
     let parting = Parting::as_told(&preflight);
-    parting.iter().for_each(Parting::make_room);
+    if !preflight.vcpu_cores.is_empty() {
+        parting.iter().for_each(Parting::leave_vcpu_cores);
+    }
     let mut reasons = Vec::new();
     let Description { uuid, epoch, .. } = preflight.description;
     if let Some(later) = journals.superseding(uuid, epoch) {

@@ -6,7 +6,7 @@
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). vCPUs stay where they are: the host's housekeeping
 //! has come to the other cores meanwhile, and bulk data gives way to it. Within one host the source tells the destination which these are.
 
-use affinity::{go_to, is_in};
+use affinity::{common, difference, go_to};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{core_beyond, cores_here};
@@ -19,8 +19,8 @@ const FEW: u32 = 4;
 /// The cores of a small host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Parting {
-    /// For vCPUs, and whoever brings them what they wait for: as many as there are vCPUs. Those that they are on; and the last ones, where
-    /// that is not known, or they share one. A host's interrupts are on the first, as a rule.
+    /// For vCPUs, and whoever brings them what they wait for: those that they are on, if each has one; else, or where that is not known,
+    /// as many of the last ones. A host's interrupts are on the first, as a rule.
     guest: CpuSet,
     /// The others.
     bulk: CpuSet,
@@ -29,7 +29,7 @@ pub(crate) struct Parting {
 impl Parting {
     /// Of the cores that the calling thread may use, for a guest with so many vCPUs and a migration with so many data connections.
     /// None where there is a core besides one for each vCPU and each connection, or the vCPUs need all; nor where the process has less
-    /// time than its cores. Only otherwise it is asked which cores vCPUs are `on`.
+    /// time than its cores. Where they are parted it is asked which ones vCPUs are `on`.
     pub(crate) fn here(vcpus: u32, streams: u32, on: impl FnOnce() -> CpuSet) -> Option<Self> {
         let all = sched_getaffinity(None).ok()?;
         let few = !core_beyond(vcpus.saturating_add(streams)) && all.count() == cores_here();
@@ -40,21 +40,16 @@ impl Parting {
     pub(crate) fn as_told(preflight: &Preflight) -> Option<Self> {
         Self::here(preflight.description.vcpus, preflight.streams, || {
             let mut on = CpuSet::new();
-            let cores = preflight.vcpu_cores.iter().map(|core| usize::from(*core));
+            let cores = preflight.vcpu_cores.iter().map(|core| *core as usize);
             cores.filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| on.set(core));
             on
         })
     }
 
     fn of(all: &CpuSet, vcpus: u32, on: &CpuSet) -> Self {
-        let (mut guest, mut bulk) = (CpuSet::new(), CpuSet::new());
-        let last_first = || (0..CpuSet::MAX_CPU).rev().filter(|core| all.is_set(*core));
-        let (theirs, others) = (|core: &usize| is_in(on, *core), |core: &usize| !is_in(on, *core));
-        let cores = last_first().filter(theirs).chain(last_first().filter(others));
-        for (nth, core) in cores.enumerate() {
-            if nth < vcpus as usize { &mut guest } else { &mut bulk }.set(core);
-        }
-        Self { guest, bulk }
+        let each_has_one = |on: &CpuSet| on.count() == vcpus;
+        let guest = Some(common(all, on)).filter(each_has_one).unwrap_or_else(|| last(all, vcpus));
+        Self { guest, bulk: difference(all, &guest) }
     }
 
     /// How they are parted before pages are missing. Only within one host does whoever receives have to make room for a guest, and whoever
@@ -64,8 +59,9 @@ impl Parting {
     }
 
     /// What the destination is [told](Self::as_told).
-    pub(crate) fn vcpu_cores(&self) -> Vec<u16> {
-        (0..=u16::MAX).filter(|core| is_in(&self.guest, usize::from(*core))).collect()
+    pub(crate) fn vcpu_cores(&self) -> Vec<u32> {
+        let theirs = (0..CpuSet::MAX_CPU).filter(|core| self.guest.is_set(*core));
+        theirs.map(|core| core as u32).collect()
     }
 
     /// Where vCPUs are to run.
@@ -80,7 +76,7 @@ impl Parting {
 
     /// The calling thread goes on where bulk data is moved, and may go anywhere from there: a thread that is woken begins where it was last,
     /// on a vCPU's core perhaps.
-    pub(crate) fn make_room(&self) {
+    pub(crate) fn leave_vcpu_cores(&self) {
         go_to(&self.bulk);
     }
 
@@ -88,6 +84,14 @@ impl Parting {
     pub(super) fn serve_vcpus(&self) {
         let _ = sched_setaffinity(None, &self.guest);
     }
+}
+
+/// So many of the last ones.
+fn last(all: &CpuSet, number: u32) -> CpuSet {
+    let mut last = CpuSet::new();
+    let cores = (0..CpuSet::MAX_CPU).rev().filter(|core| all.is_set(*core));
+    cores.take(number as usize).for_each(|core| last.set(core));
+    last
 }
 
 /// Whether so many cores can be parted for so many vCPUs.
@@ -109,13 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn the_cores_that_vcpus_are_on_are_theirs_then_the_last_and_the_others_are_for_bulk_data() {
+    fn the_cores_that_vcpus_are_on_are_theirs_or_the_last_and_the_others_are_for_bulk_data() {
         let parted = |all: &[usize], vcpus, on: &[usize]| {
             let parting = Parting::of(&set(all.iter().copied()), vcpus, &set(on.iter().copied()));
             let cores = |of: CpuSet| (0..CpuSet::MAX_CPU).filter(|core| of.is_set(*core)).collect::<Vec<_>>();
             assert_eq!(
                 parting.vcpu_cores(),
-                cores(parting.guest).into_iter().map(|core| core as u16).collect::<Vec<_>>()
+                cores(parting.guest).into_iter().map(|core| core as u32).collect::<Vec<_>>()
             );
             (cores(parting.guest), cores(parting.bulk))
         };
@@ -123,9 +127,9 @@ mod tests {
         assert_eq!(parted(&[0, 1], 1, &[1]), (vec![1], vec![0]));
         assert_eq!(parted(&[0, 1], 1, &[]), (vec![1], vec![0]), "it is not known");
         assert_eq!(parted(&[2, 5, 7], 1, &[4]), (vec![7], vec![2, 5]), "it is another's");
-        assert_eq!(parted(&[0, 1, 2, 3], 3, &[1]), (vec![1, 2, 3], vec![0]), "they share one");
+        assert_eq!(parted(&[0, 1, 2, 3], 3, &[0]), (vec![1, 2, 3], vec![0]), "they share one");
         assert_eq!(parted(&[0, 1, 2, 3], 3, &[0, 2, 3]), (vec![0, 2, 3], vec![1]));
-        assert_eq!(parted(&[0, 1, 2], 1, &[0, 1]), (vec![1], vec![0, 2]), "it was told of too many");
+        assert_eq!(parted(&[0, 1, 2], 1, &[0, 1]), (vec![2], vec![0, 1]), "it was told of too many");
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(super) fn connect(context: &Context<'_>, begun: impl FnOnce(&Line)) -> Resul
     RamMap::of(&context.description).map_err(|why| Failure::Guest { doing: "describe the guest", why })?;
     look_up(context)?;
     let (control, asked) = open_control(context, 0)?;
+    context.leave_vcpu_cores(control.link());
     begun(&control);
     context.set_control(&control);
     let greeted = greet(&control, asked).map_err(|failure| context.alarm.cause().unwrap_or(failure))?;

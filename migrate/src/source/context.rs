@@ -96,11 +96,10 @@ impl<'a> Context<'a> {
         alarm: Arc<Alarm>,
         observer: &'a dyn Observer,
         session: Uuid,
+        parting: Option<Parting>,
     ) -> Self {
         let description = guest.description();
         let memory = description.pages() * PAGE_SIZE as u64;
-        let parting =
-            Parting::here(description.vcpus, options.streams.clamp(1, MAX_STREAMS), || guest.vcpu_cores());
         let timeout = options.timeout.unwrap_or_else(|| default_timeout(memory));
         Self {
             guest,
@@ -234,10 +233,14 @@ impl<'a> Context<'a> {
         turns
     }
 
-    /// Where vCPUs are to be, where that matters to a destination: within one host.
-    pub(super) fn vcpu_cores(&self, link: &Arc<dyn Link>) -> Vec<u16> {
-        let parting = self.parting.filter(|_| link.is_within_host());
-        parting.map_or_else(Vec::new, |parting| parting.vcpu_cores())
+    /// The calling thread leaves the cores of vCPUs to them.
+    pub(super) fn leave_vcpu_cores(&self, link: &Arc<dyn Link>) {
+        self.parted_at_the_start(link).into_iter().for_each(Parting::leave_vcpu_cores);
+    }
+
+    /// What the destination is told of how cores are parted.
+    pub(super) fn vcpu_cores(&self, link: &Arc<dyn Link>) -> Vec<u32> {
+        self.parted_at_the_start(link).map_or_else(Vec::new, Parting::vcpu_cores)
     }
 
     /// vCPUs go to their cores, where these are parted.

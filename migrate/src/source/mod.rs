@@ -53,7 +53,7 @@ use crate::failure::Failure;
 use crate::guest::Departing;
 use crate::handover::SourceEvent;
 use crate::journal::Journals;
-use crate::options::{Mode, Options};
+use crate::options::{MAX_STREAMS, Mode, Options};
 pub use crate::priority::LEFT_ALONE;
 use crate::priority::Parting;
 use crate::progress::{Event, Observer};
@@ -134,8 +134,9 @@ pub fn migrate_over(
     cancel: &Cancel,
     observer: &dyn Observer,
 ) -> Departure {
-    let context = Context::new(guest, options, route, cancel.alarm(), observer, Uuid::new_v4());
-    context.parting.iter().for_each(Parting::make_room);
+    let streams = options.streams.clamp(1, MAX_STREAMS);
+    let parting = Parting::here(guest.description().vcpus, streams, || guest.vcpus_are_on());
+    let context = Context::new(guest, options, route, cancel.alarm(), observer, Uuid::new_v4(), parting);
     let mut journey = Journey {
         context: &context,
         custody: Custody::new(guest),

@@ -12,6 +12,7 @@ use crate::guest::Departing;
 use crate::handover::{Source, SourceEvent};
 use crate::journal::Journals;
 use crate::options::Options;
+use crate::priority::Parting;
 use crate::progress::{Observer, Silent};
 use crate::report::Report;
 use crate::wire::rejoin::{Fate, Told};
@@ -37,6 +38,8 @@ pub struct Parted {
     report: Report,
     /// What has parted it.
     failure: Option<Failure>,
+    /// How the host's cores are, as the destination knows.
+    parting: Option<Parting>,
 }
 
 impl Parted {
@@ -48,7 +51,8 @@ impl Parted {
         report: Report,
         failure: Option<Failure>,
     ) -> Self {
-        Self { hold: custody.into_hold(), session: context.session, calls, rest_follows, report, failure }
+        let Context { session, parting, .. } = *context;
+        Self { hold: custody.into_hold(), session, calls, rest_follows, report, failure, parting }
     }
 
     /// Of a guest whose engine has died of a defect, nobody knows how far it had come: for all that is known here commit was
@@ -56,7 +60,15 @@ impl Parted {
     #[must_use]
     pub fn astray(guest: &dyn Departing, journals: &Journals, report: Report) -> Self {
         let hold = Hold::astray(&guest.description(), journals, &report.destination);
-        Self { hold, session: Uuid::nil(), calls: 0, rest_follows: true, report, failure: None }
+        Self {
+            hold,
+            session: Uuid::nil(),
+            calls: 0,
+            rest_follows: true,
+            report,
+            failure: None,
+            parting: None,
+        }
     }
 
     /// Whether the guest is paused because nobody here can know. Otherwise it runs here, and only the destination is to be
@@ -138,7 +150,8 @@ impl Parted {
         observer: &dyn Observer,
         work: impl FnOnce(&mut Journey<'_>) -> Result<(), Failure>,
     ) -> Departure {
-        let context = Context::new(guest, options, route, cancel.alarm(), observer, self.session);
+        let context =
+            Context::new(guest, options, route, cancel.alarm(), observer, self.session, self.parting);
         // Whoever is in doubt, or runs here, is past the point of no return.
         let _ = context.alarm.seal(route.dial.to());
         let mut journey = Journey {

@@ -124,7 +124,7 @@ pub struct Preflight {
     pub codecs: Vec<String>,
     /// Within one host, if it is a small one: the cores that are the vCPUs', while others are for bulk data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub vcpu_cores: Vec<u16>,
+    pub vcpu_cores: Vec<u32>,
 }
 
 impl Preflight {

@@ -71,12 +71,12 @@ impl Departing for Sim {
         Ok(())
     }
 
-    fn vcpu_cores(&self) -> CpuSet {
+    fn vcpus_are_on(&self) -> CpuSet {
         first_core()
     }
 
     fn send_vcpus_to(&self, cores: &CpuSet) {
-        assert!(self.is_running() && cores.count() == 1, "one vCPU, which makes room while it runs");
+        assert!(self.is_running() && cores.count() == 1, "one vCPU, which is sent while it runs");
         self.was_sent.get_or_init(|| *cores);
     }
 

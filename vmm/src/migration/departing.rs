@@ -43,8 +43,8 @@ impl Departing for Resident {
         held.map_or(Ok(()), |held| Ok(held?))
     }
 
-    fn vcpu_cores(&self) -> CpuSet {
-        self.with_vcpus(Vcpus::cores).unwrap_or_default()
+    fn vcpus_are_on(&self) -> CpuSet {
+        self.with_vcpus(Vcpus::are_on).unwrap_or_default()
     }
 
     fn send_vcpus_to(&self, cores: &CpuSet) {

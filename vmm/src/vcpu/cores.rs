@@ -110,7 +110,7 @@ impl State {
 
 impl Vcpus {
     /// Where they are; one that is late is left out.
-    pub(crate) fn cores(&self) -> CpuSet {
+    pub(crate) fn are_on(&self) -> CpuSet {
         self.all.iter().for_each(|vcpu| vcpu.cores.ask());
         self.see_to_cores();
         let mut cores = CpuSet::new();
@@ -223,6 +223,20 @@ mod tests {
             cores.want_visit(all);
             cores.settle();
             assert_eq!(now(), first, "it keeps to it");
+        });
+    }
+
+    #[test]
+    fn who_is_asked_tells_where_it_is() {
+        apart(|cores, all, each| {
+            for core in each {
+                sched_setaffinity(None, &one(core)).unwrap();
+                cores.ask();
+                assert_eq!(cores.state().at, None, "what it told before is old");
+                cores.settle();
+                assert_eq!((cores.state().at, cores.waits()), (Some(core), false));
+            }
+            sched_setaffinity(None, &all).unwrap();
         });
     }
 

@@ -257,12 +257,8 @@ fn keeps_to<Life>(machine: &Machine<Life>, cores: Option<&CpuSet>) {
 /// Asked so, the machine's vCPU tells a core of these in the end.
 fn is_at<Life>(machine: &Machine<Life>, cores: &CpuSet) {
     let deadline = Instant::now() + LONG;
-    let told = || {
-        let told = machine.vcpus().cores();
-        assert_eq!(affinity::common(&told, cores), told, "it may use no other");
-        told.count()
-    };
-    while told() != 1 {
+    let is_at = |told: CpuSet| told.count() == 1 && affinity::common(&told, cores) == told;
+    while !is_at(machine.vcpus().are_on()) {
         assert!(Instant::now() < deadline);
     }
 }
