@@ -33,14 +33,18 @@ fn of(all: &CpuSet, stays: impl Fn(usize) -> bool) -> CpuSet {
     rest
 }
 
+/// A set of these, without those that no set can name.
+#[must_use]
+pub fn these(cores: impl IntoIterator<Item = usize>) -> CpuSet {
+    let mut these = CpuSet::new();
+    cores.into_iter().filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| these.set(core));
+    these
+}
+
 /// A set of one.
 #[must_use]
 pub fn only(core: usize) -> CpuSet {
-    let mut only = CpuSet::new();
-    if core < CpuSet::MAX_CPU {
-        only.set(core);
-    }
-    only
+    these([core])
 }
 
 /// The calling thread goes on at one of `cores`, if it may use any. The scheduler may move it on: it has all the cores again that it had,
@@ -154,9 +158,8 @@ mod tests {
 
     /// Those of them that the calling thread may use, at most so many.
     fn first(many: usize) -> CpuSet {
-        let (all, mut first) = (cores(), CpuSet::new());
-        (0..CpuSet::MAX_CPU).filter(|core| is_in(&all, *core)).take(many).for_each(|core| first.set(core));
-        first
+        let all = cores();
+        these((0..CpuSet::MAX_CPU).filter(|core| is_in(&all, *core)).take(many))
     }
 
     #[test]
@@ -211,13 +214,8 @@ mod tests {
 
     #[test]
     fn sets_of_cores_meet_and_part() {
-        let set = |cores: &[usize]| {
-            let mut set = CpuSet::new();
-            cores.iter().for_each(|core| set.set(*core));
-            set
-        };
-        let (some, others) = (set(&[0, 2, 5]), set(&[2, 3]));
-        assert_eq!((common(&some, &others), difference(&some, &others)), (only(2), set(&[0, 5])));
+        let (some, others) = (these([0, 2, 5]), these([2, 3]));
+        assert_eq!((common(&some, &others), difference(&some, &others)), (only(2), these([0, 5])));
         assert!(is_in(&some, 5) && !is_in(&some, 3) && !is_in(&some, CpuSet::MAX_CPU));
         assert_eq!(only(CpuSet::MAX_CPU).count(), 0);
     }

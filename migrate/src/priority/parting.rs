@@ -6,7 +6,7 @@
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). vCPUs stay where they are: the host's housekeeping
 //! has come to the other cores meanwhile, and bulk data gives way to it. Within one host the source tells the destination which these are.
 
-use affinity::{common, difference, go_to};
+use affinity::{common, difference, go_to, these};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{core_beyond, cores_here};
@@ -39,10 +39,7 @@ impl Parting {
     /// As the source has parted them, if it is on this host and may use the same.
     pub(crate) fn as_told(preflight: &Preflight) -> Option<Self> {
         Self::here(preflight.description.vcpus, preflight.streams, || {
-            let mut on = CpuSet::new();
-            let cores = preflight.vcpu_cores.iter().map(|core| *core as usize);
-            cores.filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| on.set(core));
-            on
+            these(preflight.vcpu_cores.iter().map(|core| *core as usize))
         })
     }
 
@@ -88,10 +85,7 @@ impl Parting {
 
 /// So many of the last ones.
 fn last(all: &CpuSet, number: u32) -> CpuSet {
-    let mut last = CpuSet::new();
-    let cores = (0..CpuSet::MAX_CPU).rev().filter(|core| all.is_set(*core));
-    cores.take(number as usize).for_each(|core| last.set(core));
-    last
+    these((0..CpuSet::MAX_CPU).rev().filter(|core| all.is_set(*core)).take(number as usize))
 }
 
 /// Whether so many cores can be parted for so many vCPUs.
@@ -106,16 +100,10 @@ mod tests {
     use super::super::Turns;
     use super::*;
 
-    fn set(cores: impl IntoIterator<Item = usize>) -> CpuSet {
-        let mut set = CpuSet::new();
-        cores.into_iter().for_each(|core| set.set(core));
-        set
-    }
-
     #[test]
     fn the_cores_that_vcpus_are_on_are_theirs_or_the_last_and_the_others_are_for_bulk_data() {
         let parted = |all: &[usize], vcpus, on: &[usize]| {
-            let parting = Parting::of(&set(all.iter().copied()), vcpus, &set(on.iter().copied()));
+            let parting = Parting::of(&these(all.iter().copied()), vcpus, &these(on.iter().copied()));
             let cores = |of: CpuSet| (0..CpuSet::MAX_CPU).filter(|core| of.is_set(*core)).collect::<Vec<_>>();
             assert_eq!(
                 parting.vcpu_cores(),
@@ -134,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_host_is_parted_if_it_has_few_cores_and_one_to_spare() {
-        let fits = |all: &[usize], vcpus| super::fits(&set(all.iter().copied()), vcpus);
+        let fits = |all: &[usize], vcpus| super::fits(&these(all.iter().copied()), vcpus);
         assert!(fits(&[0, 1], 1) && fits(&[2, 5, 7], 1) && fits(&[0, 1, 2, 3], 3));
         assert!(!fits(&[0, 1], 2), "the vCPUs need all");
         assert!(!fits(&[3], 1), "there is one core");
@@ -152,7 +140,7 @@ mod tests {
                 let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
                 let (first, last) = (cores.next().expect("it runs"), cores.next_back());
                 // Of a host with one core both parts are that one.
-                let parting = Parting { guest: set([last.unwrap_or(first)]), bulk: set([first]) };
+                let parting = Parting { guest: these([last.unwrap_or(first)]), bulk: these([first]) };
                 let mut turns = Turns::beside(1);
                 turns.part(None);
                 assert_eq!(now(), all);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use affinity::{common, go_to};
+use affinity::{common, go_to, these};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use super::{Order, Vcpu, Vcpus};
@@ -113,10 +113,7 @@ impl Vcpus {
     pub(crate) fn are_on(&self) -> CpuSet {
         self.all.iter().for_each(|vcpu| vcpu.cores.ask());
         self.see_to_cores();
-        let mut cores = CpuSet::new();
-        let told = self.all.iter().filter_map(|vcpu| vcpu.cores.state().at);
-        told.filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| cores.set(core));
-        cores
+        these(self.all.iter().filter_map(|vcpu| vcpu.cores.state().at))
     }
 
     /// Has each go to these cores, as far as it may use them; from there it may go on wherever it could run before.
@@ -165,8 +162,6 @@ impl Vcpus {
 #[cfg(test)]
 mod tests {
     use std::thread;
-
-    use rustix::thread::sched_getcpu;
 
     use affinity::only as one;
 
