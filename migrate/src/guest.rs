@@ -80,14 +80,6 @@ impl Description {
 ///
 /// Reads race with a running guest by design: the dirty log says which pages must be read again.
 pub trait Ram: Send + Sync {
-    /// The calling thread will move much of it: it asks the host for short turns on its core, so that whoever else needs that
-    /// core need not wait for the end of a long one.
-    fn move_in_short_turns(&self) {}
-
-    /// The calling thread will bring a vCPU what it waits for: it asks the host for the turns that a vCPU has, shorter ones still,
-    /// which take the core from those.
-    fn take_turns_as_a_vcpu(&self) {}
-
     /// Pages that were ever written, others among them perhaps; all that are not in it read as zero and need not be sent.
     ///
     /// # Errors

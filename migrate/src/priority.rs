@@ -10,10 +10,8 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use affinity::{difference, is_in, only};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
-
-use crate::guest::Ram;
+use scheduling::{Turn, difference, is_in, only, take_turns};
 
 pub(crate) use parting::Parting;
 
@@ -49,17 +47,19 @@ pub fn share_a_core(vcpus: u32, streams: u32) -> bool {
     !core_beyond(vcpus.saturating_add(2 * streams))
 }
 
-/// The calling thread moves bulk data: it gives way to vCPUs, and to the threads that serve page requests.
+/// The calling thread moves bulk data: it gives way to vCPUs, and to the threads that serve page requests, and takes short turns, so
+/// that whoever else needs its core need not wait for the end of a long one.
 pub fn give_way() {
     // Linux keeps this for each thread, and means the calling one if none is named. Stepping back is always allowed;
     // were it not, bulk data would only be as urgent as the guest.
     let now = rustix::process::getpriority_process(None).unwrap_or(0);
     let _ = rustix::process::setpriority_process(None, now + BULK_STEPS_BACK);
+    take_turns(Turn::Bulk);
 }
 
 /// The calling thread brings vCPUs what they wait for, and does nothing else: it has their turns, and where cores are parted theirs.
-pub(crate) fn serve_vcpus(ram: &dyn Ram, parting: Option<&Parting>) {
-    ram.take_turns_as_a_vcpu();
+pub(crate) fn serve_vcpus(parting: Option<&Parting>) {
+    take_turns(Turn::Waited);
     parting.into_iter().for_each(Parting::serve_vcpus);
 }
 

@@ -2,7 +2,7 @@
 
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use affinity::near;
+use scheduling::near;
 
 use crate::failure::Failure;
 use crate::guest::GuestError;

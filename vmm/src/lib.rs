@@ -26,6 +26,5 @@ pub mod memory;
 pub mod migration;
 pub mod sandbox;
 pub mod state;
-mod turns;
 pub mod vcpu;
 pub mod vm;

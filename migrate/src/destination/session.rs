@@ -115,13 +115,12 @@ impl<'a> Session<'a> {
         for line in lines.data.clone() {
             start(scope, "receiver", move || {
                 give_way();
-                context.ram.move_in_short_turns();
                 context.alarm.guard("receives pages", || context.receive_stream(&line, Role::Data));
             })?;
         }
         if let Some(line) = lines.urgent.clone() {
             start(scope, "urgent", move || {
-                serve_vcpus(&*context.ram, context.parting.as_ref());
+                serve_vcpus(context.parting.as_ref());
                 context
                     .alarm
                     .guard("receives requested pages", || context.receive_stream(&line, Role::Urgent));
@@ -134,7 +133,6 @@ impl<'a> Session<'a> {
         if core_beyond(context.preflight.description.vcpus.saturating_add(context.preflight.streams)) {
             start(scope, "ahead", move || {
                 give_way();
-                context.ram.move_in_short_turns();
                 run_ahead(context);
             })?;
         }

@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
     {
         let context = self.context;
         start(scope, "faults", move || {
-            serve_vcpus(&*context.ram, context.parting.as_ref());
+            serve_vcpus(context.parting.as_ref());
             context.alarm.guard("sees page faults", || placing.watch(context, &urgent));
         })?;
         if let Some(parting) = &context.parting {

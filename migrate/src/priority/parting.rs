@@ -6,8 +6,8 @@
 //! some milliseconds, be the other core idle (docs/decisions/cores-are-parted.md). vCPUs stay where they are: the host's housekeeping
 //! has come to the other cores meanwhile, and bulk data gives way to it. Within one host the source tells the destination which these are.
 
-use affinity::{common, difference, go_to, these};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use scheduling::{common, difference, go_to, these};
 
 use super::{core_beyond, cores_here};
 use crate::options::Mode;

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use affinity::near;
+use scheduling::near;
 
 use super::context::Context;
 use super::packing::Packing;

@@ -194,7 +194,7 @@ impl Crew {
         let round_trip = lines.round_trip;
         if let Some(urgent) = lines.urgent.clone() {
             start(scope, "page-server", move || {
-                serve_vcpus(context.ram(), context.parting.as_ref());
+                serve_vcpus(context.parting.as_ref());
                 context
                     .alarm
                     .guard("answers page requests", || page_server::answer(context, &urgent, round_trip));
@@ -205,7 +205,6 @@ impl Crew {
             let (courier, back) = (Courier::new(context, line.link(), Manner::Land), line.clone());
             start(scope, "sender", move || {
                 give_way();
-                context.ram().move_in_short_turns();
                 context.alarm.guard("sends pages", || {
                     if let Err(failure) = work(context, courier, &tasks, &back, round_trip) {
                         context.alarm.trip(failure);

@@ -21,7 +21,7 @@ const CLOCK_NS: u64 = 0x1234_5678_9abc_def0;
 /// Where a guest's vCPU is.
 pub(crate) fn first_core() -> CpuSet {
     let all = sched_getaffinity(None).expect("of this thread");
-    affinity::only((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).expect("it runs"))
+    scheduling::only((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).expect("it runs"))
 }
 
 impl Departing for Sim {

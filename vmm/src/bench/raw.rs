@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use migrate::channel::whole::time_for;
 use migrate::channel::within::{keep_in_cache, stream_to};
 use migrate::priority::{give_way, share_a_core};
+use scheduling::thread_time;
 use serde::Serialize;
 
 use super::busy::Busy;
@@ -26,7 +27,6 @@ use crate::lab::table::ms;
 use crate::memory::bulk;
 use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
-use crate::memory::staging::thread_time;
 
 /// Times each throughput is measured.
 const TIMES: usize = 3;

@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use scheduling::thread_time;
 
 use super::huge::{HUGE, Pace, Size};
 use super::ram::madvise;
@@ -94,12 +94,6 @@ impl Staging {
         area.timed(BLOCK, || madvise(host, BLOCK, libc::MADV_POPULATE_WRITE)).ok()?;
         Some(block)
     }
-}
-
-/// CPU time that this thread has used since it began.
-pub(crate) fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }
 
 impl Block {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use affinity::{common, go_to, these};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use scheduling::{common, go_to, these};
 
 use super::{Order, Vcpu, Vcpus};
 
@@ -163,7 +163,7 @@ impl Vcpus {
 mod tests {
     use std::thread;
 
-    use affinity::only as one;
+    use scheduling::only as one;
 
     use super::*;
 

@@ -35,14 +35,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use affinity::near;
 use kvm_ioctls::VcpuFd;
+use scheduling::{Turn, near, take_turns};
 use vmm_sys_util::signal::Killable;
 
 use crate::devices::{Bus, GuestEnd};
 use crate::memory::ram::GuestRam;
 use crate::state::StreamWriter;
-use crate::turns::{self, Turn};
 use brake::{Brake, Throttle};
 use cores::Cores;
 use faults::Faults;
@@ -313,7 +312,7 @@ impl Vcpu {
         let worker =
             thread::Worker::new(Arc::clone(&cpu), Arc::clone(&kick), Arc::clone(&brake), Arc::clone(&cores));
         let (work, _here) = near(move || {
-            turns::take(Turn::Waited);
+            take_turns(Turn::Waited);
             worker.serve(&orders, &outgoing);
         });
         let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(work)?;

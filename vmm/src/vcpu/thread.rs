@@ -117,7 +117,7 @@ impl Worker {
                 Order::WarmUp => Reply::WarmedUp(self.warm_up()),
                 Order::StandBy { given, owner } => {
                     if let Some(core) = owner {
-                        affinity::leave(core);
+                        scheduling::leave(core);
                     }
                     // Best effort.
                     let _ = ioctl::load_mmu(ioctl::borrow(&*self.cpu.fd()), HOLE_START);

@@ -7,7 +7,6 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use affinity::near;
 use migrate::client::types::MigrationStatus;
 use migrate::guest::GuestError;
 use migrate::options::Options;
@@ -15,6 +14,7 @@ use migrate::progress::{Event, Observer};
 use migrate::report::{Outcome, Report};
 use migrate::source::{Departure, Parted};
 use migrate::{Arrival, Cancel, Receiver};
+use scheduling::near;
 
 use crate::config::ArrivalConfig;
 use crate::control::{Ending, Refusal};

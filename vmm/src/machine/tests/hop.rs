@@ -245,7 +245,7 @@ fn a_description_says_every_reason_at_once() {
 fn two_boots_make_one_cpu() {
     let here = rustix::thread::sched_getaffinity(None).unwrap();
     let checksum_on = |cpu: usize| {
-        rustix::thread::sched_setaffinity(None, &affinity::only(cpu)).unwrap();
+        rustix::thread::sched_setaffinity(None, &scheduling::only(cpu)).unwrap();
         Machine::boot(&config(2, ""), Console::new()).unwrap().description().cpuid_crc()
     };
     let all = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| here.is_set(*cpu));

@@ -257,7 +257,7 @@ fn keeps_to<Life>(machine: &Machine<Life>, cores: Option<&CpuSet>) {
 /// Asked so, the machine's vCPU tells a core of these in the end.
 fn is_at<Life>(machine: &Machine<Life>, cores: &CpuSet) {
     let deadline = Instant::now() + LONG;
-    let is_at = |told: CpuSet| told.count() == 1 && affinity::common(&told, cores) == told;
+    let is_at = |told: CpuSet| told.count() == 1 && scheduling::common(&told, cores) == told;
     while !is_at(machine.vcpus().are_on()) {
         assert!(Instant::now() < deadline);
     }
@@ -268,7 +268,7 @@ fn is_at<Life>(machine: &Machine<Life>, cores: &CpuSet) {
 fn vcpus_go_where_they_are_told_whether_they_run_or_not_and_work_on() {
     let (mut machine, ends) = busy(1);
     let all = sched_getaffinity(None).unwrap();
-    let first = affinity::only((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
+    let first = scheduling::only((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
     for _ in 0..20 {
         keeps_to(&machine, Some(&first));
         keeps_to(&machine, None);

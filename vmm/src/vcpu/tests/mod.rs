@@ -272,7 +272,7 @@ fn every_cpu_of_this_host_makes_the_same_offer() {
     let here = rustix::thread::sched_getaffinity(None).unwrap();
     let mut offers = Vec::new();
     for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| here.is_set(*cpu)) {
-        rustix::thread::sched_setaffinity(None, &affinity::only(cpu)).unwrap();
+        rustix::thread::sched_setaffinity(None, &scheduling::only(cpu)).unwrap();
         offers.push(offer(&kvm, 2).unwrap());
     }
     assert!(offers.windows(2).all(|pair| pair[0] == pair[1]));

@@ -7,7 +7,7 @@
 
 /// How long a thread's turns are. Usual ones are 1 to 3 ms.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Turn {
+pub enum Turn {
     /// Of a vCPU, and of whoever brings it what it waits for: the shortest that Linux gives.
     Waited,
     /// Of a thread that moves memory: short, and longer than those.
@@ -38,7 +38,7 @@ struct Attributes {
 }
 
 /// From here on the calling thread has such turns. Best effort: kernels before 6.12 have one length for all.
-pub(crate) fn take(turn: Turn) {
+pub fn take_turns(turn: Turn) {
     let mut attributes = Attributes::default();
     let size = size_of::<Attributes>() as u32;
     let at = &raw mut attributes;

@@ -1,9 +1,4 @@
-//! Which cores of a host the calling thread runs on: sets of cores, going to some, and starting a thread where one is.
-//!
-//! No thread chooses another's cores, and all of it is best effort: one that the host does not let choose runs anywhere. (One whose sandbox
-//! kills it for the call must not ask.)
-
-#![forbid(unsafe_code)]
+//! Sets of cores, going to some, and starting a thread where one is.
 
 use std::marker::PhantomData;
 
