@@ -20,15 +20,18 @@ mod tests;
 mod virtio;
 
 use std::marker::PhantomData;
+use std::panic;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::boot::BootError;
+use crate::boot::{self, BootError};
 use crate::config::{ConfigError, MachineConfig};
 use crate::devices::Console;
 use crate::devices::virtio::{DiskError, TapError};
 use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
+use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
 use crate::state::StateError;
 use crate::vcpu::{CpuError, OnEnd, SourceClock, VcpuError, Vcpus};
@@ -124,16 +127,31 @@ pub struct Machine<Life> {
     life: PhantomData<Life>,
 }
 
-/// A machine that has CPUs and memory, and nothing of the guest's yet: most of what it takes to make one.
-pub struct Empty(Parts);
+/// A machine that is being made, without anything of the guest's yet: that takes the kernel about as long as all else that comes
+/// before the guest runs.
+#[derive(Debug)]
+pub struct Begun {
+    ram: Arc<GuestRam>,
+    /// Opens no file of the guest's, and sees nothing of it.
+    parts: JoinHandle<Result<Parts, MachineError>>,
+}
 
-impl Empty {
-    /// One for this guest. Opens no file of the guest's.
+impl Begun {
+    /// One for this guest.
     ///
     /// # Errors
-    /// One line: what is missing on this host, or too much.
+    /// When the host refuses so much memory, or a thread.
     pub fn of(config: &MachineConfig) -> Result<Self, MachineError> {
-        Ok(Self(Parts::empty(&KvmHost::open()?, config)?))
+        let ram = GuestRam::new(Layout::for_bytes(config.memory.bytes())?)?;
+        let (config, of_parts) = (config.clone(), Arc::clone(&ram));
+        let make = move || Parts::empty(&KvmHost::open()?, of_parts, &config);
+        let parts = thread::Builder::new().name("machine".into()).spawn(make);
+        Ok(Self { ram, parts: parts.map_err(KvmError::refused("start a thread for the machine"))? })
+    }
+
+    /// Waits for it.
+    fn made(self) -> Result<Parts, MachineError> {
+        self.parts.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
     }
 }
 
@@ -193,20 +211,23 @@ impl Machine<Paused> {
     /// # Errors
     /// One line: what is missing on this host, wrong with the kernel, or too much.
     pub fn boot(config: &MachineConfig, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
-        Self::boot_in(Empty::of(config)?, config, hooks)
+        Self::boot_in(Begun::of(config)?, config, hooks)
     }
 
-    /// The same, in a machine that was made for it before.
+    /// The same, in a machine that is being made for it. Its kernel is loaded meanwhile.
     ///
     /// # Errors
-    /// One line: what is wrong with the kernel, a disk or an interface.
+    /// As for [`boot`](Self::boot).
     pub fn boot_in(
-        empty: Empty,
+        begun: Begun,
         config: &MachineConfig,
         hooks: impl Into<Hooks>,
     ) -> Result<Self, MachineError> {
-        let parts = empty.0.for_boot(config)?;
-        parts.load()?;
+        let virtio = VirtioPlan::for_boot(config)?;
+        let boot = config.boot();
+        let kernel = boot::load(&begun.ram, &boot)?;
+        let parts = begun.made()?.with_virtio(virtio).with_boot(Some(boot));
+        parts.enter(&kernel)?;
         Self::assemble(parts, hooks.into())
     }
 
@@ -220,7 +241,7 @@ impl Machine<Paused> {
         let virtio = VirtioPlan::for_reboot(&shape, self.board.virtio());
         drop(self);
         let parts = Parts::of_shape(&KvmHost::open()?, &shape, virtio)?;
-        parts.load()?;
+        parts.enter(&parts.load()?)?;
         Self::assemble(parts, hooks.into())
     }
 

@@ -24,7 +24,7 @@ impl HostSupply {
     /// When the kernel refuses.
     pub fn ask(kvm: KvmHost) -> Result<Self, KvmError> {
         let (_vm, vcpu) = vcpu::throwaway(&kvm)?;
-        let cpu = vcpu::offer_by(&kvm, &vcpu, 1)?;
+        let cpu = vcpu::offer_by(vcpu::listed(&kvm)?, &vcpu, 1)?;
         Ok(Self {
             shown_to_all: vcpu::shown_to_all(&cpu, &vcpu)?,
             cpu,

@@ -56,7 +56,7 @@ pub use host::{Common, HostCpu, NothingCommon, common};
 pub use level::Level;
 pub use msrs::{probe_msrs, supported_msrs};
 pub use offer::{always_shown, offer};
-pub(crate) use offer::{give, more_than, offer_by, shown_to_all, throwaway};
+pub(crate) use offer::{give, listed, more_than, offer_by, shown_to_all, throwaway};
 #[cfg(test)]
 pub(crate) use state::with_every_field;
 pub use state::{KIND, VcpuImage};

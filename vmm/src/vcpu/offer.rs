@@ -24,21 +24,21 @@ const NOT_SAVED: [&str; 7] = ["vmx", "svm", "sgx", "sgx-lc", "cet-ss", "pdcm", "
 /// # Errors
 /// When the kernel refuses.
 pub fn offer(kvm: &KvmHost, vcpus: u32) -> Result<Template, KvmError> {
-    offer_by(kvm, &throwaway(kvm)?.1, vcpus)
+    offer_by(listed(kvm)?, &throwaway(kvm)?.1, vcpus)
 }
 
-/// The same, asked of a vCPU that is there and has not run. It has that CPU from here on.
+/// The same, given what is listed, and asked of a vCPU that is there and has not run. It has that CPU from here on.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn offer_by(kvm: &KvmHost, vcpu: &VcpuFd, vcpus: u32) -> Result<Template, KvmError> {
-    let mut listed = supported(kvm)?;
+pub(crate) fn offer_by(mut listed: Template, vcpu: &VcpuFd, vcpus: u32) -> Result<Template, KvmError> {
     listed.settle(vcpus);
     // `kvm_pvm` on AMD lists feature MSRs that no vCPU of its takes. What else is refused is refused again below.
     if give(vcpu, &listed, 0).is_err() {
         listed.feature_msrs.clear();
         Feature::named("arch-capabilities").into_iter().for_each(|feature| listed.put(feature, false));
         listed.settle(vcpus);
+        give(vcpu, &listed, 0)?;
     }
     shown_by(vcpu, &listed, vcpus)
 }
@@ -48,6 +48,7 @@ pub(crate) fn offer_by(kvm: &KvmHost, vcpu: &VcpuFd, vcpus: u32) -> Result<Templ
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn more_than(cpu: &Template, vcpu: &VcpuFd, vcpus: u32) -> Result<Vec<Feature>, KvmError> {
+    give(vcpu, cpu, 0)?;
     let shown = shown_by(vcpu, cpu, vcpus)?;
     Ok(lacking(&shown, cpu).into_iter().filter(|feature| !feature.is_flaw()).collect())
 }
@@ -72,8 +73,11 @@ pub(crate) fn shown_to_all(offer: &Template, vcpu: &VcpuFd) -> Result<Vec<Featur
     more_than(&bare, vcpu, 1)
 }
 
-/// What KVM lists, and what it makes without listing it.
-fn supported(kvm: &KvmHost) -> Result<Template, KvmError> {
+/// What KVM lists, and what it makes without listing it. That is no offer yet.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn listed(kvm: &KvmHost) -> Result<Template, KvmError> {
     let listed = kvm
         .system()
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -106,9 +110,8 @@ pub(crate) fn throwaway(kvm: &KvmHost) -> Result<(VmFd, VcpuFd), KvmError> {
     Ok((vm, vcpu))
 }
 
-/// What a vCPU shows that is given `cpu`.
+/// What a vCPU shows that was given `cpu`.
 fn shown_by(vcpu: &VcpuFd, cpu: &Template, vcpus: u32) -> Result<Template, KvmError> {
-    give(vcpu, cpu, 0)?;
     let shown = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::refused("tell a vCPU's CPUID"))?;
     let cpuid = shown.as_slice().iter().map(CpuidEntry::from).collect();
     let mut shown = Template { cpuid, feature_msrs: cpu.feature_msrs.clone() };

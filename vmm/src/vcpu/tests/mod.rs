@@ -285,7 +285,7 @@ fn what_is_offered_is_what_is_shown() {
     let vm = kvm.create_vm().unwrap();
     vm.create_irq_chip().unwrap();
     let vcpu = kvm.create_vcpu(&vm, 0).unwrap();
-    let offered = offer_by(&kvm, &vcpu, 2).unwrap();
+    let offered = offer_by(listed(&kvm).unwrap(), &vcpu, 2).unwrap();
     assert_eq!(more_than(&offered, &vcpu, 2).unwrap(), []);
     assert_eq!(offered, offer(&kvm, 2).unwrap());
 }
