@@ -28,9 +28,7 @@ pub(crate) fn run(input: &[u8]) {
         on_reset: OnReset::End,
     };
     let slot = MmioSlot { address: 0xd000_0000, bytes: 0x1000, gsi: 16 };
-    if let Err(error) =
-        boot::load(&RAM, &boot).and_then(|kernel| kernel.tell(&RAM, &boot, 2, 2_000_000, &[slot]))
-    {
+    if let Err(error) = boot::load(&RAM, &boot, 2, 2_000_000, &[slot]) {
         assert!(!error.to_string().is_empty());
     }
 }
@@ -111,7 +109,7 @@ mod tests {
                 cmdline: "".parse().unwrap(),
                 on_reset: OnReset::End,
             };
-            let loaded = boot::load(&ram, &boot);
+            let loaded = boot::load(&ram, &boot, 1, 1, &[]);
             assert_eq!(loaded.is_ok(), name != "gzip", "{name}: {loaded:?}");
         }
     }

@@ -81,68 +81,47 @@ pub enum BootError {
     Memory(&'static str),
 }
 
-/// A kernel in RAM, with its initramfs, which has not been told anything.
-#[derive(Debug)]
-pub struct Loaded {
-    kernel: elf::Loaded,
-    initramfs: Option<initramfs::Placed>,
-}
-
-/// Loads what `boot` names: what takes time, and needs nothing of a machine but its RAM.
+/// Loads what `boot` names. The demo guest is also told how many vCPUs to wait for and its TSC's frequency, which
+/// it has no other clock to measure with; what the user wrote comes last and counts.
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it.
-pub fn load(ram: &GuestRam, boot: &BootConfig) -> Result<Loaded, BootError> {
+pub fn load(
+    ram: &GuestRam,
+    boot: &BootConfig,
+    cpus: u32,
+    tsc_khz: u32,
+    virtio: &[MmioSlot],
+) -> Result<Entry, BootError> {
     let memory = ram.mmap();
     let low_end = map::low_end(ram.layout());
-    let kernel = match &boot.kernel {
-        Kernel::Demo => elf::load(memory, low_end, "demo guest", guest::IMAGE)?,
+    let (kernel, cmdline) = match &boot.kernel {
+        Kernel::Demo => {
+            let cmdline = format!("cpus={cpus} tsc_khz={tsc_khz} {}", boot.cmdline.as_str());
+            (elf::load(memory, low_end, "demo guest", guest::IMAGE)?, cmdline)
+        }
         Kernel::File(path) => {
             let image = read_file("kernel", path)?;
             let name = path.display().to_string();
             let load = if bzimage::is_one(&image) { bzimage::load } else { elf::load };
-            load(memory, low_end, &name, &image)?
+            (load(memory, low_end, &name, &image)?, boot.cmdline.as_str().to_string())
         }
     };
     let initramfs = match &boot.initramfs {
         Some(path) => Some(initramfs::place(memory, low_end, kernel.end, path)?),
         None => None,
     };
-    Ok(Loaded { kernel, initramfs })
-}
-
-impl Loaded {
-    /// Tells the kernel about its machine, and says where it begins. The demo guest is also told how many vCPUs to wait for and its
-    /// TSC's frequency, which it has no other clock to measure with; what the user wrote comes last and counts.
-    ///
-    /// # Errors
-    /// When RAM cannot be written.
-    pub fn tell(
-        &self,
-        ram: &GuestRam,
-        boot: &BootConfig,
-        cpus: u32,
-        tsc_khz: u32,
-        virtio: &[MmioSlot],
-    ) -> Result<Entry, BootError> {
-        let memory = ram.mmap();
-        let cmdline = match &boot.kernel {
-            Kernel::Demo => format!("cpus={cpus} tsc_khz={tsc_khz} {}", boot.cmdline.as_str()),
-            Kernel::File(_) => boot.cmdline.as_str().to_string(),
-        };
-        write(memory, CMDLINE, &[cmdline.trim().as_bytes(), b"\0"].concat(), "the command line")?;
-        write(memory, acpi::AT, &acpi::tables(cpus, virtio), "the ACPI tables")?;
-        let (map, initramfs) = (map::of(ram.layout()), self.initramfs);
-        let told = params::Told { map, cmdline_bytes: cmdline.trim().len(), initramfs };
-        match &self.kernel.way_in {
-            elf::WayIn::Pvh(address) => {
-                params::write_pvh(memory, &told)?;
-                entry::write_pvh(memory, *address)
-            }
-            elf::WayIn::Linux64 { entry, header } => {
-                params::write_linux(memory, &told, header)?;
-                entry::write_linux64(memory, *entry)
-            }
+    write(memory, CMDLINE, &[cmdline.trim().as_bytes(), b"\0"].concat(), "the command line")?;
+    write(memory, acpi::AT, &acpi::tables(cpus, virtio), "the ACPI tables")?;
+    let told = params::Told { map: map::of(ram.layout()), cmdline_bytes: cmdline.trim().len(), initramfs };
+    match kernel.way_in {
+        elf::WayIn::Pvh(address) => {
+            params::write_pvh(memory, &told)?;
+            entry::write_pvh(memory, address)
+        }
+        elf::WayIn::Linux64 { entry, header } => {
+            params::write_linux(memory, &told, &header)?;
+            entry::write_linux64(memory, entry)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a process that hosts a guest may reach, from its arguments; then it is [confined](crate::sandbox).
 //!
-//! It comes when the control socket is claimed and the console's file is open, and before any thread but the one that makes an
+//! It comes when the control socket is claimed and the console's file is open, and before any thread but those that make an
 //! [empty machine](super::machine::begin).
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
 //! The one place where the command meets the machine: how a guest is booted, and how one is waited for.
 
 use std::io::Write;
+use std::panic;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use migrate::Receiver;
@@ -10,16 +12,21 @@ use migrate::journal::Journals;
 use crate::config::{ArrivalConfig, GuestName, MachineConfig};
 use crate::control::Vm;
 use crate::devices::Console;
-use crate::machine::Begun;
+use crate::machine::{Empty, MachineError};
 use crate::vm::VmHandle;
 
 /// Where the bytes of the guest's console go besides the control API.
 pub(super) type ConsoleSink = Option<Box<dyn Write + Send>>;
 
-/// Begins to make a guest's machine. The thread that does it comes before the process is confined, and so is free: it sees nothing of
-/// the guest's, and has ended before anybody does.
+/// An empty machine that is being made.
+pub(super) type Begun = JoinHandle<Result<Empty, MachineError>>;
+
+/// Begins to make a guest's machine, which takes the kernel about as long as all else that comes before the guest. The thread
+/// comes before the process is confined, and so is free: it sees nothing of the guest's, and has ended before anybody does.
 pub(super) fn begin(config: &MachineConfig) -> anyhow::Result<Begun> {
-    Ok(Begun::of(config)?)
+    let config = config.clone();
+    let make = move || Empty::of(&config);
+    thread::Builder::new().name("machine".into()).spawn(make).context("cannot start a thread for the machine")
 }
 
 /// Boots a guest in a machine that was begun for it; it runs when this returns.
@@ -29,7 +36,8 @@ pub(super) fn boot(
     sink: ConsoleSink,
     journals: Journals,
 ) -> anyhow::Result<Arc<dyn Vm>> {
-    Ok(Arc::new(VmHandle::run(config.name.as_str(), config, console(sink)?, journals, begun)?))
+    let made = || begun.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+    Ok(Arc::new(VmHandle::run(config.name.as_str(), config, console(sink)?, journals, made)?))
 }
 
 /// Waits for a guest at a socket that listens already; returns at once.

@@ -12,7 +12,7 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use super::description::{MachineDescription, fits};
 use super::virtio::{VirtioDevices, VirtioPlan};
 use super::{Hooks, MachineError};
-use crate::boot::{self, Loaded};
+use crate::boot;
 use crate::config::{BootConfig, MachineConfig, Vcpus as VcpuCount};
 use crate::devices::virtio::{DiskError, MmioSlot};
 use crate::devices::{
@@ -125,21 +125,25 @@ pub(super) struct Parts {
 impl Parts {
     /// For a guest that boots here, without its devices and what it boots: its CPU is what was chosen out of what this host
     /// offers.
-    pub(super) fn empty(
-        kvm: &KvmHost,
-        ram: Arc<GuestRam>,
-        config: &MachineConfig,
-    ) -> Result<Self, MachineError> {
-        let (count, end) = (config.cpus.get(), ram.layout().end());
+    pub(super) fn empty(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
+        let (count, memory) = (config.cpus.get(), config.memory.bytes());
+        let end = Layout::for_bytes(memory)?.end();
         // To list CPUID takes KVM as long as to make a VM, and neither needs the other.
         thread::scope(|scope| {
-            let listing = scope.spawn(|| vcpu::listed(kvm));
+            let listing = thread::Builder::new().name("cpuid".into());
+            let listing = listing.spawn_scoped(scope, || vcpu::listed(kvm));
+            let listing = listing.map_err(KvmError::refused("start a thread to list its CPUID"))?;
             let choose = |first: &VcpuFd| {
                 let listed = listing.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
                 Ok(config.cpu.cpu(&vcpu::offer_by(listed, first, count)?, count, end)?)
             };
-            Self::build(kvm, count, ram, choose, None)
+            Self::build(kvm, count, memory, choose, None)
         })
+    }
+
+    /// The same, with the devices and with what it boots.
+    pub(super) fn for_boot(self, config: &MachineConfig) -> Result<Self, MachineError> {
+        Ok(self.with_virtio(VirtioPlan::for_boot(config)?).with_boot(Some(config.boot())))
     }
 
     /// For a guest that comes from elsewhere: its CPU stays what it was.
@@ -154,15 +158,14 @@ impl Parts {
         virtio: VirtioPlan,
     ) -> Result<Self, MachineError> {
         let cpu = |_: &VcpuFd| Ok(shape.cpu.clone());
-        let ram = GuestRam::new(Layout::for_bytes(shape.memory)?)?;
-        let parts = Self::build(kvm, shape.vcpus, ram, cpu, Some(shape.tsc_khz))?;
+        let parts = Self::build(kvm, shape.vcpus, shape.memory, cpu, Some(shape.tsc_khz))?;
         Ok(parts.with_virtio(virtio).with_boot(shape.boot.clone()))
     }
 
     fn build(
         kvm: &KvmHost,
         count: u32,
-        ram: Arc<GuestRam>,
+        memory: u64,
         cpu: impl FnOnce(&VcpuFd) -> Result<Template, MachineError>,
         tsc_khz: Option<u32>,
     ) -> Result<Self, MachineError> {
@@ -171,6 +174,7 @@ impl Parts {
         if count as usize > most {
             return Err(MachineError::TooManyVcpus { wanted: count, most });
         }
+        let ram = GuestRam::new(Layout::for_bytes(memory)?)?;
         let vm = create_vm(kvm, &ram)?;
         let first = kvm.create_vcpu(&vm, 0)?;
         let cpu = cpu(&first)?;
@@ -181,7 +185,7 @@ impl Parts {
         let first = &vcpus[0];
         let msrs = vcpu::probe_msrs(kvm, ioctl::borrow(first), &cpu)?;
         let shape = MachineDescription::new(
-            ram.layout().bytes(),
+            memory,
             count,
             cpu,
             msrs,
@@ -192,29 +196,20 @@ impl Parts {
         Ok(Self { vm, ram, vcpus, virtio: VirtioPlan::default(), shape })
     }
 
-    pub(super) fn with_virtio(self, virtio: VirtioPlan) -> Self {
+    fn with_virtio(self, virtio: VirtioPlan) -> Self {
         Self { shape: virtio.describe(self.shape), virtio, ..self }
     }
 
-    pub(super) fn with_boot(self, boot: Option<BootConfig>) -> Self {
+    fn with_boot(self, boot: Option<BootConfig>) -> Self {
         Self { shape: self.shape.with_boot(boot), ..self }
     }
 
-    /// Puts the kernel in place.
-    pub(super) fn load(&self) -> Result<Loaded, MachineError> {
-        Ok(boot::load(&self.ram, self.boot()?)?)
-    }
-
-    /// Tells a kernel that is in place about its machine, and has the first vCPU begin there. The others wait for it to start
-    /// them (INIT, SIPI).
-    pub(super) fn enter(&self, kernel: &Loaded) -> Result<(), MachineError> {
+    /// Puts the kernel in place, at the vCPU at which it begins. The others wait for it to start them (INIT, SIPI).
+    pub(super) fn load(&self) -> Result<(), MachineError> {
+        let boot = self.shape.boot.as_ref().ok_or(MachineError::NothingToBoot)?;
         let (cpus, tsc_khz) = (self.shape.vcpus, self.shape.tsc_khz);
-        let entry = kernel.tell(&self.ram, self.boot()?, cpus, tsc_khz, &self.virtio.slots())?;
+        let entry = boot::load(&self.ram, boot, cpus, tsc_khz, &self.virtio.slots())?;
         Ok(entry.apply(&self.vcpus[0]).map_err(KvmError::refused("set the entry registers"))?)
-    }
-
-    fn boot(&self) -> Result<&BootConfig, MachineError> {
-        self.shape.boot.as_ref().ok_or(MachineError::NothingToBoot)
     }
 
     pub(super) fn assemble(self, hooks: Hooks) -> Result<(Board, Vcpus), MachineError> {

@@ -20,18 +20,15 @@ mod tests;
 mod virtio;
 
 use std::marker::PhantomData;
-use std::panic;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::boot::{self, BootError};
+use crate::boot::BootError;
 use crate::config::{ConfigError, MachineConfig};
 use crate::devices::Console;
 use crate::devices::virtio::{DiskError, TapError};
 use crate::kvm::{KvmError, KvmHost};
 use crate::memory::MemoryError;
-use crate::memory::layout::Layout;
 use crate::memory::ram::GuestRam;
 use crate::state::StateError;
 use crate::vcpu::{CpuError, OnEnd, SourceClock, VcpuError, Vcpus};
@@ -127,31 +124,16 @@ pub struct Machine<Life> {
     life: PhantomData<Life>,
 }
 
-/// A machine that is being made, without anything of the guest's yet: that takes the kernel about as long as all else that comes
-/// before the guest runs.
-#[derive(Debug)]
-pub struct Begun {
-    ram: Arc<GuestRam>,
-    /// Opens no file of the guest's, and sees nothing of it.
-    parts: JoinHandle<Result<Parts, MachineError>>,
-}
+/// A machine that has CPUs and memory, and nothing of the guest's yet: most of what it takes to make one.
+pub struct Empty(Parts);
 
-impl Begun {
-    /// One for this guest.
+impl Empty {
+    /// One for this guest. Opens no file of the guest's.
     ///
     /// # Errors
-    /// When the host refuses so much memory, or a thread.
+    /// One line: what is missing on this host, or too much.
     pub fn of(config: &MachineConfig) -> Result<Self, MachineError> {
-        let ram = GuestRam::new(Layout::for_bytes(config.memory.bytes())?)?;
-        let (config, of_parts) = (config.clone(), Arc::clone(&ram));
-        let make = move || Parts::empty(&KvmHost::open()?, of_parts, &config);
-        let parts = thread::Builder::new().name("machine".into()).spawn(make);
-        Ok(Self { ram, parts: parts.map_err(KvmError::refused("start a thread for the machine"))? })
-    }
-
-    /// Waits for it.
-    fn made(self) -> Result<Parts, MachineError> {
-        self.parts.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+        Ok(Self(Parts::empty(&KvmHost::open()?, config)?))
     }
 }
 
@@ -211,23 +193,20 @@ impl Machine<Paused> {
     /// # Errors
     /// One line: what is missing on this host, wrong with the kernel, or too much.
     pub fn boot(config: &MachineConfig, hooks: impl Into<Hooks>) -> Result<Self, MachineError> {
-        Self::boot_in(Begun::of(config)?, config, hooks)
+        Self::boot_in(Empty::of(config)?, config, hooks)
     }
 
-    /// The same, in a machine that is being made for it. Its kernel is loaded meanwhile.
+    /// The same, in a machine that was made for it before.
     ///
     /// # Errors
-    /// As for [`boot`](Self::boot).
+    /// One line: what is wrong with the kernel, a disk or an interface.
     pub fn boot_in(
-        begun: Begun,
+        empty: Empty,
         config: &MachineConfig,
         hooks: impl Into<Hooks>,
     ) -> Result<Self, MachineError> {
-        let virtio = VirtioPlan::for_boot(config)?;
-        let boot = config.boot();
-        let kernel = boot::load(&begun.ram, &boot)?;
-        let parts = begun.made()?.with_virtio(virtio).with_boot(Some(boot));
-        parts.enter(&kernel)?;
+        let parts = empty.0.for_boot(config)?;
+        parts.load()?;
         Self::assemble(parts, hooks.into())
     }
 
@@ -241,7 +220,7 @@ impl Machine<Paused> {
         let virtio = VirtioPlan::for_reboot(&shape, self.board.virtio());
         drop(self);
         let parts = Parts::of_shape(&KvmHost::open()?, &shape, virtio)?;
-        parts.enter(&parts.load()?)?;
+        parts.load()?;
         Self::assemble(parts, hooks.into())
     }
 

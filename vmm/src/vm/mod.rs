@@ -36,7 +36,7 @@ use crate::config::{ArrivalConfig, MachineConfig};
 use crate::control::Ending;
 use crate::devices::{Console, End, GuestEnd};
 use crate::kvm::{KvmError, KvmHost};
-use crate::machine::{Begun, Hooks, HostSupply, Machine, MachineError};
+use crate::machine::{Empty, Hooks, HostSupply, Machine, MachineError};
 use crate::migration::{Identity, Resident};
 use crate::vcpu::CpuError;
 
@@ -120,7 +120,7 @@ enum OwnEnd {
 }
 
 impl VmHandle {
-    /// Boots a guest in a machine that is being made for it, and runs it.
+    /// Boots a guest and runs it. `machine`: waits for the one that is being made for it.
     ///
     /// # Errors
     /// When the host cannot, or the kernel is not one.
@@ -129,10 +129,10 @@ impl VmHandle {
         config: &MachineConfig,
         console: Console,
         journals: Journals,
-        machine: Begun,
+        machine: impl FnOnce() -> Result<Empty, MachineError>,
     ) -> Result<Self, StartError> {
         let handle = Self::new(name, None, console, journals)?;
-        let machine = Machine::boot_in(machine, config, handle.inner.hooks(0))?;
+        let machine = Machine::boot_in(machine()?, config, handle.inner.hooks(0))?;
         let identity = Identity { name: config.name.to_string(), uuid: config.uuid, epoch: 0 };
         let resident = Resident::new(machine, identity);
         handle.inner.enter(Stage::Here(Arc::clone(&resident)));

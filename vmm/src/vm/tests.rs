@@ -89,7 +89,7 @@ fn resets_at_once(on_reset: OnReset) -> MachineConfig {
 }
 
 fn run(config: &MachineConfig) -> Result<VmHandle, StartError> {
-    VmHandle::run("test", config, Console::new(), Journals::default(), Begun::of(config)?)
+    VmHandle::run("test", config, Console::new(), Journals::default(), || Empty::of(config))
 }
 
 fn boots(handle: &VmHandle) -> usize {
