@@ -1,4 +1,4 @@
-//! Which cores of a host the calling thread runs on, in which turns, and for how long it has.
+//! Which cores of a host the calling thread runs on, in which turns, and how much of their time it has used.
 //!
 //! No thread chooses for another, and all of it is best effort: one that the host does not let choose runs as any other. (One whose
 //! sandbox kills it for the call must not ask.)

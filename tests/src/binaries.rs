@@ -29,8 +29,8 @@ fn build() -> HashMap<String, PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = Command::new(cargo);
-    // With a test beside them the programs are built from the very libraries that `cargo test` has built. Without one Cargo leaves
-    // tests' dependencies out, and with them what those ask of others: so it would build the whole project a second time.
+    // Any test beside them will do. Without one Cargo leaves out what only tests need, and with it the features that this asks of
+    // others: so it would build all libraries a second time, with fewer of them.
     command.current_dir(workspace).args([
         "build",
         "--workspace",

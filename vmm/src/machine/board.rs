@@ -128,7 +128,7 @@ impl Parts {
     pub(super) fn empty(kvm: &KvmHost, config: &MachineConfig) -> Result<Self, MachineError> {
         let (count, memory) = (config.cpus.get(), config.memory.bytes());
         let end = Layout::for_bytes(memory)?.end();
-        // To list CPUID takes KVM as long as to make a VM, and neither needs the other.
+        // Where the host is a virtual machine itself, to list CPUID takes KVM as long as to make a VM, and neither needs the other.
         thread::scope(|scope| {
             let listing = thread::Builder::new().name("cpuid".into());
             let listing = listing.spawn_scoped(scope, || vcpu::listed(kvm));
