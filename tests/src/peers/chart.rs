@@ -23,7 +23,7 @@ pub(super) fn svg(record: &Record) -> String {
     let scale = Scale::of(record);
     let (mut body, mut y) = (String::new(), TOP);
     for cell in &record.cells {
-        let head = format!("{}: {}", cell.name, cell.guest.describe());
+        let head = format!("{}: {}", cell.name, cell.description);
         let _ = writeln!(body, r#"<text class="name" x="10" y="{:.0}">{}</text>"#, y + 19.0, escape(&head));
         y += HEAD;
         for way in cell.shown() {

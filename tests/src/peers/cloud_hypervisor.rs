@@ -3,7 +3,7 @@
 //! Its words are those of versions 53 and 54 (its `docs/live_migration.md`).
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,8 +13,10 @@ use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use vmm::lab::guest::GuestPlan;
+use vmm::lab::slow::Network;
 
 use super::error::{PeersError, within};
+use super::route::Route;
 use super::ruler::{Consoles, console};
 use super::tied::tied;
 use super::usage::Meters;
@@ -55,7 +57,7 @@ pub(super) struct Ready {
     source: PathBuf,
     source_id: u32,
     receiving: Child,
-    port: u16,
+    route: Route,
 }
 
 impl CloudHypervisor {
@@ -111,7 +113,11 @@ impl CloudHypervisor {
 
 impl Pair {
     /// Has the destination wait for the guest.
-    pub(super) async fn prepare(&self, way: CloudHypervisorWay) -> Result<Ready, PeersError> {
+    pub(super) async fn prepare(
+        &self,
+        way: CloudHypervisorWay,
+        network: Option<Network>,
+    ) -> Result<Ready, PeersError> {
         for control in &self.controls {
             let answers = async {
                 while UnixStream::connect(control).await.is_err() {
@@ -132,7 +138,7 @@ impl Pair {
         };
         within(START, "the destination listens", listens).await?;
         let (source, source_id) = (self.controls[0].clone(), self.source.id());
-        Ok(Ready { way, source, source_id, receiving, port })
+        Ok(Ready { way, source, source_id, receiving, route: Route::to_port(port, network)? })
     }
 }
 
@@ -141,9 +147,9 @@ impl Ready {
     /// when the move has begun, which says nothing yet. By post-copy it is over when the source has ended, which it does when all
     /// pages are there.
     pub(super) async fn migrate(self, meters: &mut Meters) -> Result<Told, PeersError> {
-        let Self { way, source, source_id, receiving, port } = self;
+        let Self { way, source, source_id, receiving, route } = self;
         let (carried, start) = (carried(), Instant::now());
-        let sending = remote(&source, "send-migration", &send(way, port))?;
+        let sending = remote(&source, "send-migration", &send(way, route.address))?;
         for child in [&sending, &receiving] {
             // It may have ended already: then there is nothing to add.
             let _ = child.id().map(|pid| meters.add(pid));
@@ -166,7 +172,8 @@ impl Ready {
         };
         within(LIMIT, "the migration ends", watched).await??;
         let wall = start.elapsed();
-        Ok(Told { wall, total_ms: None, downtime_ms: None, wire_bytes: self::carried() - carried })
+        let wire_bytes = self::carried() - carried;
+        Ok(Told { wall, total_ms: None, downtime_ms: None, wire_bytes }.over(&route))
     }
 }
 
@@ -199,11 +206,11 @@ fn receive(way: CloudHypervisorWay, port: u16) -> String {
     format!("receiver_url=tcp:127.0.0.1:{port}{}", memory_mode(way))
 }
 
-fn send(way: CloudHypervisorWay, port: u16) -> String {
+fn send(way: CloudHypervisorWay, to: SocketAddr) -> String {
     let CloudHypervisorWay { connections, downtime_ms, .. } = way;
     let limit = LIMIT.as_secs();
     format!(
-        "destination_url=tcp:127.0.0.1:{port},connections={connections},downtime_ms={downtime_ms},timeout_s={limit}{}",
+        "destination_url=tcp:{to},connections={connections},downtime_ms={downtime_ms},timeout_s={limit}{}",
         memory_mode(way)
     )
 }
@@ -284,10 +291,11 @@ mod tests {
         let mut way = CloudHypervisorWay { connections: 4, downtime_ms: 300, postcopy: false };
         assert_eq!(receive(way, 7400), "receiver_url=tcp:127.0.0.1:7400");
         let sent = "destination_url=tcp:127.0.0.1:7400,connections=4,downtime_ms=300,timeout_s=30";
-        assert_eq!(send(way, 7400), sent);
+        let to = ([127, 0, 0, 1], 7400).into();
+        assert_eq!(send(way, to), sent);
         way.postcopy = true;
         assert_eq!(receive(way, 7400), "receiver_url=tcp:127.0.0.1:7400,memory_mode=postcopy");
-        assert_eq!(send(way, 7400), format!("{sent},memory_mode=postcopy"));
+        assert_eq!(send(way, to), format!("{sent},memory_mode=postcopy"));
     }
 
     #[test]

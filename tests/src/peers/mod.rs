@@ -6,7 +6,7 @@
 //!   what plain TCP can do here                      vmm's own benchmark
 //!   for each round, for each way to move in turn    ways.rs
 //!     two fresh processes, a guest at work          ours.rs  qemu.rs ── qmp.rs  cloud_hypervisor.rs
-//!     the move, by the guest's console and /proc    run.rs: ruler.rs, usage.rs
+//!     the move, by the guest's console and /proc    run.rs: route.rs, ruler.rs, usage.rs
 //!   figures, a table, a chart                       record.rs, words.rs, chart.rs
 //! ratios beside those landed                        landed.rs
 //! ```
@@ -23,6 +23,7 @@ mod ours;
 mod qemu;
 mod qmp;
 pub mod record;
+mod route;
 mod ruler;
 mod run;
 mod startup;
@@ -45,6 +46,7 @@ use self::cloud_hypervisor::CloudHypervisor;
 pub use self::error::PeersError;
 use self::qemu::Qemu;
 use self::record::{Record, Run};
+use self::route::Route;
 use self::ruler::Rhythm;
 use self::ways::Way;
 use crate::World;
@@ -71,6 +73,13 @@ pub struct Order {
     /// For a brief look: no round begins that would probably not end within so long, guests work for fewer seconds, and
     /// plain TCP is not measured.
     pub limit: Option<Duration>,
+}
+
+impl Told {
+    /// What went by on the way, where that was counted, is what was sent.
+    fn over(self, route: &Route) -> Self {
+        Self { wire_bytes: route.bytes().unwrap_or(self.wire_bytes), ..self }
+    }
 }
 
 /// What a VMM says of its own migration, and how long the command took.
@@ -150,10 +159,10 @@ async fn measure_cell(
     world: &World,
     peers: &Peers,
 ) -> Result<(), PeersError> {
-    eprintln!("{}: {}", cell.name, cell.guest.describe());
+    eprintln!("{}: {}", cell.name, cell.describe());
     let rhythm = if order.limit.is_some() { Rhythm::BRIEF } else { Rhythm::FULL };
     let mut raw = Vec::new();
-    for connections in CONNECTIONS.into_iter().filter(|_| order.limit.is_none()) {
+    for connections in CONNECTIONS.into_iter().filter(|_| order.limit.is_none() && cell.network.is_none()) {
         raw.push(RawTcp::measure(connections, &cell.guest).await?);
     }
     let has = |way: &&Way| peers.cloud_hypervisor.is_some() || !way.is_cloud_hypervisors();

@@ -9,9 +9,11 @@ use migrate::progress::Event;
 use migrate::report::{Phase, Report};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use vmm::lab::guest::GuestPlan;
+use vmm::lab::slow::Network;
 use vmm::lab::verdict;
 
 use super::error::{PeersError, within};
+use super::route::Route;
 use super::ruler::console;
 use super::tied::tied;
 use super::usage::Meters;
@@ -46,9 +48,13 @@ impl Pair {
         &self,
         world: &World,
         (mode, streams): (Mode, Option<u32>),
+        network: Option<Network>,
         meters: &mut Meters,
     ) -> Result<Told, PeersError> {
-        let to = within(START, "the destination listens", address(world)).await?;
+        let there = within(START, "the destination listens", address(world)).await?;
+        let there = there.parse().map_err(|_| PeersError::Failed(format!("{there} is no address")))?;
+        let route = Route::to(there, network)?;
+        let to = route.address.to_string();
         let mode = migrate::cli::words::mode(mode).replace('-', "");
         let (streams, limit) = (streams.map(|n| n.to_string()), format!("{}s", LIMIT.as_secs()));
         let mut words = vec!["--vm", SOURCE, "--to", &to, "--mode", &mode, "--timeout", &limit, "--json"];
@@ -76,7 +82,7 @@ impl Pair {
         }
         let downtime_ms = report.switchover.map(|switchover| switchover.downtime_us as f64 / 1e3);
         let (total_ms, wire_bytes) = (Some(report.total_us as f64 / 1e3), report.traffic.bytes);
-        Ok(Told { wall, total_ms, downtime_ms, wire_bytes })
+        Ok(Told { wall, total_ms, downtime_ms, wire_bytes }.over(&route))
     }
 }
 

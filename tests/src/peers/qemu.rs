@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 use vmm::lab::guest::GuestPlan;
+use vmm::lab::slow::Network;
 
 use super::error::{PeersError, within};
 use super::qmp::Qmp;
+use super::route::Route;
 use super::ruler::{Consoles, console};
 use super::tied::tied;
 use super::ways::{QemuWay, Start};
@@ -130,8 +132,8 @@ impl Qemu {
 }
 
 impl Pair {
-    /// Tells both how the guest is to be moved, and where the destination waits for it.
-    pub(super) async fn prepare(&self, way: &QemuWay) -> Result<Ready, PeersError> {
+    /// Tells both how the guest is to be moved, and has the destination wait for it.
+    pub(super) async fn prepare(&self, way: &QemuWay, network: Option<Network>) -> Result<Ready, PeersError> {
         let mut source = Qmp::connect(&self.controls[0]).await?;
         let mut destination = Qmp::connect(&self.controls[1]).await?;
         for side in [&mut source, &mut destination] {
@@ -144,13 +146,17 @@ impl Pair {
             if let Some(channels) = way.multifd_channels {
                 parameters["multifd-channels"] = json!(channels);
             }
+            if let Some(level) = way.zstd_level {
+                parameters["multifd-compression"] = json!("zstd");
+                parameters["multifd-zstd-level"] = json!(level);
+            }
             side.execute("migrate-set-parameters", parameters).await?;
         }
         destination.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" })).await?;
         let said = destination.execute("query-migrate", json!({})).await?;
-        let port = said["socket-address"][0]["port"].as_str().map(str::to_owned);
+        let port = said["socket-address"][0]["port"].as_str().and_then(|port| port.parse().ok());
         let port = port.ok_or_else(|| PeersError::Failed(format!("QEMU listens nowhere: {said}")))?;
-        Ok(Ready { source, destination, uri: format!("tcp:127.0.0.1:{port}") })
+        Ok(Ready { source, destination, route: Route::to_port(port, network)? })
     }
 }
 
@@ -159,7 +165,7 @@ impl Pair {
 pub(super) struct Ready {
     source: Qmp,
     destination: Qmp,
-    uri: String,
+    route: Route,
 }
 
 impl Ready {
@@ -174,11 +180,13 @@ impl Ready {
         };
         let (total, bytes) = (figure(&said["total-time"])?, figure(&said["ram"]["transferred"])?);
         let downtime_ms = said["downtime"].as_f64();
-        Ok(Told { wall, total_ms: Some(total as f64), downtime_ms, wire_bytes: bytes })
+        let told = Told { wall, total_ms: Some(total as f64), downtime_ms, wire_bytes: bytes };
+        Ok(told.over(&self.route))
     }
 
     async fn go(&mut self, way: &QemuWay) -> Result<(), PeersError> {
-        self.source.execute("migrate", json!({ "uri": self.uri })).await?;
+        let uri = format!("tcp:{}", self.route.address);
+        self.source.execute("migrate", json!({ "uri": uri })).await?;
         if way.postcopy == Some(Start::AfterOnePass) {
             // The first pass begins with the first harvest of the dirty log and ends with the second.
             while self.source.event("MIGRATION_PASS").await?["data"]["pass"].as_u64() < Some(2) {}

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use vmm::bench::RawTcp;
 use vmm::lab::guest::GuestPlan;
 use vmm::lab::setting::Setting;
+use vmm::lab::slow::Network;
 use vmm::lab::stats::Spread;
 
 use super::cells::Cell;
@@ -88,7 +89,12 @@ pub struct CellRecord {
     pub name: &'static str,
     /// The guest.
     pub guest: GuestPlan,
-    /// What plain TCP did, measured right before.
+    /// What it was moved over, where that was not loopback as it is.
+    pub network: Option<Network>,
+    /// Both, for people.
+    #[serde(skip)]
+    pub description: String,
+    /// What plain TCP did, measured right before, over loopback as it is.
     pub raw_tcp: Vec<RawTcp>,
     /// What came of each way.
     pub ways: Vec<WayRecord>,
@@ -156,7 +162,8 @@ impl Record {
         let at = self.cells.iter().position(|it| it.name == cell.name).unwrap_or(self.cells.len());
         if at == self.cells.len() {
             let ways = ways.iter().map(|way| WayRecord { way: way.clone(), runs: Vec::new() }).collect();
-            self.cells.push(CellRecord { name: cell.name, guest: cell.guest, raw_tcp, ways });
+            let (guest, network, description) = (cell.guest, cell.network, cell.describe());
+            self.cells.push(CellRecord { name: cell.name, guest, network, description, raw_tcp, ways });
         }
         &mut self.cells[at]
     }

@@ -34,7 +34,7 @@ pub struct Figures {
     pub reported_total_ms: Option<f64>,
     /// The pause as the VMM's own hosts saw it, ms. No part in any comparison: the guest's gap is.
     pub reported_downtime_ms: Option<f64>,
-    /// Bytes sent, as the VMM says; what loopback has carried, where it does not.
+    /// Bytes sent: what a slow network has carried; else as the VMM says, and what loopback has carried where it does not.
     pub wire_bytes: u64,
     /// What it cost the host.
     #[serde(flatten)]
@@ -56,7 +56,7 @@ pub(super) async fn run(
             let moved = async {
                 let mut watch =
                     Watch::begin(world, cell, rhythm, [source, destination], VCPU_THREADS).await?;
-                let told = pair.migrate(world, (*mode, *streams), &mut watch.meters).await?;
+                let told = pair.migrate(world, (*mode, *streams), cell.network, &mut watch.meters).await?;
                 watch.end(told).await
             };
             moved.await.map_err(|error| with_last_words(error, [source, destination]))
@@ -65,7 +65,7 @@ pub(super) async fn run(
             let pair = peers.qemu.pair(world, &cell.guest)?;
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
-                let ready = pair.prepare(way).await?;
+                let ready = pair.prepare(way, cell.network).await?;
                 let watch =
                     Watch::begin(world, cell, rhythm, [source, destination], qemu::VCPU_THREADS).await?;
                 let told = ready.migrate(way).await?;
@@ -78,7 +78,7 @@ pub(super) async fn run(
             let pair = peers.cloud_hypervisor.as_ref().ok_or_else(absent)?.pair(world, &cell.guest)?;
             let (source, destination) = (&pair.source, &pair.destination);
             let moved = async {
-                let ready = pair.prepare(*way).await?;
+                let ready = pair.prepare(*way, cell.network).await?;
                 let mut watch =
                     Watch::begin(world, cell, rhythm, [source, destination], VCPU_THREADS).await?;
                 let told = ready.migrate(&mut watch.meters).await?;

@@ -59,6 +59,8 @@ pub struct QemuWay {
     pub multifd_channels: Option<u32>,
     /// `postcopy-ram`, and when it is begun.
     pub postcopy: Option<Start>,
+    /// `multifd-compression` by zstd, with this `multifd-zstd-level`.
+    pub zstd_level: Option<u8>,
     /// Further capabilities.
     pub capabilities: &'static [&'static str],
 }
@@ -96,7 +98,25 @@ impl Way {
         channels: Option<u32>,
         more: &'static [&str],
     ) -> Self {
-        let way = QemuWay { downtime_limit, multifd_channels: channels, postcopy: None, capabilities: more };
+        let way = QemuWay {
+            downtime_limit,
+            multifd_channels: channels,
+            postcopy: None,
+            zstd_level: None,
+            capabilities: more,
+        };
+        Self { name, how: How::Qemu(way) }
+    }
+
+    /// By two channels.
+    fn packed(name: &'static str, level: u8) -> Self {
+        let way = QemuWay {
+            downtime_limit: USUAL_DOWNTIME_MS,
+            multifd_channels: Some(2),
+            postcopy: None,
+            zstd_level: Some(level),
+            capabilities: &[],
+        };
         Self { name, how: How::Qemu(way) }
     }
 
@@ -112,13 +132,20 @@ impl Way {
 
     fn postcopy(name: &'static str, start: Start, more: &'static [&str]) -> Self {
         let downtime_limit = if start == Start::AtOnce { USUAL_DOWNTIME_MS } else { NEVER_MS };
-        let way =
-            QemuWay { downtime_limit, multifd_channels: None, postcopy: Some(start), capabilities: more };
+        let way = QemuWay {
+            downtime_limit,
+            multifd_channels: None,
+            postcopy: Some(start),
+            zstd_level: None,
+            capabilities: more,
+        };
         Self { name, how: How::Qemu(way) }
     }
 }
 
-/// All of them, ours and the others' in turn.
+const PREEMPT: &[&str] = &["postcopy-preempt"];
+
+/// All of them that suit a fast network, ours and the others' in turn.
 #[must_use]
 pub fn all() -> Vec<Way> {
     let ours = [
@@ -127,7 +154,6 @@ pub fn all() -> Vec<Way> {
         Way::vmm("vmm post-copy", Mode::Postcopy, None),
         Way::vmm("vmm pre-copy 4 streams", Mode::Precopy, Some(4)),
     ];
-    const PREEMPT: &[&str] = &["postcopy-preempt"];
     let theirs = [
         Way::precopy("QEMU pre-copy 300 ms", USUAL_DOWNTIME_MS, None, &[]),
         Way::precopy("QEMU pre-copy 10 ms", 10, None, &[]),
@@ -141,6 +167,24 @@ pub fn all() -> Vec<Way> {
         Way::cloud_hypervisor("Cloud Hypervisor 4 connections", 4, USUAL_DOWNTIME_MS),
         Way::cloud_hypervisor("Cloud Hypervisor 4 connections 10 ms", 4, 10),
         Way::cloud_hypervisor_postcopy("Cloud Hypervisor post-copy"),
+    ];
+    in_turn(ours.into(), theirs.into())
+}
+
+/// Those that suit a slow network: ours by default, QEMU's with each compression it has, and without.
+#[must_use]
+pub fn slow() -> Vec<Way> {
+    let ours = [
+        Way::vmm("vmm pre-copy", Mode::Precopy, None),
+        Way::vmm("vmm hybrid", Mode::Hybrid, None),
+        Way::vmm("vmm post-copy", Mode::Postcopy, None),
+    ];
+    let theirs = [
+        Way::precopy("QEMU pre-copy 300 ms", USUAL_DOWNTIME_MS, None, &[]),
+        Way::precopy("QEMU xbzrle", USUAL_DOWNTIME_MS, None, &["xbzrle"]),
+        Way::packed("QEMU multifd 2 zstd 1", 1),
+        Way::packed("QEMU multifd 2 zstd 6", 6),
+        Way::postcopy("QEMU post-copy at once + preempt", Start::AtOnce, PREEMPT),
     ];
     in_turn(ours.into(), theirs.into())
 }
@@ -185,8 +229,10 @@ mod tests {
 
     #[test]
     fn those_of_both_take_turns() {
-        let whose: Vec<_> = all().iter().map(Way::is_ours).collect();
-        assert!(whose.windows(4).all(|three| three.contains(&true) && three.contains(&false)), "{whose:?}");
-        assert_eq!((whose.len(), few().len(), checked().len()), (16, 7, 5));
+        for ways in [all(), slow()] {
+            let whose: Vec<_> = ways.iter().map(Way::is_ours).collect();
+            assert!(whose.windows(4).all(|four| four.contains(&true) && four.contains(&false)), "{whose:?}");
+        }
+        assert_eq!([all(), few(), checked(), slow()].map(|ways| ways.len()), [16, 7, 5, 8]);
     }
 }

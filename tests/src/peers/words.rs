@@ -87,7 +87,7 @@ fn startups(record: &Record) -> String {
 }
 
 fn section(cell: &CellRecord) -> String {
-    let mut text = format!("\n### {}: {}\n\n", cell.name, cell.guest.describe());
+    let mut text = format!("\n### {}: {}\n\n", cell.name, cell.description);
     for raw in &cell.raw_tcp {
         let _ = writeln!(text, "- raw TCP: {}", raw.line());
     }
