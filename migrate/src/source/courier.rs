@@ -8,13 +8,12 @@ mod size;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::judged::Press;
 use self::size::Size;
 use super::context::Context;
 use super::packing::Packing;
-use super::page_server;
 use crate::alarm::Woken;
 use crate::channel::Link;
 use crate::channel::limiter::Limiter;
@@ -64,9 +63,9 @@ pub(super) struct Courier<'a> {
     /// Pages that make it full.
     most: u64,
     zeros: Vec<PageRun>,
-    /// Frames of pages and zero marks sent, and bytes of one of late.
+    /// Frames of pages and zero marks sent, and their bytes.
     frames: u64,
-    frame_bytes: f64,
+    bytes: u64,
     turns: Turns,
     /// Of frames that nobody waits for.
     size: Size,
@@ -90,7 +89,7 @@ impl<'a> Courier<'a> {
             most: PORTION,
             zeros: Vec::with_capacity(runs),
             frames: 0,
-            frame_bytes: 0.0,
+            bytes: 0,
             turns: Turns::beside(context.description.vcpus),
             size: Size::default(),
             found: Vec::with_capacity(runs),
@@ -125,12 +124,9 @@ impl<'a> Courier<'a> {
         self.frames
     }
 
-    /// How many of them may be under way at a time where they are answered.
-    pub(super) fn frames_ahead(&self, round_trip: Duration) -> u64 {
-        self.link_rate().map_or_else(
-            || page_server::frames_ahead(round_trip),
-            |rate| page_server::frames_ahead_at(round_trip, rate, self.frame_bytes),
-        )
+    /// Their bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// What the link takes, bytes per second, where that is known.
@@ -280,7 +276,7 @@ impl<'a> Courier<'a> {
 
     fn count(&mut self, bytes: usize) {
         self.frames += 1;
-        self.frame_bytes += (bytes as f64 - self.frame_bytes) / 8.0;
+        self.bytes += bytes as u64;
     }
 
     fn send(&self, frame: &[u8]) -> Result<(), Failure> {

@@ -30,6 +30,7 @@ mod precopy;
 mod rejoin;
 mod switchover;
 mod time_limit;
+mod window;
 
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
