@@ -30,7 +30,7 @@ mod precopy;
 mod rejoin;
 mod switchover;
 mod time_limit;
-mod window;
+mod unanswered;
 
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};

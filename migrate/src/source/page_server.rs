@@ -18,7 +18,7 @@ use super::connect::Lines;
 use super::context::Context;
 use super::courier::{Courier, Manner};
 use super::crew::Crew;
-use super::window::Window;
+use super::unanswered::Unanswered;
 use crate::channel::line::Line;
 use crate::failure::Failure;
 use crate::guest::{BLOCK_PAGES, PART_PAGES};
@@ -114,22 +114,22 @@ impl Unsent {
         back: &Line,
         round_trip: Duration,
     ) -> Result<(), Failure> {
-        let mut window = Window::new(round_trip);
+        let mut pushed = Unanswered::new(round_trip);
         loop {
             courier.wait_turn()?;
             let Some(runs) = claim(courier.most_pages()) else { break };
             let (frames, bytes) = (courier.frames(), courier.bytes());
             runs.into_iter().try_for_each(|run| courier.add(run))?;
             courier.flush()?;
-            window.sent(courier.frames() - frames, courier.bytes() - bytes);
-            while window.is_full() {
+            pushed.sent(courier.frames() - frames, courier.bytes() - bytes);
+            while pushed.are_enough() {
                 courier.wait_for_answer(|| hear_placed(back))?;
-                window.answered(Instant::now());
+                pushed.answered(Instant::now());
             }
         }
-        while !window.is_empty() {
+        while !pushed.is_empty() {
             hear_placed(back)?;
-            window.answered(Instant::now());
+            pushed.answered(Instant::now());
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Of one connection.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct Unanswered {
     round_trip: Duration,
     /// Bytes of each frame that is unanswered, the oldest first.
     frames: VecDeque<f64>,
@@ -38,7 +38,7 @@ struct Trip {
     answered: f64,
 }
 
-impl Window {
+impl Unanswered {
     pub(super) fn new(round_trip: Duration) -> Self {
         Self { round_trip, frames: VecDeque::new(), bytes: 0.0, rate: None, trip: None }
     }
@@ -76,7 +76,7 @@ impl Window {
     }
 
     /// Whether an answer is to be waited for before more is sent.
-    pub(super) fn is_full(&self) -> bool {
+    pub(super) fn are_enough(&self) -> bool {
         let frames = self.frames.len() as u64;
         let mean = self.bytes / frames.max(1) as f64;
         frames > frames_ahead(self.round_trip) || frames > 2 && self.bytes > self.most_bytes() + 2.0 * mean
@@ -119,48 +119,48 @@ mod tests {
             }
         }
 
-        /// Pushes so many frames of this size by the window; how many were under way at most, and seconds until the last was answered.
-        fn push(&mut self, window: &mut Window, frames: u64, bytes: u64) -> (usize, f64) {
+        /// Pushes so many frames of this size as it says; how many were under way at most, and seconds until the last was answered.
+        fn push(&mut self, pushed: &mut Unanswered, frames: u64, bytes: u64) -> (usize, f64) {
             let (from, mut most) = (self.now, 0);
             for _ in 0..frames {
-                window.sent(1, bytes);
+                pushed.sent(1, bytes);
                 self.free = self.free.max(self.now) + bytes as f64 / self.bytes_per_s;
                 self.answers.push_back(self.free + self.round_trip.as_secs_f64());
-                most = most.max(window.frames.len());
-                while window.is_full() {
-                    self.hear(window);
+                most = most.max(pushed.frames.len());
+                while pushed.are_enough() {
+                    self.hear(pushed);
                 }
             }
-            while !window.is_empty() {
-                self.hear(window);
+            while !pushed.is_empty() {
+                self.hear(pushed);
             }
             (most, self.now - from)
         }
 
-        fn hear(&mut self, window: &mut Window) {
+        fn hear(&mut self, pushed: &mut Unanswered) {
             self.now = self.now.max(self.answers.pop_front().expect("what is unanswered"));
-            window.answered(self.start + Duration::from_secs_f64(self.now));
+            pushed.answered(self.start + Duration::from_secs_f64(self.now));
         }
     }
 
     #[test]
     fn within_one_host_two_frames_are_under_way() {
-        let mut window = Window::new(Duration::from_micros(50));
-        window.sent(2, 2 << 20);
-        assert!(!window.is_full());
-        window.sent(1, 1);
-        assert!(window.is_full());
-        window.answered(Instant::now());
-        assert!(!window.is_full() && !window.is_empty());
+        let mut pushed = Unanswered::new(Duration::from_micros(50));
+        pushed.sent(2, 2 << 20);
+        assert!(!pushed.are_enough());
+        pushed.sent(1, 1);
+        assert!(pushed.are_enough());
+        pushed.answered(Instant::now());
+        assert!(!pushed.are_enough() && !pushed.is_empty());
     }
 
     #[test]
     fn twice_what_a_link_takes_up_is_under_way() {
         let mut link = Link::new(12.5e6, 50);
-        let mut window = Window::new(link.round_trip);
-        let (first, _) = link.push(&mut window, 100, 262_144);
+        let mut pushed = Unanswered::new(link.round_trip);
+        let (first, _) = link.push(&mut pushed, 100, 262_144);
         assert!((16..=19).contains(&first), "{first}: nothing is known");
-        let (later, took) = link.push(&mut window, 200, 262_144);
+        let (later, took) = link.push(&mut pushed, 200, 262_144);
         // 610 KiB in a round trip.
         assert!((5..=8).contains(&later), "{later}");
         let alone = 200.0 * 262_144.0 / 12.5e6;
@@ -171,25 +171,25 @@ mod tests {
     #[test]
     fn small_frames_do_not_hold_up_large_ones_after_them() {
         let mut link = Link::new(12.5e6, 50);
-        let mut window = Window::new(link.round_trip);
-        link.push(&mut window, 300, 8000);
-        let (most, took) = link.push(&mut window, 2400, 200);
+        let mut pushed = Unanswered::new(link.round_trip);
+        link.push(&mut pushed, 300, 8000);
+        let (most, took) = link.push(&mut pushed, 2400, 200);
         // As many as a network of 10 Gbit/s takes up in a round trip.
         assert_eq!(most as u64, frames_ahead(link.round_trip) + 1);
         assert!(took < 0.6, "{took}");
-        let (_, took) = link.push(&mut window, 1000, 8000);
+        let (_, took) = link.push(&mut pushed, 1000, 8000);
         assert!(took < 0.64 + 0.1, "{took}: the link takes 0.64 s");
     }
 
     #[test]
     fn a_link_that_was_never_kept_busy_is_soon_known() {
         let mut link = Link::new(125e6, 20);
-        let mut window = Window::new(link.round_trip);
+        let mut pushed = Unanswered::new(link.round_trip);
         // One frame a round trip says little of a link.
         for _ in 0..20 {
-            link.push(&mut window, 1, 262_144);
+            link.push(&mut pushed, 1, 262_144);
         }
-        let (_, took) = link.push(&mut window, 1000, 262_144);
+        let (_, took) = link.push(&mut pushed, 1000, 262_144);
         let alone = 1000.0 * 262_144.0 / 125e6;
         assert!(took < alone + 0.2, "{took} s, {alone} alone");
     }
@@ -197,11 +197,11 @@ mod tests {
     #[test]
     fn a_link_that_becomes_slower_is_given_less() {
         let mut link = Link::new(125e6, 20);
-        let mut window = Window::new(link.round_trip);
-        let (fast, _) = link.push(&mut window, 400, 262_144);
+        let mut pushed = Unanswered::new(link.round_trip);
+        let (fast, _) = link.push(&mut pushed, 400, 262_144);
         link.bytes_per_s = 12.5e6;
-        link.push(&mut window, 100, 262_144);
-        let (slow, _) = link.push(&mut window, 100, 262_144);
+        link.push(&mut pushed, 100, 262_144);
+        let (slow, _) = link.push(&mut pushed, 100, 262_144);
         assert!(fast > 18 && slow <= 5, "{fast}, {slow}");
     }
 }
