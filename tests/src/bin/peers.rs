@@ -38,7 +38,7 @@ struct Arguments {
     /// Two cells and a few ways: a few minutes
     #[arg(long)]
     quick: bool,
-    /// Four guests over a network of 100 Mbit/s with a round trip of 50 ms, and ways that suit it: twenty minutes by 3 runs
+    /// Four guests over a network of 100 Mbit/s with a round trip of 50 ms, and ways that suit it: 25 minutes
     #[arg(long, conflicts_with_all = ["quick", "check", "land"])]
     slow: bool,
     /// Measure for a minute and a half, and compare ratios with those in FILE; fail only when something is badly wrong
