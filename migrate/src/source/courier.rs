@@ -129,6 +129,11 @@ impl<'a> Courier<'a> {
         self.bytes
     }
 
+    /// Connections that share the network.
+    pub(super) fn streams(&self) -> u32 {
+        self.context.streams()
+    }
+
     /// What the link takes, bytes per second, where that is known.
     pub(super) fn link_rate(&self) -> Option<f64> {
         self.context.packing.get().and_then(Packing::link_rate)
@@ -207,7 +212,7 @@ impl<'a> Courier<'a> {
         }
         match self.manner {
             Manner::Land => self.size.pages(),
-            Manner::Place if self.is_within_host => self.size.pages_of_push(self.context.streams()),
+            Manner::Place if self.is_within_host => self.size.pages_of_push(self.streams()),
             _ => PORTION,
         }
     }

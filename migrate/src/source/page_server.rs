@@ -114,7 +114,7 @@ impl Unsent {
         back: &Line,
         round_trip: Duration,
     ) -> Result<(), Failure> {
-        let mut pushed = Unanswered::new(round_trip);
+        let mut pushed = Unanswered::new(round_trip, courier.streams());
         loop {
             courier.wait_turn()?;
             let Some(runs) = claim(courier.most_pages()) else { break };

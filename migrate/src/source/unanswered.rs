@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::page_server::frames_ahead;
 
-/// Bytes that may be under way when nothing was answered yet.
+/// Bytes that may be under way when nothing was answered yet, of all connections together.
 const FIRST: f64 = (4 << 20) as f64;
 
 /// Answers within a shorter time than this say how they were bundled, not how fast the link is.
@@ -20,6 +20,8 @@ const SHORTEST: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Unanswered {
     round_trip: Duration,
+    /// This connection's share.
+    first: f64,
     /// Bytes of each frame that is unanswered, the oldest first.
     frames: VecDeque<f64>,
     /// … of all.
@@ -39,8 +41,10 @@ struct Trip {
 }
 
 impl Unanswered {
-    pub(super) fn new(round_trip: Duration) -> Self {
-        Self { round_trip, frames: VecDeque::new(), bytes: 0.0, rate: None, trip: None }
+    /// Where so many connections push.
+    pub(super) fn new(round_trip: Duration, streams: u32) -> Self {
+        let first = FIRST / f64::from(streams);
+        Self { round_trip, first, frames: VecDeque::new(), bytes: 0.0, rate: None, trip: None }
     }
 
     /// So many frames were sent, of so many bytes together.
@@ -83,7 +87,7 @@ impl Unanswered {
     }
 
     fn most_bytes(&self) -> f64 {
-        self.rate.map_or(FIRST, |rate| 2.0 * rate * self.round_trip.as_secs_f64())
+        self.rate.map_or(self.first, |rate| 2.0 * rate * self.round_trip.as_secs_f64())
     }
 
     /// Whether all was answered.
@@ -145,7 +149,7 @@ mod tests {
 
     #[test]
     fn within_one_host_two_frames_are_under_way() {
-        let mut pushed = Unanswered::new(Duration::from_micros(50));
+        let mut pushed = Unanswered::new(Duration::from_micros(50), 1);
         pushed.sent(2, 2 << 20);
         assert!(!pushed.are_enough());
         pushed.sent(1, 1);
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn twice_what_a_link_takes_up_is_under_way() {
         let mut link = Link::new(12.5e6, 50);
-        let mut pushed = Unanswered::new(link.round_trip);
+        let mut pushed = Unanswered::new(link.round_trip, 1);
         let (first, _) = link.push(&mut pushed, 100, 262_144);
         assert!((16..=19).contains(&first), "{first}: nothing is known");
         let (later, took) = link.push(&mut pushed, 200, 262_144);
@@ -167,11 +171,21 @@ mod tests {
         assert!(took < 1.02 * alone + 0.06, "{took} s, {alone} alone");
     }
 
+    #[test]
+    fn several_connections_begin_with_a_share_each() {
+        let most = |streams| {
+            Link::new(12.5e6, 50)
+                .push(&mut Unanswered::new(Duration::from_millis(50), streams), 30, 262_144)
+                .0
+        };
+        assert_eq!([most(1), most(4)], [19, 7]);
+    }
+
     /// Packed frames may be of 200 bytes now and of 8000 then.
     #[test]
     fn small_frames_do_not_hold_up_large_ones_after_them() {
         let mut link = Link::new(12.5e6, 50);
-        let mut pushed = Unanswered::new(link.round_trip);
+        let mut pushed = Unanswered::new(link.round_trip, 1);
         link.push(&mut pushed, 300, 8000);
         let (most, took) = link.push(&mut pushed, 2400, 200);
         // As many as a network of 10 Gbit/s takes up in a round trip.
@@ -184,7 +198,7 @@ mod tests {
     #[test]
     fn a_link_that_was_never_kept_busy_is_soon_known() {
         let mut link = Link::new(125e6, 20);
-        let mut pushed = Unanswered::new(link.round_trip);
+        let mut pushed = Unanswered::new(link.round_trip, 1);
         // One frame a round trip says little of a link.
         for _ in 0..20 {
             link.push(&mut pushed, 1, 262_144);
@@ -197,7 +211,7 @@ mod tests {
     #[test]
     fn a_link_that_becomes_slower_is_given_less() {
         let mut link = Link::new(125e6, 20);
-        let mut pushed = Unanswered::new(link.round_trip);
+        let mut pushed = Unanswered::new(link.round_trip, 1);
         let (fast, _) = link.push(&mut pushed, 400, 262_144);
         link.bytes_per_s = 12.5e6;
         link.push(&mut pushed, 100, 262_144);

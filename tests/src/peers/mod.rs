@@ -75,13 +75,6 @@ pub struct Order {
     pub limit: Option<Duration>,
 }
 
-impl Told {
-    /// What went by on the way, where that was counted, is what was sent.
-    fn over(self, route: &Route) -> Self {
-        Self { wire_bytes: route.bytes().unwrap_or(self.wire_bytes), ..self }
-    }
-}
-
 /// What a VMM says of its own migration, and how long the command took.
 #[derive(Debug, Clone, Copy)]
 struct Told {
@@ -90,6 +83,13 @@ struct Told {
     total_ms: Option<f64>,
     downtime_ms: Option<f64>,
     wire_bytes: u64,
+}
+
+impl Told {
+    /// What went by on the way, where that was counted, is what was sent.
+    fn over(self, route: &Route) -> Self {
+        Self { wire_bytes: route.bytes().unwrap_or(self.wire_bytes), ..self }
+    }
 }
 
 /// The others, as they run here.
